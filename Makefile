@@ -1,0 +1,37 @@
+# `make quickstart` trains the embedded example, `make test` runs the suite; each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+
+.PHONY: quickstart test venv lint clean
+.DELETE_ON_ERROR:
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "jaxface needs Python 3.11 or newer: make PYTHON=python3.12 venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+# The PyTorch originals that the parity tests compare against. The last line goes without dependencies: they would replace the CPU torch.
+$(TEST_STAMP): $(STAMP) pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test,detect,reference]'
+	$(BIN)/pip install --quiet --no-deps 'timm==1.0.31' 'open_clip_torch==3.3.0' 'peft==0.21.2' 'transformers==5.24.0' 'torchvision==0.29.1'
+	@touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/python -m jaxface.train
+
+test: $(TEST_STAMP)
+	$(BIN)/python -m pytest --durations=10
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
