@@ -1,0 +1,63 @@
+"""What is predicted: a task is a name and its classes. The thesis's three stand here; another is one `register_task` away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxface.errors import UserError
+
+MISSING = -1
+"""The label of a sample that does not carry a task."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification task.
+
+    Attributes:
+      name: the word that commands, batches and output columns use.
+      classes: the names of its classes; a label is an index into them.
+      ordinal: whether the classes have an order, so that being off by one class means something.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    ordinal: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register_task(task: Task) -> Task:
+    """Makes a task known by its name. Raises ValueError if another one has that name."""
+    if TASKS.get(task.name, task) != task:
+        raise ValueError(f"a task named {task.name!r} exists already")
+    TASKS[task.name] = task
+    return task
+
+
+# thesis, section 3.1: the classes and their order
+AGE = register_task(Task("age", ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70+"), ordinal=True))
+GENDER = register_task(Task("gender", ("male", "female")))
+EMOTION = register_task(Task("emotion", ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")))
+
+AGE_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
+"""The first year of each age group."""
+
+
+def get_task(name: str) -> Task:
+    """The task of that name. Raises UserError that lists the known ones."""
+    if name not in TASKS:
+        raise UserError(f"no task {name!r}; known: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def age_group(years: float) -> int:
+    """The age group (an index into `AGE.classes`) of an age in years, 0 <= years < 150. Raises UserError outside."""
+    if not 0 <= years < 150:
+        raise UserError(f"an age of {years} years is out of range (0 to 149)")
+    return sum(years >= start for start in AGE_STARTS) - 1

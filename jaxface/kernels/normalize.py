@@ -1,0 +1,41 @@
+"""Layer normalisation with a backward pass written out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-5
+
+
+def _standardize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Zero mean and unit variance over the last axis, in float32, and 1 / standard deviation [..., 1]."""
+    x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    mean = x.mean(-1, keepdims=True)
+    centred = x - mean
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + EPSILON)
+    return centred * inverse, inverse
+
+
+@jax.custom_vjp
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Layer normalisation of x [..., D] with gain and shift [D]; statistics in float32, the result in x's dtype."""
+    return (_standardize(x)[0] * scale + bias).astype(x.dtype)
+
+
+def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return normalize(x, scale, bias), (x, scale)
+
+
+def _backward(residuals: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale = residuals
+    y, inverse = _standardize(x)
+    rows = tuple(range(g.ndim - 1))
+    gs = g.astype(y.dtype) * scale
+    dx = inverse * (gs - gs.mean(-1, keepdims=True) - y * jnp.mean(gs * y, -1, keepdims=True))
+    d_scale = jnp.sum(g.astype(y.dtype) * y, rows).astype(scale.dtype)
+    d_bias = jnp.sum(g.astype(y.dtype), rows).astype(scale.dtype)
+    return dx.astype(x.dtype), d_scale, d_bias
+
+
+normalize.defvjp(_forward, _backward)

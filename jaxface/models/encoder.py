@@ -1,0 +1,175 @@
+"""The Perception Encoder's vision tower: patches, blocks with rotary attention, pooling, projection."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxface.errors import UserError
+from jaxface.kernels.attention import attention
+from jaxface.kernels.products import PRODUCT, product
+from jaxface.models.layers import MLP, LayerNorm, Linear
+from jaxface.models.pool import AttentionPool, join_heads, split_heads
+from jaxface.models.rope import resize_positions, rope_angles
+from jaxface.models.variants import EncoderConfig
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused kernel for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
+        """[..., N, D] -> [..., N, D]"""
+        q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, -1))
+        return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal)))
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block, its residual branches scaled per channel where the variant has LayerScale."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, *, layer_scale: bool = False, rngs: nnx.Rngs) -> None:
+        self.norm1 = LayerNorm(width)
+        self.attn = Attention(width, heads, rngs=rngs)
+        self.norm2 = LayerNorm(width)
+        self.mlp = MLP(width, mlp_width, rngs=rngs)
+        self.scale1 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
+        self.scale2 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
+
+    def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
+        """[..., N, D] -> [..., N, D]"""
+        x = x + _scaled(self.attn(self.norm1(x), angles, causal), self.scale1)
+        return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
+
+
+REMAT = {
+    "none": None,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+"""What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products, or its input alone."""
+
+
+@partial(jax.jit, static_argnames=("causal", "remat", "every"), inline=True)
+def run_blocks(
+    blocks: Block, x: jax.Array, angles: jax.Array | None, causal: bool = False, remat: str = "none", every: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs blocks stacked along a leading axis of every leaf, one after another.
+
+    Returns:
+      the last block's result [..., N, D], and with `every` each block's [depth, ..., N, D], else None.
+    """
+
+    def body(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
+        x = block(x, angles, causal)
+        return x, x if every else None
+
+    if REMAT[remat] is not None:
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+    return jax.lax.scan(body, x, blocks)
+
+
+def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:
+    """`depth` blocks as one whose every leaf has a leading axis [depth, ...]."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> Block:
+        return make(*args, rngs=rngs, **options)
+
+    return build(rngs)
+
+
+class Encoder(nnx.Module):
+    """A vision tower of the Perception Encoder family.
+
+    Its blocks stand in stages: each a `Block` whose leaves are stacked along a leading axis. A new encoder has one stage; where
+    blocks differ (some train, some have adapters per task) `split_stages` cuts it.
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "none") -> None:
+        self.config = config
+        self.remat = remat
+        width, c = config.width, config
+        self.patch = Linear(c.patch * c.patch * 3, width, bias=False, rngs=rngs)
+        self.class_token = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (width,))) if c.class_token else None
+        self.positions = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (c.grid**2 + c.class_token, width)))
+        self.norm_pre = LayerNorm(width)
+        self.stages = nnx.List([stack_blocks(c.depth, Block, width, c.heads, c.mlp_width, layer_scale=c.layer_scale, rngs=rngs)])
+        self.norm_post = LayerNorm(width) if c.norm_post else None
+        self.pool = AttentionPool(width, c.pool_heads, rngs=rngs) if c.pool else None
+        self.projection = Linear(width, c.output, bias=False, rngs=rngs) if c.output else None
+
+    def embed(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images [B, H, W, 3] in -1..1 -> the first block's input [B, N, D] and the rotary angles [N, d / 2].
+
+        Raises UserError if a side is not a multiple of the patch.
+        """
+        c = self.config
+        batch, height, width, channels = images.shape
+        if height % c.patch or width % c.patch or channels != 3:
+            raise UserError(f"images of shape {images.shape}: expected [B, H, W, 3] with H and W multiples of the patch {c.patch}")
+        rows, columns = height // c.patch, width // c.patch
+        patches = images.reshape(batch, rows, c.patch, columns, c.patch, 3).swapaxes(2, 3)
+        patches = patches.reshape(batch, rows * columns, c.patch * c.patch * 3)
+        x = product(patches.astype(self.compute_dtype), self.patch.kernel)
+        if self.class_token is not None:
+            token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (batch, 1, c.width))
+            x = jnp.concatenate([token, x], 1)
+        x = x + resize_positions(self.positions[...], rows, columns, c.class_token).astype(x.dtype)
+        return self.norm_pre(x), jnp.asarray(rope_angles(rows, columns, c.width // c.heads, c.class_token))
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The dtype of activations: the patch kernel's."""
+        return self.patch.kernel.dtype
+
+    def tokens(self, images: jax.Array) -> jax.Array:
+        """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""
+        x, angles = self.embed(images)
+        for stage in self.stages:
+            x, _ = run_blocks(stage, x, angles, remat=self.remat)
+        return x if self.norm_post is None else self.norm_post(x)
+
+    def hidden_states(self, images: jax.Array) -> jax.Array:
+        """[B, H, W, 3] in -1..1 -> the first block's input and every block's result, [depth + 1, B, N, D]."""
+        x, angles = self.embed(images)
+        states = [x[None]]
+        for stage in self.stages:
+            x, every = run_blocks(stage, x, angles, every=True)
+            states.append(every)
+        return jnp.concatenate(states)
+
+    def pooled(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, N, D] -> features [B, output]; without a pool the tokens as they are."""
+        x = tokens if self.pool is None else self.pool(tokens)
+        return x if self.projection is None else self.projection(x)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """[B, H, W, 3] in -1..1 -> features [B, output]; variants without a pool return their tokens [B, N, D]."""
+        return self.pooled(self.tokens(images))
+
+
+def split_stages(encoder: Encoder, *starts: int) -> None:
+    """Cuts the blocks so that a stage begins at each of `starts` (negative counts from the end)."""
+    depth = encoder.config.depth
+    edges = sorted({0, depth, *(start % depth for start in starts)})
+    blocks = join_stages(encoder)
+    slices = zip(edges[:-1], edges[1:], strict=True)
+    encoder.stages = nnx.List([jax.tree.map(lambda leaf, s=start, e=end: leaf[s:e], blocks) for start, end in slices])
+
+
+def join_stages(encoder: Encoder) -> Block:
+    """All blocks as one stack. They must be alike: merge adapters first where stages differ."""
+    stages = list(encoder.stages)
+    return stages[0] if len(stages) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stages)

@@ -1,0 +1,44 @@
+"""Attention pooling: one learned probe asks all tokens for the image's feature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxface.kernels.attention import attention
+from jaxface.models.layers import MLP, LayerNorm, Linear
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[..., N, D] -> [..., H, N, D / H]"""
+    return jnp.swapaxes(x.reshape(*x.shape[:-1], heads, -1), -3, -2)
+
+
+def join_heads(x: jax.Array) -> jax.Array:
+    """[..., H, N, d] -> [..., N, H d]"""
+    x = jnp.swapaxes(x, -3, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+class AttentionPool(nnx.Module):
+    """Multi-head attention from a probe to the tokens, then a residual MLP (Perception Encoder, section 2.1)."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.probe = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, width)))
+        self.q = Linear(width, width, rngs=rngs)
+        self.kv = Linear(width, 2 * width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
+        self.norm = LayerNorm(width)
+        self.mlp = MLP(width, 4 * width, rngs=rngs)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """[..., N, D] -> [..., D]; a probe [T, 1, 1, D] for T tasks gives [T, ..., D]."""
+        probe = self.probe[...].astype(tokens.dtype)
+        q = split_heads(self.q(probe), self.heads)
+        k, v = (split_heads(x, self.heads) for x in jnp.split(self.kv(tokens), 2, -1))
+        q = jnp.broadcast_to(q, (*jnp.broadcast_shapes(q.shape[:-3], k.shape[:-3]), *q.shape[-3:]))
+        k, v = (jnp.broadcast_to(x, (*q.shape[:-3], *x.shape[-3:])) for x in (k, v))
+        x = self.out(join_heads(attention(q, k, v)))
+        return (x + self.mlp(self.norm(x)))[..., 0, :]
