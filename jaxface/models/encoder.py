@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import jax
@@ -165,8 +166,7 @@ def split_stages(encoder: Encoder, *starts: int) -> None:
     depth = encoder.config.depth
     edges = sorted({0, depth, *(start % depth for start in starts)})
     blocks = join_stages(encoder)
-    slices = zip(edges[:-1], edges[1:], strict=True)
-    encoder.stages = nnx.List([jax.tree.map(lambda leaf, s=start, e=end: leaf[s:e], blocks) for start, end in slices])
+    encoder.stages = nnx.List([jax.tree.map(lambda leaf, s=start, e=end: leaf[s:e], blocks) for start, end in itertools.pairwise(edges)])
 
 
 def join_stages(encoder: Encoder) -> Block:
