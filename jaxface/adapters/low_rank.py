@@ -1,0 +1,119 @@
+"""LoRA and DoRA as kernels: objects that stand where a kernel stood and know how to be multiplied by x."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxface.kernels.products import low_rank_product, up
+
+EPSILON = 1e-12
+"""Floor of DoRA's norm: a zero column of the base must not divide by zero."""
+
+
+class Adapter(nnx.Param):
+    """A parameter that an adapter adds."""
+
+
+class DownProjection(Adapter):
+    """A of `x W + x A B`."""
+
+
+class UpProjection(Adapter):
+    """B of `x W + x A B`: the one that LoRA+ gives the larger learning rate."""
+
+
+class Magnitude(Adapter):
+    """DoRA's length of each output feature's column."""
+
+
+class Constant(nnx.Variable):
+    """A value computed once from frozen parameters: neither trained nor counted."""
+
+
+def column_norms_squared(w: jax.Array) -> jax.Array:
+    """||w||^2 of each output feature: [..., in, out] -> [..., out] float32."""
+    return jnp.sum(jnp.square(w.astype(jnp.float32)), -2)
+
+
+class LowRank(nnx.Module):
+    """A frozen kernel W [in, out] with a low-rank update: W + A B (LoRA, Hu et al. 2021, eq. 3), or with `dora`
+    magnitude * (W + A B) / ||W + A B|| per output feature (DoRA, Liu et al. 2024, eq. 5).
+
+    All arrays may have further axes in front (blocks stacked along depth). There is no scaling factor unless `scaling` is given.
+
+    Attributes:
+      base: [in, out], frozen: no gradient of it is ever formed.
+      a: [in, groups * rank], drawn from N(0, std 1 / rank).
+      b: [rank, out], zero at first; with several groups each equal slice of the outputs has an adapter of its own.
+      magnitude: [out], ||W|| at first, or None for LoRA.
+      base_norms: [out] ||W||^2, computed once.
+    """
+
+    def __init__(
+        self,
+        base: jax.Array,
+        rank: int,
+        *,
+        dora: bool = False,
+        groups: int = 1,
+        scaling: float = 1.0,
+        detach_norm: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        *front, inputs, outputs = base.shape
+        self.scaling = scaling
+        self.detach_norm = detach_norm
+        self.base = nnx.Param(base)
+        self.a = DownProjection(jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank)
+        self.b = UpProjection(jnp.zeros((*front, rank, outputs)))
+        norms = column_norms_squared(base) if dora else None
+        self.base_norms = Constant(norms) if dora else None
+        self.magnitude = Magnitude(jnp.sqrt(norms)) if dora else None
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        """x [..., in] @ self -> [..., out]"""
+        gain = self.gain()
+        a, b = self.a[...].astype(x.dtype), self._b().astype(x.dtype)
+        return low_rank_product(x, self.base[...].astype(x.dtype), a, b, None if gain is None else gain.astype(x.dtype))
+
+    def _b(self) -> jax.Array:
+        return self.b[...] if self.scaling == 1 else self.b[...] * self.scaling
+
+    def gain(self) -> jax.Array | None:
+        """DoRA's factor per output feature, magnitude / ||W + A B||: [..., out] float32, or None for LoRA."""
+        if self.magnitude is None:
+            return None
+        norms = jnp.sqrt(jnp.maximum(self._norms_squared(), EPSILON))
+        # DoRA, section 4.3: the norm is a constant in the backward pass
+        return self.magnitude[...] / (jax.lax.stop_gradient(norms) if self.detach_norm else norms)
+
+    def _norms_squared(self) -> jax.Array:
+        """||W + A B||^2 = ||W||^2 + 2 <W, A B> + ||A B||^2 per output feature, through products of width r only."""
+        w, a, b = (jnp.asarray(v).astype(jnp.float32) for v in (self.base[...], self.a[...], self._b()))
+        if self.detach_norm:
+            a, b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
+        rank, outputs = b.shape[-2:]
+        groups = a.shape[-1] // rank
+        front = a.shape[:-2]
+        a = jnp.moveaxis(a.reshape(*a.shape[:-1], groups, rank), -2, -3)  # [..., g, in, r]
+        w = jnp.moveaxis(w.reshape(*w.shape[:-1], groups, outputs // groups), -2, -3)  # [..., g, in, out / g]
+        b = jnp.moveaxis(b.reshape(*front, rank, groups, outputs // groups), -2, -3)
+        cross = 2 * jnp.einsum("...ir,...io->...ro", a, w) + jnp.einsum("...ir,...is,...so->...ro", a, a, b)
+        return self.base_norms[...] + jnp.sum(cross * b, -2).reshape(*front, outputs)
+
+    def update(self) -> jax.Array:
+        """A B as a dense array [..., in, out]."""
+        b = self._b()
+        groups = self.a.shape[-1] // b.shape[-2]
+        if b.ndim == 2:
+            return up(self.a[...], b, groups)
+        return jax.vmap(lambda a, b: up(a, b, groups))(self.a[...], b)
+
+    def merge(self) -> jax.Array:
+        """The plain kernel [..., in, out] that does the same."""
+        w = self.base[...].astype(jnp.float32) + self.update()
+        gain = self.gain()
+        w = w if gain is None else w * gain[..., None, :]
+        return w.astype(self.base.dtype)

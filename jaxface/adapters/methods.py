@@ -1,0 +1,225 @@
+"""The ways to adapt an encoder, one entry each, as the thesis's table of methods reads (chapter 3.4).
+
+A method edits an encoder (wraps kernels, cuts stages) and names the parameters that train. Everything that it does not name stays
+frozen. Another method is a function registered from anywhere:
+
+    @register_method("bitfit")
+    def bitfit(encoder, options, rngs):
+        return [Group(r"\\.bias$", rate="backbone")]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxface.adapters.low_rank import LowRank
+from jaxface.errors import UserError
+from jaxface.models.encoder import Encoder, split_stages
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """What a method may be told; the defaults are the thesis's (section 3.4.4).
+
+    Attributes:
+      rank: r of the low-rank updates.
+      scaling: factor of the update; the thesis uses none.
+      split_qkv: give q, k and v an adapter each instead of one for the fused kernel.
+      pool_inputs: adapt the attention pool's q, k and v kernels too.
+      detach_norm: treat DoRA's norm as a constant in the backward pass.
+      train_magnitude: whether DoRA's magnitudes train.
+    """
+
+    rank: int = 64
+    scaling: float = 1.0
+    split_qkv: bool = False
+    pool_inputs: bool = False
+    detach_norm: bool = True
+    train_magnitude: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"adapter rank {self.rank}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that train together.
+
+    Attributes:
+      pattern: regular expression searched in a parameter's path (`stages.0.attn.qkv.kernel.a`).
+      rate: which learning rate of the configuration they take: backbone, pool or head.
+      plus: whether LoRA+ multiplies that rate by its ratio.
+    """
+
+    pattern: str
+    rate: str
+    plus: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.rate + "_plus" * self.plus
+
+
+Adapt = Callable[[Encoder, AdapterOptions, nnx.Rngs], Sequence[Group]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method. `batch_norm`: whether the heads behind it normalise the features first (thesis: all but LP)."""
+
+    name: str
+    adapt: Adapt
+    batch_norm: bool = True
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register_method(name: str, *, batch_norm: bool = True) -> Callable[[Adapt], Adapt]:
+    """Decorator that makes a method known by its name."""
+
+    def add(adapt: Adapt) -> Adapt:
+        METHODS[name] = Method(name, adapt, batch_norm)
+        return adapt
+
+    return add
+
+
+def get_method(name: str) -> Method:
+    """The method of that name. Raises UserError that lists the known ones."""
+    if name not in METHODS:
+        raise UserError(f"no method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+HEADS = Group(r"^heads\.", rate="head")
+"""The heads train in every method."""
+
+
+@register_method("lp", batch_norm=False)
+def linear_probe(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """LP: the heads alone."""
+    return []
+
+
+@register_method("ap")
+def attention_probe(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """AP: the attention pool."""
+    return [Group(r"^pool\.", rate="pool")]
+
+
+@register_method("ft4")
+def last_blocks(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """FT4: the last four blocks and the attention pool."""
+    split_stages(encoder, -4)
+    return [Group(rf"^stages\.{len(encoder.stages) - 1}\.", rate="backbone"), Group(r"^pool\.", rate="pool")]
+
+
+@register_method("full")
+def full(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """Everything trains."""
+    return [Group(r"^pool\.", rate="pool"), Group(r"^(?!heads\.)", rate="backbone")]
+
+
+@register_method("lora")
+def lora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """LoRA on every linear of the blocks and of the pool, but for the pool's inputs."""
+    return low_rank(encoder, options, rngs, dora=False)
+
+
+@register_method("dora")
+def dora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """DoRA on the same kernels."""
+    return low_rank(encoder, options, rngs, dora=True)
+
+
+def low_rank(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs, *, dora: bool) -> Sequence[Group]:
+    """Wraps every linear of the blocks, and of the pool but for its inputs, in `LowRank`."""
+    for stage in encoder.stages:
+        for name, linear in linears(stage):
+            wrap(linear, options, rngs, dora=dora, groups=3 if name == "attn.qkv" and options.split_qkv else 1)
+    if encoder.pool is not None:
+        for name, linear in linears(encoder.pool):
+            if options.pool_inputs or name not in ("q", "kv"):
+                wrap(linear, options, rngs, dora=dora, groups=2 if name == "kv" and options.split_qkv else 1)
+    return adapter_groups(options)
+
+
+def adapter_groups(options: AdapterOptions) -> Sequence[Group]:
+    """LoRA+: B learns faster than A (Hayou et al. 2024); magnitudes learn as A does."""
+    slow = r"\.kernel\.(a|magnitude)$" if options.train_magnitude else r"\.kernel\.a$"
+    return [
+        Group(rf"^pool\..*{slow}", rate="pool"),
+        Group(r"^pool\..*\.kernel\.b$", rate="pool", plus=True),
+        Group(rf"^stages\..*{slow}", rate="backbone"),
+        Group(r"^stages\..*\.kernel\.b$", rate="backbone", plus=True),
+    ]
+
+
+def linears(module: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """The modules below `module` that have a kernel, with their dotted paths, in a fixed order."""
+    for path, child in nnx.iter_modules(module):
+        if hasattr(child, "kernel"):
+            yield ".".join(map(str, path)), child
+
+
+def wrap(linear: Any, options: AdapterOptions, rngs: nnx.Rngs, *, dora: bool, groups: int = 1) -> None:
+    """Puts a `LowRank` where the linear's kernel stood."""
+    base = linear.kernel[...]
+    linear.kernel = LowRank(
+        base, options.rank, dora=dora, groups=groups, scaling=options.scaling, detach_norm=options.detach_norm, rngs=rngs
+    )
+
+
+def adapt(encoder: Encoder, method: str, *, seed: int = 0, **options: Any) -> Encoder:
+    """A copy of the encoder adapted by a method: `adapt(encoder, "dora", rank=64)`. The frozen arrays are shared, not copied.
+
+    Raises UserError for an unknown method or option.
+    """
+    return adapt_with_groups(encoder, method, make_options(options), nnx.Rngs(seed))[0]
+
+
+def make_options(options: dict[str, Any]) -> AdapterOptions:
+    """AdapterOptions from keywords. Raises UserError that names the unknown one."""
+    unknown = set(options) - set(AdapterOptions.__dataclass_fields__)
+    if unknown:
+        raise UserError(f"no adapter option {sorted(unknown)[0]!r}; known: {', '.join(AdapterOptions.__dataclass_fields__)}")
+    return replace(AdapterOptions(), **options)
+
+
+def adapt_with_groups(encoder: Encoder, method: str, options: AdapterOptions, rngs: nnx.Rngs) -> tuple[Encoder, Sequence[Group]]:
+    """The adapted copy, and the groups of parameters that train (the heads' first)."""
+    encoder = shallow_copy(encoder)
+    groups = get_method(method).adapt(encoder, options, rngs)
+    return encoder, [HEADS, *groups]
+
+
+def shallow_copy(module: Any) -> Any:
+    """The same module tree around the same arrays."""
+    return jax.tree.map(lambda leaf: leaf, module)
+
+
+def merge(encoder: Encoder) -> Encoder:
+    """A copy whose adapted kernels are plain arrays again and whose blocks stand in one stage: it costs what the original costs."""
+    from jaxface.models.encoder import join_stages  # the only use
+
+    encoder = shallow_copy(encoder)
+    for _, linear in linears(encoder):
+        if hasattr(linear.kernel, "merge"):
+            linear.kernel = nnx.Param(linear.kernel.merge())
+    encoder.stages = nnx.List([join_stages(encoder)])
+    return encoder
+
+
+def group_of(path: Sequence[Any], groups: Sequence[Group]) -> Group | None:
+    """The first group whose pattern is found in a parameter's path (without a leading `encoder.`), or None if it is frozen."""
+    name = ".".join(map(str, path)).removeprefix("encoder.")
+    return next((group for group in groups if re.search(group.pattern, name)), None)
