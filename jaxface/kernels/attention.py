@@ -17,9 +17,7 @@ from jaxface.errors import UserError
 class AttentionKernel(Protocol):
     """q [..., H, N, d], k and v [..., H, M, d], angles [N, d / 2] radians (then N = M) -> [..., H, N, d]."""
 
-    def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False
-    ) -> jax.Array: ...
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array: ...
 
 
 KERNELS: dict[str, AttentionKernel] = {}
@@ -105,9 +103,7 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array
 
 
 @partial(register, "dot_product")
-def dot_product_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False
-) -> jax.Array:
+def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """`jax.nn.dot_product_attention`, the library's own form."""
     if angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
