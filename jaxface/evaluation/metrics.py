@@ -1,0 +1,239 @@
+"""What a model's answers are worth: pure functions of NumPy arrays.
+
+All but the calibration error are functions of a confusion matrix `[..., C, C]` (rows the labels, columns the predictions), so that
+one multinomial draw of matrices bootstraps any of them. A class that the labels do not hold has no recall and counts in no mean,
+also where it was predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sklearn.metrics
+
+from jaxface.data.tasks import MISSING, Task
+from jaxface.errors import UserError
+from jaxface.evaluation.predictions import Predictions
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+ESTIMATED_LABELS: Mapping[str, Collection[str]] = {"age": frozenset({"vggface2"})}
+"""Per task the sources whose labels were estimated by another model: left out of the task's average (thesis, Table 4.5)."""
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax of logits `[N, C]`, in double precision."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(shifted)
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts `[C, C]`, rows the labels, from labels and predicted classes `[N]`; records labelled `MISSING` are left out.
+
+    Raises ValueError for a label or prediction outside the classes.
+    """
+    known = labels != MISSING
+    labels, predicted = labels[known], predicted[known]
+    for name, values in (("label", labels), ("prediction", predicted)):
+        if values.size and not (values.min() >= 0 and values.max() < num_classes):
+            raise ValueError(f"a {name} lies outside 0 to {num_classes - 1}")
+    if labels.size == 0:
+        return np.zeros((num_classes, num_classes), np.int64)
+    return sklearn.metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where whole is 0."""
+    return np.divide(part, whole, out=np.full(np.broadcast(part, whole).shape, np.nan), where=np.asarray(whole) > 0)
+
+
+def _mean_over_present(values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    present = matrix.sum(axis=-1) > 0
+    return _share(np.where(present, values, 0.0).sum(axis=-1), present.sum(axis=-1))
+
+
+def _hits(matrix: np.ndarray) -> np.ndarray:
+    return np.diagonal(matrix, axis1=-2, axis2=-1)
+
+
+def _distances(matrix: np.ndarray) -> np.ndarray:
+    index = np.arange(matrix.shape[-1])
+    return np.abs(index[:, None] - index)
+
+
+def accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Share of right predictions; NaN where nothing is labelled."""
+    return _share(_hits(matrix).sum(axis=-1), matrix.sum(axis=(-2, -1)))
+
+
+def recall(matrix: np.ndarray) -> np.ndarray:
+    """Per class `[..., C]` the share of its records that are predicted as it; NaN for a class without records."""
+    return _share(_hits(matrix), matrix.sum(axis=-1))
+
+
+def precision(matrix: np.ndarray) -> np.ndarray:
+    """Per class `[..., C]` the share of predictions of it that are right; NaN for a class that is never predicted."""
+    return _share(_hits(matrix), matrix.sum(axis=-2))
+
+
+def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Mean recall over the classes that the labels hold."""
+    return _mean_over_present(recall(matrix), matrix)
+
+
+def macro_f1(matrix: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes that the labels hold."""
+    return _mean_over_present(_share(2 * _hits(matrix), matrix.sum(axis=-1) + matrix.sum(axis=-2)), matrix)
+
+
+def off_by_one_accuracy(matrix: np.ndarray) -> np.ndarray:
+    """Share of predictions at most one class away, for classes with an order."""
+    return _share((matrix * (_distances(matrix) <= 1)).sum(axis=(-2, -1)), matrix.sum(axis=(-2, -1)))
+
+
+def mean_absolute_error(matrix: np.ndarray) -> np.ndarray:
+    """Mean distance in classes, for classes with an order."""
+    return _share((matrix * _distances(matrix)).sum(axis=(-2, -1)), matrix.sum(axis=(-2, -1)))
+
+
+def majority_share(matrix: np.ndarray) -> np.ndarray:
+    """Accuracy of always answering the labels' most frequent class."""
+    return _share(matrix.sum(axis=-1).max(axis=-1), matrix.sum(axis=(-2, -1)))
+
+
+def bootstrap_interval(
+    matrix: np.ndarray, statistic: Statistic, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic, (low, high).
+
+    Args:
+      matrix: confusion matrix `[C, C]`, which resamples single records; or one matrix per unit `[G, C, C]` where records belong
+        together (a person's photos), which resamples whole units.
+      statistic: function of confusion matrices, such as `accuracy`.
+    """
+    random = np.random.default_rng(seed)
+    flat = matrix.reshape(*matrix.shape[:-2], -1)
+    if matrix.ndim == 2:
+        if flat.sum() == 0:
+            return np.nan, np.nan
+        draws = random.multinomial(flat.sum(), flat / flat.sum(), size=resamples)
+    else:
+        units = len(flat)
+        draws = np.stack([random.multinomial(units, np.full(units, 1 / units)) @ flat for _ in range(resamples)])
+    values = statistic(draws.reshape(resamples, *matrix.shape[-2:]))
+    low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence bins `[B]`: mean confidence and accuracy (NaN in an empty bin) and the number of records."""
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error (Guo et al. 2017): the gap of confidence and accuracy, weighted by the bins' counts."""
+        full = self.count > 0
+        if not full.any():
+            return float("nan")
+        return float(np.average(np.abs(self.confidence - self.accuracy)[full], weights=self.count[full]))
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Reliability:
+    """Bins records by the probability of the predicted class, in bins of equal width, closed above.
+
+    Args:
+      probabilities: `[N, C]`.
+      labels: `[N]`; records labelled `MISSING` are left out.
+    """
+    known = labels != MISSING
+    confidence = probabilities[known].max(axis=-1, initial=0.0)
+    right = probabilities[known].argmax(axis=-1) == labels[known]
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    return Reliability(
+        confidence=_share(np.bincount(bin_of, weights=confidence, minlength=bins), count),
+        accuracy=_share(np.bincount(bin_of, weights=right, minlength=bins), count),
+        count=count,
+    )
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> float:
+    """Share of records `[N]` that two models put in the same class, right or wrong (thesis, Table 4.15)."""
+    return float(np.mean(first == second)) if len(first) else float("nan")
+
+
+def average_over_sources(values: Mapping[str, float], left_out: Collection[str] = ()) -> float:
+    """The thesis's "average": the plain mean of the data sets' figures, whatever their sizes; NaN if none remains."""
+    kept = [value for source, value in values.items() if source not in left_out]
+    return float(np.mean(kept)) if kept else float("nan")
+
+
+def overall(averages: Mapping[str, float]) -> float:
+    """The thesis's "overall": the plain mean of the tasks' averages; NaN if there is none."""
+    return average_over_sources(averages)
+
+
+def task_matrix(predictions: Predictions, task: Task, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Confusion matrix `[C, C]` of a task, over all records or the given rows. Raises UserError for logits that are not finite."""
+    logits = predictions.logits[task.name]
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
+    if broken.size:
+        raise UserError(
+            f"task {task.name}: the logits of {broken.size} of {len(logits)} records are not finite (first: {predictions.id[broken[0]]}); "
+            "the model has diverged"
+        )
+    return confusion_matrix(predictions.labels[task.name][rows], predictions.predicted(task.name)[rows], task.num_classes)
+
+
+def source_accuracies(predictions: Predictions, task: Task) -> dict[str, float]:
+    """Accuracy of a task on each source that has labels of it."""
+    labelled = predictions.labels[task.name] != MISSING
+    sources = np.unique(predictions.source[labelled])
+    return {str(source): float(accuracy(task_matrix(predictions, task, predictions.source == source))) for source in sources}
+
+
+def evaluate_task(predictions: Predictions, task: Task) -> dict[str, float]:
+    """The figures of one task by name; empty if no record has a label of it. Raises UserError for logits that are not finite."""
+    matrix = task_matrix(predictions, task)
+    if matrix.sum() == 0:
+        return {}
+    bins = reliability(probabilities(predictions.logits[task.name]), predictions.labels[task.name])
+    sources = source_accuracies(predictions, task)
+    figures = {
+        "count": matrix.sum(),
+        "accuracy": accuracy(matrix),
+        "balanced_accuracy": balanced_accuracy(matrix),
+        "macro_f1": macro_f1(matrix),
+        "majority": majority_share(matrix),
+        "calibration_error": bins.calibration_error,
+        "average_accuracy": average_over_sources(sources, ESTIMATED_LABELS.get(task.name, ())),
+    }
+    if task.ordinal:
+        figures |= {"off_by_one": off_by_one_accuracy(matrix), "mean_absolute_error": mean_absolute_error(matrix)}
+    return {name: float(value) for name, value in figures.items() if not np.isnan(value)}
+
+
+def summarize(predictions: Predictions, tasks: Sequence[Task] | None = None) -> dict[str, float]:
+    """Every figure under a flat key, `FIGURE/TASK` (`accuracy/age`, `macro_f1/emotion`, ...), and `overall_accuracy`.
+
+    Shares are between 0 and 1. A task that no record has a label of has no keys; `average_accuracy/TASK` is the mean over the
+    sources, as the thesis averages, and `overall_accuracy` the mean of those over the tasks.
+
+    Args:
+      predictions: a model's answers.
+      tasks: the tasks to look at; all that the predictions hold if None.
+
+    Raises:
+      UserError: for logits that are not finite.
+    """
+    figures = {task.name: evaluate_task(predictions, task) for task in (predictions.tasks if tasks is None else tasks)}
+    summary = {f"{figure}/{task}": value for task, values in figures.items() for figure, value in values.items()}
+    averages = {task: values["average_accuracy"] for task, values in figures.items() if "average_accuracy" in values}
+    return summary | ({"overall_accuracy": overall(averages)} if averages else {})
