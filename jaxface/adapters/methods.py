@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.adapters.low_rank import LowRank
+from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
-from jaxface.models.encoder import Encoder, split_stages
+from jaxface.models.encoder import Encoder, join_stages, split_stages
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class AdapterOptions:
       pool_inputs: adapt the attention pool's q, k and v kernels too.
       detach_norm: treat DoRA's norm as a constant in the backward pass.
       train_magnitude: whether DoRA's magnitudes train.
+      num_tasks: updates of a task-specific kernel; a run fills in the number of its tasks.
+      task_blocks: how many of the last blocks are task-specific in MTLoRA.
+      shared_set: give task-specific kernels MTLoRA's shared update too, which gets no gradient where nothing shared follows.
     """
 
     rank: int = 64
@@ -42,6 +47,9 @@ class AdapterOptions:
     pool_inputs: bool = False
     detach_norm: bool = True
     train_magnitude: bool = True
+    num_tasks: int = 1
+    task_blocks: int = 1
+    shared_set: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -153,14 +161,37 @@ def low_rank(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs, *, dora:
     return adapter_groups(options)
 
 
+@register_method("mtlora")
+def mtlora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """MTLoRA: DoRA shared by the tasks in all blocks but the last, there and in the pool one plain LoRA and one probe per task."""
+    split_stages(encoder, -options.task_blocks)
+    *shared, specific = encoder.stages
+    for stage in shared:
+        for _, linear in linears(stage):
+            wrap(linear, options, rngs, dora=True)
+    parts = [specific] if encoder.pool is None else [specific, encoder.pool]
+    for part in parts:
+        for name, linear in linears(part):
+            groups = {"attn.qkv": 3, "kv": 2}.get(name, 1)
+            linear.kernel = TaskLowRank(
+                linear.kernel[...], options.rank, options.num_tasks, groups=groups, shared_set=options.shared_set, rngs=rngs
+            )
+    groups = list(adapter_groups(options))
+    if encoder.pool is not None:
+        encoder.pool.probe = nnx.Param(jnp.tile(encoder.pool.probe[...], (options.num_tasks, 1, 1, 1)))
+        groups.append(Group(r"^pool\.probe$", rate="pool"))
+    return groups
+
+
 def adapter_groups(options: AdapterOptions) -> Sequence[Group]:
     """LoRA+: B learns faster than A (Hayou et al. 2024); magnitudes learn as A does."""
-    slow = r"\.kernel\.(a|magnitude)$" if options.train_magnitude else r"\.kernel\.a$"
+    slow = r"\.kernel\.(shared_)?a$|\.kernel\.magnitude$" if options.train_magnitude else r"\.kernel\.(shared_)?a$"
+    fast = r"\.kernel\.(shared_)?b$"
     return [
-        Group(rf"^pool\..*{slow}", rate="pool"),
-        Group(r"^pool\..*\.kernel\.b$", rate="pool", plus=True),
-        Group(rf"^stages\..*{slow}", rate="backbone"),
-        Group(r"^stages\..*\.kernel\.b$", rate="backbone", plus=True),
+        Group(rf"^pool\..*({slow})", rate="pool"),
+        Group(rf"^pool\..*{fast}", rate="pool", plus=True),
+        Group(rf"^stages\..*({slow})", rate="backbone"),
+        Group(rf"^stages\..*{fast}", rate="backbone", plus=True),
     ]
 
 
@@ -208,14 +239,16 @@ def shallow_copy(module: Any) -> Any:
 
 
 def merge(encoder: Encoder) -> Encoder:
-    """A copy whose adapted kernels are plain arrays again and whose blocks stand in one stage: it costs what the original costs."""
-    from jaxface.models.encoder import join_stages  # the only use
+    """A copy whose adapted kernels are plain arrays again and whose blocks stand in one stage: it costs what the original costs.
 
+    What cannot be one kernel (an update per task) stays as it is, in a stage of its own.
+    """
     encoder = shallow_copy(encoder)
     for _, linear in linears(encoder):
         if hasattr(linear.kernel, "merge"):
             linear.kernel = nnx.Param(linear.kernel.merge())
-    encoder.stages = nnx.List([join_stages(encoder)])
+    if not any(isinstance(linear.kernel, nnx.Module) for stage in encoder.stages for _, linear in linears(stage)):
+        encoder.stages = nnx.List([join_stages(encoder)])
     return encoder
 
 

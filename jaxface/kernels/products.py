@@ -21,7 +21,7 @@ def product(x: jax.Array, kernel: Any) -> jax.Array:
     if isinstance(kernel, nnx.Variable):
         kernel = kernel[...]
     if isinstance(kernel, jax.Array):
-        return checkpoint_name(x @ kernel, PRODUCT)
+        return checkpoint_name(x @ kernel.astype(x.dtype), PRODUCT)
     return x @ kernel
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.kernels.attention import attention
@@ -96,11 +97,16 @@ class Encoder(nnx.Module):
 
     Its blocks stand in stages: each a `Block` whose leaves are stacked along a leading axis. A new encoder has one stage; where
     blocks differ (some train, some have adapters per task) `split_stages` cuts it.
+
+    Attributes:
+      remat: what a block keeps for its backward pass, a word of `REMAT`.
+      dtype: of activations; parameters are cast to it where they are used, layer norms and softmax compute in float32.
     """
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "none") -> None:
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "none", dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
         self.remat = remat
+        self.dtype = dtype
         width, c = config.width, config
         self.patch = Linear(c.patch * c.patch * 3, width, bias=False, rngs=rngs)
         self.class_token = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (width,))) if c.class_token else None
@@ -123,17 +129,12 @@ class Encoder(nnx.Module):
         rows, columns = height // c.patch, width // c.patch
         patches = images.reshape(batch, rows, c.patch, columns, c.patch, 3).swapaxes(2, 3)
         patches = patches.reshape(batch, rows * columns, c.patch * c.patch * 3)
-        x = product(patches.astype(self.compute_dtype), self.patch.kernel)
+        x = product(patches.astype(self.dtype), self.patch.kernel)
         if self.class_token is not None:
             token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (batch, 1, c.width))
             x = jnp.concatenate([token, x], 1)
         x = x + resize_positions(self.positions[...], rows, columns, c.class_token).astype(x.dtype)
         return self.norm_pre(x), jnp.asarray(rope_angles(rows, columns, c.width // c.heads, c.class_token))
-
-    @property
-    def compute_dtype(self) -> jnp.dtype:
-        """The dtype of activations: the patch kernel's."""
-        return self.patch.kernel.dtype
 
     def tokens(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""

@@ -103,11 +103,11 @@ class Classifier(nnx.Module):
         return features if self.encoder.pool is not None else features.mean(-2)
 
     def classify(self, features: jax.Array, training: Training | None = None) -> dict[str, jax.Array]:
-        """Features [B, D] (or [T, B, D], one per task) -> logits [B, C] of each task."""
+        """Features [B, D] (or [T, B, D], one per task in alphabetical order) -> logits [B, C] of each task."""
         logits = {}
-        for index, (task, head) in enumerate(self.heads.items()):
-            key = None if training is None else training._replace(key=jax.random.fold_in(training.key, index))
-            logits[task] = head(features[index] if features.ndim == 3 else features, key)
+        for index, task in enumerate(sorted(self.heads)):
+            own = None if training is None else training._replace(key=jax.random.fold_in(training.key, index))
+            logits[task] = self.heads[task](features[index] if features.ndim == 3 else features, own)
         return logits
 
     def __call__(self, images: jax.Array, training: Training | None = None) -> dict[str, jax.Array]:

@@ -1,0 +1,8 @@
+"""LoRA with LoRA+, without DoRA's magnitudes (thesis, section 3.4).
+
+python -m jaxface.train --config configs/lora.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
+"""
+
+from jaxface.config import Config, MethodOptions
+
+config = Config(name="lora", method=MethodOptions("lora"))

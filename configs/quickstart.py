@@ -1,0 +1,35 @@
+"""The embedded example: a small PE learns painted faces from nothing, then DoRA adapts it to charcoal drawings.
+
+python -m jaxface.train
+"""
+
+from dataclasses import replace
+
+from jaxface.adapters.methods import AdapterOptions
+from jaxface.config import RANDOM, Config, DataOptions, DrawnSet, EncoderOptions, HeadOptions, MethodOptions
+from jaxface.training.optimizer import OptimizerOptions
+
+paint = Config(
+    name="quickstart/paint",
+    encoder=EncoderOptions(weights=RANDOM, variant="PE-Mini-8-64"),
+    method=MethodOptions("full"),
+    head=HeadOptions(deep=False, dropout=0.0),
+    data=DataOptions(drawn=DrawnSet("paint", count=7000, test_count=1000), sampling="shuffle", augment=False),
+    optimizer=OptimizerOptions(backbone=1.5e-3, pool=1.5e-3, head=1.5e-3, warmup_steps=40, cosine=True, clip_norm=1.0),
+    batch_size=64,
+    epochs=5,
+)
+
+config = replace(
+    paint,
+    name="quickstart/charcoal",
+    encoder=EncoderOptions(),
+    method=MethodOptions("dora", AdapterOptions(rank=16)),
+    data=DataOptions(drawn=DrawnSet("charcoal", count=5000, test_count=1000, seed=1), sampling="shuffle", augment=False),
+    optimizer=OptimizerOptions(backbone=1e-3, pool=1e-3, head=1e-3, plus_ratio=6, warmup_steps=20, cosine=True, clip_norm=1.0),
+    epochs=4,
+    before=True,
+    pixels=True,
+    report=True,
+    after=paint,
+)

@@ -1,0 +1,48 @@
+"""Kernels with one low-rank update per task (MTLoRA, Agiza et al. 2024; thesis, section 3.4.5)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxface.adapters.low_rank import DownProjection, UpProjection
+from jaxface.kernels.products import PRODUCT
+
+
+class TaskLowRank(nnx.Module):
+    """A frozen kernel W with T updates: x becomes T results x W + x A_t B_t, one per task, along a new leading axis.
+
+    An input that already has that axis keeps it: each task's x meets its own update. W is applied once to what the tasks share.
+
+    Attributes:
+      base: [in, out], frozen.
+      a: [T, in, groups * rank]
+      b: [T, rank, out], zero at first.
+      unused: one more update, the shared one that MTLoRA's module also has, where nothing task-agnostic follows; or None.
+    """
+
+    def __init__(self, base: jax.Array, rank: int, tasks: int, *, groups: int = 1, shared_set: bool = False, rngs: nnx.Rngs) -> None:
+        *front, inputs, outputs = base.shape
+        self.base = nnx.Param(base)
+        self.a = DownProjection(jax.random.normal(rngs.params(), (*front, tasks, inputs, groups * rank)) / rank)
+        self.b = UpProjection(jnp.zeros((*front, tasks, rank, outputs)))
+        self.shared_a = DownProjection(jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank) if shared_set else None
+        self.shared_b = UpProjection(jnp.zeros((*front, rank, outputs))) if shared_set else None
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        """x [B, N, in] shared by the tasks, or [T, B, N, in] -> [T, B, N, out]"""
+        a, b = self.a[...].astype(x.dtype), self.b[...].astype(x.dtype)
+        tasks, inputs, width = a.shape
+        rank, outputs = b.shape[-2:]
+        groups = width // rank
+        y = checkpoint_name(x @ jax.lax.stop_gradient(self.base[...].astype(x.dtype)), PRODUCT)
+        if x.ndim == 3:  # one wide product with all tasks' A
+            xa = (x @ jnp.moveaxis(a, 0, 1).reshape(inputs, tasks * width)).reshape(*x.shape[:-1], tasks, width)
+            xa = jnp.moveaxis(xa, -2, 0)
+        else:
+            xa = jnp.einsum("tbni,tir->tbnr", x, a)
+        xa = xa.reshape(*xa.shape[:-1], groups, rank)
+        b = b.reshape(tasks, rank, groups, outputs // groups)
+        return y + jnp.einsum("tbngr,trgo->tbngo", xa, b).reshape(*xa.shape[:-2], outputs)

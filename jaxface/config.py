@@ -1,0 +1,200 @@
+"""What a run is: typed values, checked once. A file in `configs/` holds one `config`; the command line changes single values of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxface.adapters.methods import AdapterOptions, get_method
+from jaxface.data.tasks import get_task
+from jaxface.errors import UserError
+from jaxface.models.variants import get_variant
+from jaxface.training.balancing import get_balancer
+from jaxface.training.optimizer import OptimizerOptions
+
+RANDOM = "random"
+"""The word for weights that starts an encoder from random numbers."""
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which encoder.
+
+    Attributes:
+      weights: a checkpoint in any layout, or a run folder; the word "random" trains from nothing.
+      variant: the shape to start from random numbers; a checkpoint knows its own.
+      image_size: side in pixels of the input, 0 for the encoder's own.
+      remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
+      precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
+    """
+
+    weights: str | None = None
+    variant: str = "PE-Core-L14-336"
+    image_size: int = 0
+    remat: Literal["none", "products", "full"] = "none"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """The classifiers: `deep` is dropout, linear, GELU, linear; otherwise dropout and one linear (thesis, section 3.4.1)."""
+
+    deep: bool = True
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class DrawnSet:
+    """A set of drawn faces, made when first needed.
+
+    Attributes:
+      style: a style of `jaxface.data.synthetic`.
+      count: faces for training and validation.
+      test_count: faces for testing, all labels present.
+      size: side in pixels.
+      seed: of the drawings.
+      missing: share of the training labels that are left out.
+    """
+
+    style: str = "paint"
+    count: int = 6000
+    test_count: int = 1000
+    size: int = 64
+    seed: int = 0
+    missing: float = 1 / 3
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the images come from.
+
+    Attributes:
+      sets: folders written by `jaxface.prepare`.
+      drawn: drawn faces instead, where no set is named.
+      sampling: "shuffle", or "balanced": rare classes oftener (thesis, section 3.2).
+      augment: flip, color jitter, affine, erasing on training images.
+      workers: processes that decode and augment; 0 does it in threads of this one.
+    """
+
+    sets: tuple[str, ...] = ()
+    drawn: Annotated[DrawnSet | None, tyro.conf.Fixed] = None
+    sampling: Literal["shuffle", "balanced"] = "balanced"
+    augment: bool = True
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """How the encoder is adapted: a name of `jaxface.adapters.methods`, and what it may be told."""
+
+    name: str = "dora"
+    options: AdapterOptions = field(default_factory=AdapterOptions)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Attributes:
+      name: of the run folder below `out`.
+      out: folder of run folders.
+      tasks: what is predicted.
+      balancing: how the tasks' losses become one: uw, ema, fixed.
+      batch_size: over all devices of all hosts.
+      epochs: at most.
+      seed: of everything that is drawn at random.
+      checkpoint_minutes: time between two saves of the latest state; it is saved at every epoch's end as well.
+      log_every: steps between two lines of metrics.
+      before: test the starting model, too (for a run that starts from another run's heads).
+      pixels: measure a linear model on pixels for comparison.
+      report: write `report.html` at the end.
+      after: the run that this one starts from; made first if it is not there.
+    """
+
+    name: str = "run"
+    out: str = "runs"
+    tasks: tuple[str, ...] = ("age", "gender", "emotion")
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    method: MethodOptions = field(default_factory=MethodOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    balancing: str = "uw"
+    batch_size: int = 128
+    epochs: int = 100
+    seed: int = 0
+    checkpoint_minutes: float = 10.0
+    log_every: int = 10
+    before: bool = False
+    pixels: bool = False
+    report: bool = False
+    after: Annotated[Any, tyro.conf.Suppress] = None
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            get_task(task)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"tasks {' '.join(self.tasks) or '(none)'}: name at least one, each once")
+        get_method(self.method.name)
+        get_variant(self.encoder.variant)
+        get_balancer(self.balancing)
+        _positive(self, "batch_size", "epochs", "log_every")
+        _positive(self.optimizer, "backbone", "pool", "head", "plus_ratio")
+        if not 0 <= self.head.dropout < 1:
+            raise UserError(f"head.dropout {self.head.dropout}: expected at least 0 and below 1")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out) / self.name
+
+
+def _positive(options: Any, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) <= 0:
+            raise UserError(f"{name} {getattr(options, name)}: expected more than 0")
+
+
+def load_config(path: str | Path) -> Config:
+    """The value `config` of a Python file. Raises UserError if there is no such file or no such value in it."""
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"no configuration {path}" + (f"; in {path.parent}: {', '.join(Path(p).name for p in known)}" if known else ""))
+    spec = importlib.util.spec_from_file_location(f"jaxface_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: expected a value `config = Config(...)`, got {type(config).__name__}")
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names under which two configurations differ."""
+    names = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            names += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            names.append(f"{prefix}{key}")
+    return names

@@ -1,0 +1,124 @@
+"""python -m jaxface.summary: parameters and FLOPs of every part and of the adapted model, beside the thesis's figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from jaxface.config import RANDOM, Config
+from jaxface.errors import run_command
+from jaxface.evaluation.costs import (
+    PROMPTS,
+    THESIS_COUNTS,
+    THESIS_GFLOPS,
+    encoder_flops,
+    encoder_parts,
+    model_counts,
+    module_flops,
+    text_flops,
+)
+from jaxface.models.variants import TEXT_VARIANTS
+from jaxface.train import read_command_line
+from jaxface.training.balancing import get_balancer
+from jaxface.training.runs import Parts, make_parts
+
+REFERENCE = "PE-Core-L14-336"
+"""The encoder of the thesis."""
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Parameters and FLOPs of what the configuration describes; without weights nothing but shapes is made."""
+    parts = make_parts(config) if config.encoder.weights not in (None, RANDOM) else shapes_of(config)
+    encoder = parts.build().encoder
+    c = encoder.config
+    image_size = config.encoder.image_size or c.image_size
+    balance = len(get_balancer(config.balancing).parameters(config.tasks)) if len(config.tasks) > 1 else 0
+    summary: dict[str, Any] = {
+        "variant": config.encoder.variant,
+        "method": config.method.name,
+        "tasks": list(config.tasks),
+        "parts": encoder_parts(encoder) if config.method.name == "lp" else encoder_parts(shapes_of(_frozen(config)).build().encoder),
+        "model": model_counts(parts, balance),
+        "flops": {"image_size": image_size, **encoder_flops(c, image_size), "as compiled": module_flops(parts.build(), image_size)},
+    }
+    text = TEXT_VARIANTS.get(config.encoder.variant)
+    if text is not None:
+        summary["flops"]["text tower"] = text_flops(text, PROMPTS)
+        summary["parts"] |= text_parts(config.encoder.variant)
+        summary["parts"]["both towers"] = summary["parts"]["vision tower"] + summary["parts"]["text tower"]
+    if config.encoder.variant == REFERENCE:
+        summary["thesis"] = THESIS_COUNTS.get((config.method.name, len(config.tasks)), {})
+    return summary
+
+
+def text_parts(variant: str) -> dict[str, int]:
+    """Parameters of the variant's text tower, its logit scale counted in."""
+    t = TEXT_VARIANTS[variant]
+    block = 12 * t.width**2 + 13 * t.width
+    return {"text tower": t.depth * block + (t.vocabulary + t.context + 2) * t.width + t.width * t.output + 1}
+
+
+def _frozen(config: Config) -> Config:
+    return replace(config, method=replace(config.method, name="lp"))
+
+
+def shapes_of(config: Config) -> Parts:
+    """The model's parts as shapes, nothing computed."""
+    made: list[Parts] = []
+    config = replace(config, encoder=replace(config.encoder, weights=RANDOM))
+    jax.eval_shape(lambda: made.append(make_parts(config)))
+    return made[0]
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Prints the summary as tables."""
+    title = f"{summary['variant']}, {summary['method']} for {', '.join(summary['tasks'])}"
+    table = Table("parameters", "ours", "thesis", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, value in summary["parts"].items():
+        table.add_row(name, f"{value:,}", "")
+    table.add_section()
+    thesis = summary.get("thesis", {})
+    for name, value in summary["model"].items():
+        table.add_row(name, f"{value:,}", f"{thesis[name]:,}" if name in thesis else "")
+    console.print(table)
+    flops = summary["flops"]
+    size = flops["image_size"]
+    table = Table(f"GFLOPs, one {size} x {size} image", "ours", "thesis")
+    is_reference = "thesis" in summary and size == 336
+    printed = THESIS_GFLOPS if is_reference else {}
+    rows = [("linear layers and convolution", flops["linear"], printed.get("vision")), ("attention products", flops["attention"], None)]
+    rows += [("together", flops["linear"] + flops["attention"], None)]
+    rows += [("adapted model as the compiler counts it, unmerged", flops["as compiled"], printed.get(summary["method"]))]
+    if "text tower" in flops:
+        both = flops["linear"] + flops["text tower"]["linear"]
+        rows += [(f"with the text tower for {PROMPTS} prompts, linear", both, printed.get("zero-shot"))]
+    for name, value, theirs in rows:
+        table.add_row(name, f"{value / 1e9:.2f}", "" if theirs is None else f"{theirs:.2f}")
+    console.print(table)
+    if is_reference:
+        console.print(
+            "The thesis's GFLOPs leave out the attention's score and value products. Its MTLoRA figure cannot be derived from its text;\n"
+            "its MTLoRA counts include the shared update, which gets no gradient there (--method.options.shared_set True)."
+        )
+
+
+def main() -> None:
+    """Prints what a configuration costs."""
+    arguments = [word for word in sys.argv[1:] if word != "--json"]
+    summary = describe(read_command_line(arguments, prog="python -m jaxface.summary"))
+    if "--json" in sys.argv:
+        print(json.dumps(summary))
+    else:
+        show(summary, Console())
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,94 @@
+"""python -m jaxface.train: trains a model; with nothing given, the quickstart."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxface.cli import parse
+from jaxface.config import Config, load_config
+from jaxface.errors import UserError, run_command
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
+
+
+def read_command_line(arguments: list[str], prog: str = "python -m jaxface.train") -> Config:
+    """The configuration of `--config FILE` (default: the quickstart), changed by the other options."""
+    arguments = list(arguments)
+    path: str | Path = QUICKSTART
+    for index, word in enumerate(arguments):
+        if word == "--config" or word.startswith("--config="):
+            if word == "--config" and index + 1 == len(arguments):
+                raise UserError("--config needs a file")
+            path = word.partition("=")[2] or arguments[index + 1]
+            del arguments[index : index + (1 if "=" in word else 2)]
+            break
+    description = "--config FILE names the experiment (default: the quickstart); the options below change single values."
+    config = parse(Config, args=arguments, default=load_config(path), prog=prog, description=description)
+    if config.after is None:
+        return config
+    after = replace(config.after, out=config.out)
+    if config.encoder.weights is None:
+        config = replace(config, encoder=replace(config.encoder, weights=str(after.folder)))
+    return replace(config, after=after)
+
+
+def train(config: Config) -> list[Path]:
+    """Trains the run and, first, the one that it starts from. Returns their folders, the first one's first."""
+    from jaxface.training.loop import Run  # slow to import: not for --help
+
+    folders = [] if config.after is None else train(config.after)
+    print(f"{config.folder}: {config.method.name} for {', '.join(config.tasks)}", file=sys.stderr)
+    return [*folders, Run(config).run()]
+
+
+def results_table(folder: Path) -> Table:
+    """The test's accuracy and balanced accuracy per task, before and after where a run has both."""
+    result = json.loads((folder / "result.json").read_text())
+    baselines = json.loads((folder / "baselines.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    before = next((line for line in lines if line["split"] == "before"), {})
+    title = f"{folder}: accuracy on the {result['split']} split, %"
+    table = Table("task", "majority class", "linear on pixels", "before", "balanced", "after", "balanced", title=title)
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    for name in result["test"]:
+        if name.startswith("accuracy/"):
+            task = name.removeprefix("accuracy/")
+            row = [baselines["majority"].get(task), baselines.get("pixels", {}).get(task)]
+            row += [values.get(f"{kind}/{task}") for values in (before, result["test"]) for kind in ("accuracy", "balanced_accuracy")]
+            table.add_row(task, *map(percent, row))
+    return table
+
+
+def main() -> int:
+    """Trains and prints what came out."""
+    config = read_command_line(sys.argv[1:])
+    from jaxface.training.loop import Stopped
+
+    try:
+        folders = train(config)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 0 if stopped.signal == signal.SIGTERM else 130
+    console = Console()
+    for folder in folders:
+        console.print(results_table(folder))
+    if config.report:
+        from jaxface.report import write_report
+
+        page = write_report(folders, folders[-1].parent / "report.html" if len(folders) > 1 else folders[-1] / "report.html")
+        console.print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

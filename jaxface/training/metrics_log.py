@@ -1,0 +1,50 @@
+"""The run's metrics as JSON lines and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends one JSON object per step or evaluation to `metrics.jsonl`, and the same numbers as TensorBoard events.
+
+    On resume from a step, lines of later steps are dropped: they will be written again.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in self._lines() if line["step"] <= step and not (line["split"] == "test" and step)] if step else []
+        seconds = max((line["time"] for line in kept), default=0.0)
+        aside = self.path.with_suffix(".aside")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        aside.replace(self.path)
+        self._start = time.monotonic() - seconds
+        self._file = self.path.open("a")
+        self._events = SummaryWriter(str(folder / "events"), purge_step=step or None)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        for text in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:  # the last line of a killed run
+                break
+        return lines
+
+    def write(self, split: str, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Writes one line; `values` have names like `loss/age`."""
+        line = {"step": step, "epoch": epoch, "split": split, "time": round(time.monotonic() - self._start, 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Writes out what is left."""
+        self._file.close()
+        self._events.close()
