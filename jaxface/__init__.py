@@ -1,0 +1,28 @@
+"""The Perception Encoder family in JAX, and parameter-efficient fine-tuning of it.
+
+encoder = jaxface.load_encoder("PE-Core-L14-336.pt")
+features = encoder(images)  # [B, H, W, 3] in -1..1 -> [B, output]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+EXPORTS = {
+    "load_encoder": "jaxface.models.weights",
+    "load_clip": "jaxface.models.weights",
+    "save_weights": "jaxface.models.weights",
+    "tokenize": "jaxface.models.tokenizer",
+}
+"""Where each public name is defined; imported when first asked for, so that `import jaxface` costs nothing."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'jaxface' has no attribute {name!r}")
+    return getattr(importlib.import_module(EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *EXPORTS])

@@ -1,0 +1,42 @@
+"""The text tower: a causal transformer whose feature stands at the end-of-text token."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxface.errors import UserError
+from jaxface.models.encoder import Block, run_blocks, stack_blocks
+from jaxface.models.layers import LayerNorm, Linear
+from jaxface.models.variants import TextConfig
+
+
+class Text(nnx.Module):
+    """A text tower of the Perception Encoder family (CLIP's, with 4x MLPs and the exact GELU)."""
+
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        width = config.width
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocabulary, width)))
+        self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (config.context, width)))
+        self.blocks = stack_blocks(config.depth, Block, width, config.heads, 4 * width, rngs=rngs)
+        self.norm = LayerNorm(width)
+        self.projection = Linear(width, config.output, bias=False, rngs=rngs)
+
+    def hidden_states(self, ids: jax.Array) -> jax.Array:
+        """Token ids [B, L] -> the first block's input and every block's result, [depth + 1, B, L, D]."""
+        x = self.embed(ids)
+        return jnp.concatenate([x[None], run_blocks(self.blocks, x, None, causal=True, every=True)[1]])
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Token ids [B, L] -> [B, L, D]. Raises UserError if L exceeds the context."""
+        if ids.ndim != 2 or ids.shape[1] > self.config.context:
+            raise UserError(f"token ids of shape {ids.shape}: expected [B, L] with L at most {self.config.context}")
+        return self.embedding[...][ids] + self.positions[...][: ids.shape[1]]
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Token ids [B, L], zero padded -> features [B, output], at the largest id of each row: the end of its text."""
+        x, _ = run_blocks(self.blocks, self.embed(ids), None, causal=True)
+        last = jnp.take_along_axis(x, ids.argmax(-1)[:, None, None], axis=1)[:, 0]
+        return self.projection(self.norm(last))

@@ -1,0 +1,97 @@
+"""python -m weights_convert SRC DST: a checkpoint of the Perception Encoder family from any layout to any other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import tyro
+
+from jaxface.errors import run_command
+from jaxface.progress import Track
+from weights_convert.checkpoint import Checkpoint, convert
+from weights_convert.towers import Heads
+
+DTYPES = {"keep": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Converts a checkpoint. The layout and the variant of SRC are recognised from its tensors.
+
+    Attributes:
+      src: `.pt`, `.pth`, `.bin` or `.safetensors` in Meta's, timm's, open_clip's or this project's layout.
+      dst: the file to write; its suffix decides the format.
+      layout: of the file to write. timm's has no place for a text tower and leaves it out.
+      variant: what SRC must be, for example PE-Core-L14-336; by default whatever it is.
+      dtype: of the tensors written; "keep" is bit-exact.
+      heads: attention heads, where the width is none of the family's.
+      pool_heads: of the attention pool (the family has 8).
+      text_heads: of the text tower, where its width is none of the family's.
+    """
+
+    src: tyro.conf.Positional[Path]
+    dst: tyro.conf.Positional[Path]
+    layout: Literal["jaxface", "meta", "timm", "open_clip"] = "jaxface"
+    variant: str | None = None
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    heads: int | None = None
+    pool_heads: int | None = None
+    text_heads: int | None = None
+
+
+def main() -> None:
+    """The command."""
+    arguments = tyro.cli(Arguments, prog="python -m weights_convert")
+    start = time.perf_counter()
+    with _progress(arguments.src) as written:
+        checkpoint, count = convert(
+            arguments.src,
+            arguments.dst,
+            layout=arguments.layout,
+            dtype=DTYPES[arguments.dtype],
+            config=arguments.variant,
+            heads=Heads(arguments.heads, arguments.pool_heads, arguments.text_heads),
+            written=written,
+        )
+    print(_summary(checkpoint, arguments, count, time.perf_counter() - start))
+
+
+@contextmanager
+def _progress(source: Path) -> Iterator[Callable[[int], None]]:
+    """Shows how many megabytes are done, told the size of each part in bytes."""
+    size = source.stat().st_size if source.is_file() else 0
+    done = 0
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        track.advance(done // MEGABYTE - track.done)
+
+    with Track(source.name, size // MEGABYTE, unit="MB") as track:
+        yield written
+
+
+def _summary(checkpoint: Checkpoint, arguments: Arguments, count: int, seconds: float) -> str:
+    """What was done, in a line or two."""
+    towers = checkpoint.towers
+    size = arguments.dst.stat().st_size
+    both = " with its text tower" if towers.text else ""
+    lines = [
+        f"{arguments.src}: {towers.name}{both}, layout {checkpoint.layout.name}, {len(checkpoint.file.tensors)} tensors",
+        f"{arguments.dst}: layout {arguments.layout}, {count} tensors, {size / 1e6:,.1f} MB in {seconds:.2f} s",
+    ]
+    if towers.text and arguments.layout == "timm":
+        lines.append("left out: the text tower, which timm's layout has no place for")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

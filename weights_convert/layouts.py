@@ -1,0 +1,234 @@
+"""Checkpoint layouts: one table each, of which of our tensors stands where in theirs and how it is turned.
+
+Our names are those of the modules, with blocks counted (`visual.blocks.3.attn.qkv.kernel`). A table is used in both directions:
+`decode` reads their tensors as ours, `encode` forms theirs from ours. Both work on views, so that nothing is copied before it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Transform(NamedTuple):
+    """How an array is turned: from theirs to ours, and back."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+def _write_patch(kernel: np.ndarray) -> np.ndarray:
+    side = round((kernel.shape[0] // 3) ** 0.5)
+    return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+TRANSPOSED = Transform(np.transpose, np.transpose)
+ONE_BEFORE = Transform(lambda x: x[0], lambda x: x[None])
+TWO_BEFORE = Transform(lambda x: x[0, 0], lambda x: x[None, None])
+PATCHES = Transform(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), _write_patch)
+"""A convolution [D, 3, p, p] over patches is a product with a kernel [p * p * 3, D]."""
+RANK = {TRANSPOSED: 2, ONE_BEFORE: 3, TWO_BEFORE: 3, PATCHES: 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+      ours: our name; `{i}` counts blocks.
+      theirs: their name; where it has no `{i}` and ours has, theirs holds all blocks along its first axis.
+      transform: between the two arrays.
+      share: which part of the first axis of theirs it is, (first, last, of how many), where theirs holds several of ours.
+    """
+
+    ours: str
+    theirs: str
+    transform: Transform = SAME
+    share: tuple[int, int, int] | None = None
+
+
+def _linear(ours: str, theirs: str) -> tuple[Row, ...]:
+    return Row(f"{ours}.kernel", f"{theirs}.weight", TRANSPOSED), Row(f"{ours}.bias", f"{theirs}.bias")
+
+
+def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
+    return Row(f"{ours}.scale", f"{theirs}.weight"), Row(f"{ours}.bias", f"{theirs}.bias")
+
+
+_META_BLOCKS = (
+    *_norm("blocks.{i}.norm1", "transformer.resblocks.{i}.ln_1"),
+    Row("blocks.{i}.attn.qkv.kernel", "transformer.resblocks.{i}.attn.in_proj_weight", TRANSPOSED),
+    Row("blocks.{i}.attn.qkv.bias", "transformer.resblocks.{i}.attn.in_proj_bias"),
+    *_linear("blocks.{i}.attn.out", "transformer.resblocks.{i}.attn.out_proj"),
+    *_norm("blocks.{i}.norm2", "transformer.resblocks.{i}.ln_2"),
+    *_linear("blocks.{i}.mlp.fc", "transformer.resblocks.{i}.mlp.c_fc"),
+    *_linear("blocks.{i}.mlp.proj", "transformer.resblocks.{i}.mlp.c_proj"),
+)
+
+META_VISION = (
+    Row("patch.kernel", "conv1.weight", PATCHES),
+    Row("class_token", "class_embedding"),
+    Row("positions", "positional_embedding"),
+    *_norm("norm_pre", "ln_pre"),
+    *_META_BLOCKS,
+    Row("blocks.{i}.scale1", "transformer.resblocks.{i}.ls_1.gamma"),
+    Row("blocks.{i}.scale2", "transformer.resblocks.{i}.ls_2.gamma"),
+    *_norm("norm_post", "ln_post"),
+    Row("pool.probe", "attn_pool.probe", ONE_BEFORE),
+    Row("pool.q.kernel", "attn_pool.attn.in_proj_weight", TRANSPOSED, (0, 1, 3)),
+    Row("pool.kv.kernel", "attn_pool.attn.in_proj_weight", TRANSPOSED, (1, 3, 3)),
+    Row("pool.q.bias", "attn_pool.attn.in_proj_bias", SAME, (0, 1, 3)),
+    Row("pool.kv.bias", "attn_pool.attn.in_proj_bias", SAME, (1, 3, 3)),
+    *_linear("pool.out", "attn_pool.attn.out_proj"),
+    *_norm("pool.norm", "attn_pool.layernorm"),
+    *_linear("pool.mlp.fc", "attn_pool.mlp.c_fc"),
+    *_linear("pool.mlp.proj", "attn_pool.mlp.c_proj"),
+    Row("projection.kernel", "proj"),
+)
+
+META_TEXT = (
+    Row("embedding", "token_embedding.weight"),
+    Row("positions", "positional_embedding"),
+    *_META_BLOCKS,
+    *_norm("norm", "ln_final"),
+    Row("projection.kernel", "text_projection"),
+)
+
+TIMM_VISION = (
+    Row("patch.kernel", "patch_embed.proj.weight", PATCHES),
+    Row("class_token", "cls_token", TWO_BEFORE),
+    Row("positions", "pos_embed", ONE_BEFORE),
+    *_norm("norm_pre", "norm_pre"),
+    *_norm("blocks.{i}.norm1", "blocks.{i}.norm1"),
+    *_linear("blocks.{i}.attn.qkv", "blocks.{i}.attn.qkv"),
+    *_linear("blocks.{i}.attn.out", "blocks.{i}.attn.proj"),
+    *_norm("blocks.{i}.norm2", "blocks.{i}.norm2"),
+    *_linear("blocks.{i}.mlp.fc", "blocks.{i}.mlp.fc1"),
+    *_linear("blocks.{i}.mlp.proj", "blocks.{i}.mlp.fc2"),
+    Row("blocks.{i}.scale1", "blocks.{i}.gamma_1"),
+    Row("blocks.{i}.scale2", "blocks.{i}.gamma_2"),
+    *_norm("norm_post", "norm"),
+    Row("pool.probe", "attn_pool.latent", ONE_BEFORE),
+    *_linear("pool.q", "attn_pool.q"),
+    *_linear("pool.kv", "attn_pool.kv"),
+    *_linear("pool.out", "attn_pool.proj"),
+    *_norm("pool.norm", "attn_pool.norm"),
+    *_linear("pool.mlp.fc", "attn_pool.mlp.fc1"),
+    *_linear("pool.mlp.proj", "attn_pool.mlp.fc2"),
+    *_linear("projection", "head"),
+)
+"""timm's head has a bias, which is zero in every published file: the model has no place for another one."""
+
+ZERO = "visual.projection.bias"
+LOGIT_SCALE = "logit_scale"
+
+
+def _own(rows: Iterable[Row]) -> tuple[Row, ...]:
+    return tuple(Row(row.ours, row.ours.replace(".{i}", "")) for row in rows)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A checkpoint layout.
+
+    Attributes:
+      name: what commands call it.
+      vision: the table of the vision tower.
+      text: the table of the text tower, or None where the layout has no place for one.
+      forms: the prefixes of (vision, text) that files have; the first is written with a text tower, the last without.
+    """
+
+    name: str
+    vision: tuple[Row, ...]
+    text: tuple[Row, ...] | None
+    forms: tuple[tuple[str, str | None], ...]
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("jaxface", _own(META_VISION), _own(META_TEXT), (("visual.", "text."), ("", None))),
+        Layout("meta", META_VISION, META_TEXT, (("visual.", ""), ("", None))),
+        Layout("timm", TIMM_VISION, None, (("", None),)),
+        Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),)),
+    )
+}
+
+
+def table(layout: Layout, form: tuple[str, str | None], text: bool = True) -> tuple[Row, ...]:
+    """All rows with full names on both sides, for files with that form's prefixes."""
+    rows = [Row(f"visual.{row.ours}", form[0] + row.theirs, row.transform, row.share) for row in layout.vision]
+    if text and layout.text is not None and form[1] is not None:
+        rows += [Row(f"text.{row.ours}", form[1] + row.theirs, row.transform, row.share) for row in layout.text]
+        rows.append(Row(LOGIT_SCALE, LOGIT_SCALE))
+    return tuple(rows)
+
+
+def recognise(names: Iterable[str]) -> tuple[Layout, tuple[str, str | None], int]:
+    """The layout and form that know most of the names, and how many they know."""
+    names = set(names)
+
+    def known(candidate: tuple[Layout, tuple[str, str | None]]) -> int:
+        patterns = {_pattern(row.theirs) for row in table(*candidate)}
+        return sum(_pattern_of(name) in patterns for name in names)
+
+    best = max(((layout, form) for layout in LAYOUTS.values() for form in layout.forms), key=known)
+    return *best, known(best)
+
+
+def decode(rows: Iterable[Row], theirs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Our tensors as views of theirs, and the names of theirs that no row asked for. Tensors of a wrong rank stay out of the first."""
+    by_theirs: dict[str, list[Row]] = {}
+    for row in rows:
+        by_theirs.setdefault(_pattern(row.theirs), []).append(row)
+    ours: dict[str, np.ndarray] = {}
+    surplus = set()
+    for name, array in theirs.items():
+        matches = by_theirs.get(_pattern_of(name), ())
+        if not matches:
+            surplus.add(name)
+        for row in matches:
+            if "{i}" in row.ours and "{i}" not in row.theirs:
+                ours |= {row.ours.format(i=i): part for i, part in enumerate(array)} if array.ndim else {}
+            elif array.ndim == RANK.get(row.transform, array.ndim):
+                number = re.search(r"\.(\d+)\.", name)
+                ours[row.ours.format(i=number and number[1])] = row.transform.read(_share(array, row.share))
+    return ours, surplus
+
+
+def encode(rows: Iterable[Row], ours: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Their tensors, each as the parts that follow one another along its first axis, from ours."""
+    depths: dict[str, int] = {}
+    for name in ours:
+        if match := re.fullmatch(r"(\w+\.)blocks\.(\d+)\..*", name):
+            depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
+    parts: dict[str, list[np.ndarray]] = {}
+    for row in rows:
+        depth = depths.get(row.ours.split(".")[0] + ".", 0) if "{i}" in row.ours else 1
+        for i in range(depth):
+            array = ours.get(row.ours.format(i=i))
+            if array is not None:
+                stacked = "{i}" in row.ours and "{i}" not in row.theirs
+                parts.setdefault(row.theirs.format(i=i), []).append(row.transform.write(array[None] if stacked else array))
+    return parts
+
+
+def _share(array: np.ndarray, share: tuple[int, int, int] | None) -> np.ndarray:
+    if share is None:
+        return array
+    first, last, count = share
+    return array[array.shape[0] * first // count : array.shape[0] * last // count]
+
+
+def _pattern(name: str) -> str:
+    return name.replace("{i}", "#")
+
+
+def _pattern_of(name: str) -> str:
+    """A name with its first number between dots replaced by the block's mark: what both sides of a table are compared by."""
+    return re.sub(r"\.\d+\.", ".#.", name, count=1)

@@ -1,0 +1,238 @@
+"""torch's checkpoint format without torch: a zip of a pickle, which names the tensors, and of their bytes.
+
+A pickle is a program; this reader runs none. It knows how torch spells a tensor and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from jaxface.errors import UserError
+
+STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+WRAPPERS = ("state_dict", "weights", "model")
+"""Keys under which checkpoints often hold the state dict."""
+
+
+BROKEN = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a damaged pickle makes the standard library raise."""
+
+
+class _Refused(Exception):
+    """The pickle names something that is no part of a tensor."""
+
+
+def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+    """What `torch._utils._rebuild_tensor_v2` makes: a strided view of a storage."""
+    if offset < 0 or len(size) != len(stride) or min((*size, *stride, 0)) < 0:
+        raise _Refused(f"a tensor of size {size} and stride {stride}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if all(size) and last >= storage.size:
+        raise _Refused(f"a tensor that ends at element {last} of a storage of {storage.size}")
+    steps = tuple(step * storage.itemsize for step in stride)
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+
+
+def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
+    return data
+
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, storage: Callable[[str, np.dtype, int], np.ndarray]) -> None:
+        super().__init__(file)
+        self.storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise _Refused(f"{module}.{name}")
+        return ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        match pid:
+            case ("storage", np.dtype() as dtype, str() as key, _, int() as count):
+                return self.storage(key, dtype, count)
+        raise _Refused(f"an object {str(pid)[:60]}")
+
+
+def read_zip(path: Path, mapped: mmap.mmap) -> dict[str, np.ndarray]:
+    """The tensors of a state dict in torch's zip format, as views of the mapped file.
+
+    Dictionaries around it (`state_dict`, `weights`, `model`) are opened; what is no tensor is left out.
+    Raises UserError if the file is broken or its pickle asks for anything but tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+            pickles = [name for name in entries if name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise UserError(f"{path}: a zip file, but not one of torch's checkpoints (no data.pkl in it)")
+            folder = pickles[0].removesuffix("data.pkl")
+            if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
+                raise UserError(f"{path}: written on a big-endian machine, which this reader does not know")
+            with archive.open(pickles[0]) as file:
+                value = _Unpickler(file, lambda key, *wanted: _storage(path, mapped, entries, f"{folder}data/{key}", *wanted)).load()
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: truncated or broken: {error}") from None
+    except _Refused as error:
+        raise UserError(f"{path}: refused: its pickle asks for {error}, which is no part of a state dict") from None
+    except BROKEN as error:
+        raise UserError(f"{path}: its pickle is broken: {type(error).__name__}: {error}") from None
+    return tensors_in(path, value)
+
+
+def _storage(path: Path, mapped: mmap.mmap, entries: Mapping[str, zipfile.ZipInfo], name: str, dtype: np.dtype, count: int) -> np.ndarray:
+    """The bytes of one of the zip's entries, in place."""
+    info = entries.get(name)
+    if info is None:
+        raise UserError(f"{path}: broken: its entry {name} is missing")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise UserError(f"{path}: its tensors are compressed, which torch never does: save it again")
+    name_length, extra_length = struct.unpack_from("<HH", mapped, info.header_offset + 26)
+    start = info.header_offset + 30 + name_length + extra_length
+    if count < 0 or count * dtype.itemsize > info.file_size or start + info.file_size > len(mapped):
+        raise UserError(f"{path}: truncated: entry {name} has {info.file_size} bytes, {count * dtype.itemsize} are asked for")
+    return np.frombuffer(mapped, dtype, count, start)
+
+
+def tensors_in(path: Path, value: Any) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, out of the dictionaries that often stand around one."""
+    for _ in range(4):  # a pickle's dictionary may hold itself
+        wrapped = [value[key] for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)]
+        value = wrapped[0] if wrapped else value
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, expected a dictionary of tensors")
+    return {str(name): array for name, array in value.items() if isinstance(array, np.ndarray)}
+
+
+def read_legacy(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file from before torch 1.6, read by torch. Raises UserError if it is none, or torch is missing."""
+    with path.open("rb") as file:
+        if file.read(1) != b"\x80":
+            raise UserError(f"{path}: neither a safetensors file nor one of torch's checkpoints")
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path}: in torch's old format, which takes torch to read: install it, or save again in the zip format") from None
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: torch cannot load it without running code: {str(error).splitlines()[0]}") from None
+    return tensors_in(path, _arrays(value))
+
+
+def _arrays(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, dict):
+        return {key: _arrays(item) for key, item in value.items()}
+    if not isinstance(value, torch.Tensor):
+        return value
+    bits = value.detach().contiguous()
+    return bits.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bits.dtype == torch.bfloat16 else bits.numpy()
+
+
+class _Entry(NamedTuple):
+    key: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def write_zip(
+    file: BinaryIO,
+    tensors: Mapping[str, list[np.ndarray]],
+    dtype: np.dtype | None,
+    metadata: Mapping[str, str],
+    written: Callable[[int], None],
+) -> None:
+    """Writes a state dict as `torch.save` does, part by part: an ordered dictionary of contiguous tensors, and no metadata."""
+    from weights_convert.files import as_bytes, joined_shape, target_dtype
+
+    entries = {name: _Entry(key, target_dtype(parts[0], dtype), joined_shape(parts)) for key, (name, parts) in enumerate(tensors.items())}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_aligned("archive/data.pkl", 0), _pickle(entries))
+        archive.writestr(_aligned("archive/byteorder", file.tell()), "little")
+        for key, (name, parts) in enumerate(tensors.items()):
+            with archive.open(_aligned(f"archive/data/{key}", file.tell()), "w", force_zip64=True) as data:
+                for part in parts:
+                    data.write(as_bytes(name, part, dtype))
+                    written(part.nbytes)
+        archive.writestr(_aligned("archive/version", file.tell()), "3\n")
+
+
+def _aligned(name: str, position: int) -> zipfile.ZipInfo:
+    """An entry without a time, whose data begin at a multiple of 64 bytes if `open` with `force_zip64` writes it."""
+    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    zip64 = 20  # bytes that `zipfile` puts before the padding when sizes may exceed 4 GB
+    padding = -(position + 30 + len(name) + zip64 + 4) % 64
+    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    return info
+
+
+def _pickle(entries: Mapping[str, _Entry]) -> bytes:
+    """The pickle of a state dict, spelled out in opcodes, since pickling torch's names takes torch."""
+    storages = {dtype: name for name, dtype in STORAGES.items()}
+    code = [b"\x80\x02ccollections\nOrderedDict\n)R("]
+    for name, entry in entries.items():
+        code.append(_text(name))
+        code.append(b"ctorch._utils\n_rebuild_tensor_v2\n(")
+        code.append(b"(" + _text("storage") + f"ctorch\n{storages[entry.dtype]}\n".encode() + _text(str(entry.key)) + _text("cpu"))
+        code.append(_integer(int(np.prod(entry.shape, dtype=np.int64))) + b"tQ")  # tuple, persistent id
+        strides = [int(np.prod(entry.shape[i + 1 :], dtype=np.int64)) for i in range(len(entry.shape))]
+        code.append(_integer(0) + _integers(entry.shape) + _integers(strides) + b"\x89ccollections\nOrderedDict\n)RtR")
+    return b"".join([*code, b"u."])
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _integer(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value) if value < 2**31 else b"\x8a\x08" + struct.pack("<q", value)
+
+
+def _integers(values: tuple[int, ...] | list[int]) -> bytes:
+    return b"(" + b"".join(map(_integer, values)) + b"t"
