@@ -48,11 +48,14 @@ def percent(share: float | None, decimals: int = 1) -> str:
     return "—" if share is None or share != share else f"{100 * share:.{decimals}f} %"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, sortable: bool = True) -> Html:
+def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, sortable: bool = True) -> Html:
     """A table that a click on a heading sorts; it scrolls sideways where it is wider than the screen."""
-    head = tag("tr", *(tag("th", tag("button", name, type="button") if sortable else name, scope="col") for name in header))
+    cells = [entry if isinstance(entry, Cell) else Cell(entry) for entry in header]
+    heads = (
+        tag("th", tag("button", cell.shown, type="button") if sortable else cell.shown, scope="col", class_=cell.class_) for cell in cells
+    )
     body = join(tag("tr", *(_cell(value, first=index == 0) for index, value in enumerate(row))) for row in rows)
-    return tag("div", tag("table", tag("thead", head), tag("tbody", body)), class_="scroll", tabindex="0")
+    return tag("div", tag("table", tag("thead", tag("tr", *heads)), tag("tbody", body)), class_="scroll", tabindex="0")
 
 
 def _cell(value: object, *, first: bool) -> Html:
@@ -76,9 +79,9 @@ def grid(parts: Iterable[object], kind: str = "figures") -> Html:
     return tag("div", inner, class_=f"grid {kind}") if inner else Html()
 
 
-def figure(picture: object, caption: object = None) -> Html:
-    """A picture and what it shows."""
-    return tag("figure", picture, tag("figcaption", caption) if caption else "")
+def figure(picture: object, heading: object) -> Html:
+    """A picture below its heading."""
+    return tag("figure", tag("figcaption", heading), picture)
 
 
 def details(summary: object, *content: object, opened: bool = False) -> Html:
@@ -124,8 +127,8 @@ th,td{padding:.38rem .75rem;text-align:right;border-bottom:1px solid var(--grid)
 th:first-child,td:first-child,.left{text-align:left}
 tbody th{font-weight:600}
 thead th{border-bottom:1.5px solid var(--faint);padding:.2rem .3rem}
-th button{font:inherit;font-weight:600;color:var(--faint);background:none;border:0;padding:.2rem .45rem;margin:0;cursor:pointer;
-  white-space:normal}
+th button{text-align:inherit;font:inherit;font-weight:600;color:var(--faint);background:none;border:0;padding:.2rem .45rem;
+  margin:0;cursor:pointer;white-space:normal}
 th button:hover{color:var(--ink)}
 th[aria-sort] button{color:var(--ink)}
 th[aria-sort=ascending] button::after{content:" \\25B4"}
@@ -135,16 +138,19 @@ tbody tr:hover{background:var(--soft)}
 .strong{font-weight:700}.right{color:var(--right)}.wrong{color:var(--wrong)}
 .grid{display:grid;gap:1.1rem 1.4rem;align-items:start;margin:.6rem 0 1.2rem}
 .figures{grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr))}
-.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr))}
+.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr))}
 .cards{grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:.8rem}
 figure{margin:0;min-width:0}
-figcaption{color:var(--faint);font-size:.8125rem;margin-top:.15rem}
+figcaption{font-weight:600;font-size:.875rem;margin-bottom:.2rem}
 svg{display:block;width:100%;height:auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .face{background:var(--soft);border:1px solid var(--grid);border-radius:8px;overflow:hidden;break-inside:avoid}
 .face img{display:block;width:100%;aspect-ratio:1;object-fit:cover;background:var(--grid)}
-.face ul{list-style:none;margin:0;padding:.4rem .55rem .5rem;font-size:.75rem;line-height:1.45}
-.face li span{color:var(--faint)}
+.face ul{list-style:none;margin:0;padding:.4rem .5rem .5rem;font-size:.72rem;line-height:1.45}
+.face li{display:flex;flex-wrap:wrap;justify-content:space-between}
+.face li b{font-weight:600;white-space:nowrap}
+.face li div{flex-basis:100%;padding-left:1.05em}
+.face li span,.face li div{color:var(--faint)}
 td img{display:block;width:44px;height:44px;object-fit:cover;border-radius:4px}
 details{border:1px solid var(--grid);border-radius:8px;padding:.55rem .9rem;margin:.8rem 0}
 summary{cursor:pointer;font-weight:600}
@@ -154,7 +160,9 @@ pre{overflow-x:auto;font-size:.78rem;line-height:1.45;background:var(--soft);pad
   margin:.9rem 0}
 .note p{margin:0}
 footer{color:var(--faint);font-size:.8125rem;padding-top:2rem;padding-bottom:3rem}
-@media (max-width:600px){body{font-size:15px}header,main,footer{padding-left:.9rem;padding-right:.9rem}h1{font-size:1.4rem}
+@media (max-width:600px){
+tbody th{white-space:normal}details{padding:.5rem .6rem}.face ul{font-size:.69rem;padding:.35rem .4rem}
+body{font-size:15px}header,main,footer{padding-left:.9rem;padding-right:.9rem}h1{font-size:1.4rem}
   th,td{padding:.34rem .5rem}.cards{grid-template-columns:repeat(auto-fill,minmax(98px,1fr));gap:.55rem}}
 @media print{@page{margin:14mm}body{font-size:10pt}nav{display:none}header,main,footer{max-width:none;padding:0}h2,h3{break-after:avoid}
   figure,tr,.note{break-inside:avoid}.scroll{overflow:visible}details{border:0;padding:0}.figures{grid-template-columns:repeat(3,1fr)}
