@@ -127,6 +127,25 @@ def _some(what: str, items: list[str], most: int = 6) -> str:
     return f"{len(items)} tensor{'s' * (len(items) > 1)} {what}: {', '.join(items[:most])}{more}"
 
 
+def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, list[np.ndarray]], Towers]:
+    """The parts of every tensor of a layout, and the towers that it has a place for."""
+    if layout not in LAYOUTS:
+        raise UserError(f"no layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    chosen = LAYOUTS[layout]
+    text = towers.text is not None and chosen.text is not None
+    arrays = dict(tensors)
+    if towers.vision.output:
+        arrays[ZERO] = np.zeros(towers.vision.output, tensors["visual.projection.kernel"].dtype)
+    parts = encode(table(chosen, chosen.forms[0 if text else -1], text), arrays)
+    return parts, Towers(towers.vision, towers.text if text else None)
+
+
+def layout_tensors(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors with our names as those of a layout, in memory. Raises UserError if it is unknown."""
+    parts = _laid_out(layout, towers, tensors)[0]
+    return {name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in parts.items()}
+
+
 def write_checkpoint(
     path: str | Path,
     towers: Towers,
@@ -140,16 +159,7 @@ def write_checkpoint(
 
     Raises UserError if the layout is unknown or the file cannot be written, NotFinite at the first tensor with NaN or infinity.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"no layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    chosen = LAYOUTS[layout]
-    text = towers.text is not None and chosen.text is not None
-    form = chosen.forms[0 if text else -1]
-    arrays = dict(tensors)
-    if towers.vision.output:
-        arrays[ZERO] = np.zeros(towers.vision.output, tensors["visual.projection.kernel"].dtype)
-    described = Towers(towers.vision, towers.text if text else None)
-    parts = encode(table(chosen, form, text), arrays)
+    parts, described = _laid_out(layout, towers, tensors)
     write_tensors(path, parts, dtype=dtype, metadata={"format": "pt", CONFIG: described.to_json()}, written=written)
     return len(parts)
 

@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxface.kernels.products import low_rank_product, up
-
-EPSILON = 1e-12
-"""Floor of DoRA's norm: a zero column of the base must not divide by zero."""
+from jaxface.kernels.products import NORM_FLOOR, low_rank_product, sums_kernel, up
 
 
 class Adapter(nnx.Param):
@@ -74,9 +71,12 @@ class LowRank(nnx.Module):
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [..., in] @ self -> [..., out]"""
-        gain = self.gain()
-        a, b = self.a[...].astype(x.dtype), self._b().astype(x.dtype)
-        return low_rank_product(x, self.base[...].astype(x.dtype), a, b, None if gain is None else gain.astype(x.dtype))
+        w, a, b = (array.astype(x.dtype) for array in (self.base[...], self.a[...], self._b()))
+        if self.magnitude is None:
+            return low_rank_product(x, w, a, b)
+        if self.detach_norm and sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype):
+            return low_rank_product(x, w, a, b, self.magnitude[...], unit_columns=True)
+        return low_rank_product(x, w, a, b, self.gain().astype(x.dtype))
 
     def _b(self) -> jax.Array:
         return self.b[...] if self.scaling == 1 else self.b[...] * self.scaling
@@ -85,7 +85,7 @@ class LowRank(nnx.Module):
         """DoRA's factor per output feature, magnitude / ||W + A B||: [..., out] float32, or None for LoRA."""
         if self.magnitude is None:
             return None
-        norms = jnp.sqrt(jnp.maximum(self._norms_squared(), EPSILON))
+        norms = jnp.sqrt(jnp.maximum(self._norms_squared(), NORM_FLOOR))
         # DoRA, section 4.3: the norm is a constant in the backward pass
         return self.magnitude[...] / (jax.lax.stop_gradient(norms) if self.detach_norm else norms)
 

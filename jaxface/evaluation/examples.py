@@ -44,7 +44,7 @@ def faces(runs: Runs) -> Html:
 
 def _is_right(predictions: Predictions, task: Task, row: int) -> bool | None:
     label = predictions.labels[task.name][row]
-    return None if label == MISSING else bool(label == predictions.predicted(task.name)[row])
+    return None if label == MISSING else bool(label == predictions.logits[task.name][row].argmax())
 
 
 def _card(run: Run, row: int) -> Html:

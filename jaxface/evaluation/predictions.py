@@ -96,8 +96,11 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
     about = json.dumps({**predictions.about, "tasks": tasks}, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
-    pq.write_table(pa.table(columns).replace_schema_metadata({METADATA_KEY: about.encode()}), aside, compression="zstd")
-    aside.replace(path)
+    try:
+        pq.write_table(pa.table(columns).replace_schema_metadata({METADATA_KEY: about.encode()}), aside, compression="zstd")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_predictions(path: Path | str) -> Predictions:

@@ -6,14 +6,18 @@ Autodiff's gradient of `b` in `(x @ a) @ b` transposes the large operand; here o
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 PRODUCT = "product"
+NORM_FLOOR = 1e-12
+"""Floor of a column's squared length: a zero column of the base must not divide by zero."""
 
 
 def product(x: jax.Array, kernel: Any) -> jax.Array:
@@ -43,44 +47,88 @@ def up(xa: jax.Array, b: jax.Array, groups: int) -> jax.Array:
     return y.reshape(*xa.shape[:-1], outputs)
 
 
-@jax.custom_vjp
-def low_rank_product(x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """`(x @ w + (x @ a) @ b) * scale` with w frozen: its gradient is never formed.
+def sums_kernel(tokens: int, inputs: int, outputs: int, dtype: DTypeLike) -> bool:
+    """Whether W + A B is worth forming: it costs in * out * r, the two thin products tokens * (in + out) * r.
+
+    Never in bf16, where the sum would round small updates away.
+    """
+    return dtype == jnp.float32 and tokens * (inputs + outputs) > inputs * outputs
+
+
+def low_rank_product(
+    x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None = None, *, unit_columns: bool = False
+) -> jax.Array:
+    """`x @ (w + a b) * gain` with w frozen: its gradient is never formed.
 
     Args:
       x: [..., in]
       w: [in, out], constant in the backward pass.
       a: [in, g * r]; g > 1 gives each of g equal slices of the output an adapter of its own (q, k and v of a fused kernel).
       b: [r, out]
-      scale: [out], or None for 1.
+      gain: [out], or None for 1.
+      unit_columns: divide each column of w + a b by its length, a constant in the backward pass. Only where `sums_kernel` holds.
     """
-    return _forward(x, w, a, b, scale)[0]
+    summed = sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype)
+    if unit_columns and not summed:
+        raise ValueError("the lengths of the columns are at hand only where the kernel is summed")
+    return _low_rank_product(x, w, a, b, gain, summed, unit_columns)
 
 
-def _forward(x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array | None) -> tuple[jax.Array, Any]:
-    xa = down(x, a)
-    y = checkpoint_name(x @ w + up(xa, b, _groups(a, b)), PRODUCT)
-    return y if scale is None else y * scale, (x, w, a, b, scale, None if scale is None else y)
+def _kernel(w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, unit_columns: bool) -> tuple[jax.Array, jax.Array | None]:
+    """(w + a b) * scale as one array [in, out], and the scale [out]: the gain, over the columns' lengths if they are to be 1."""
+    kernel = w + up(a, b, _groups(a, b))
+    if gain is None:
+        return kernel, None
+    scale = gain * jax.lax.rsqrt(jnp.maximum(jnp.sum(kernel * kernel, 0), NORM_FLOOR)) if unit_columns else gain
+    return kernel * scale, scale
 
 
-def _backward(residuals: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, w, a, b, scale, y = residuals
-    groups, rank = _groups(a, b), b.shape[0]
-    rows = tuple(range(g.ndim - 1))
-    d_scale = None if scale is None else jnp.sum(g * y, rows)
-    gs = jax.lax.optimization_barrier(g if scale is None else g * scale)
-    flat_x, flat_g = x.reshape(-1, x.shape[-1]), gs.reshape(-1, gs.shape[-1])
-    xa = flat_x @ a  # [n, g r]: cheaper to form again than to keep
-    if groups == 1:
-        gb = flat_g @ b.T
-        db = xa.T @ flat_g
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _low_rank_product(
+    x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
+) -> jax.Array:
+    return _forward(x, w, a, b, gain, summed, unit_columns)[0]
+
+
+def _forward(
+    x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
+) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+    if summed:
+        y = x @ _kernel(w, a, b, gain, unit_columns)[0]
     else:
-        slices = flat_g.reshape(-1, groups, g.shape[-1] // groups)
-        gb = jnp.einsum("ngo,rgo->ngr", slices, b.reshape(rank, groups, -1)).reshape(-1, groups * rank)
+        y = x @ w + up(down(x, a), b, _groups(a, b))
+        y = y if gain is None else y * gain
+    y = checkpoint_name(y, PRODUCT)
+    return y, (x, w, a, b, gain, None if gain is None else y)
+
+
+def _backward(summed: bool, unit_columns: bool, residuals: tuple[jax.Array | None, ...], g: jax.Array) -> tuple[jax.Array | None, ...]:
+    x, w, a, b, gain, y = residuals
+    groups, rank = _groups(a, b), b.shape[0]
+    shape = x.shape
+    g = jax.lax.optimization_barrier(g)
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    kernel, scale = _kernel(w, a, b, gain, unit_columns) if summed else (None, gain)
+    xa = down(x, a)  # [n, g r]: cheaper to form again than to keep
+    # the scale goes with the narrow arrays, so that no pass over [n, out] is spent on it
+    bs = b if scale is None else b * scale
+    if groups == 1:
+        gb = g @ bs.T
+        db = xa.T @ g
+    else:
+        slices = g.reshape(-1, groups, g.shape[-1] // groups)
+        gb = jnp.einsum("ngo,rgo->ngr", slices, bs.reshape(rank, groups, -1)).reshape(-1, groups * rank)
         db = jnp.einsum("ngr,ngo->rgo", xa.reshape(-1, groups, rank), slices).reshape(b.shape)
-    da = (gb.T @ flat_x).T
-    dx = (flat_g @ w.T + gb @ a.T).reshape(x.shape)
-    return dx, None, da, db, d_scale
+    da = (gb.T @ x).T
+    if kernel is not None:
+        dx = g @ kernel.T
+    else:
+        dx = (g if scale is None else g * scale) @ w.T + gb @ a.T
+    if scale is None:
+        return dx.reshape(shape), None, da, db, None
+    # y is the gain times what it would be without, so the gain's gradient is sum(g * y) / gain
+    d_gain = jnp.sum(g * y.reshape(g.shape), 0) / jnp.where(gain == 0, 1, gain)
+    return dx.reshape(shape), None, da, db * scale, d_gain
 
 
-low_rank_product.defvjp(_forward, _backward)
+_low_rank_product.defvjp(_forward, _backward)
