@@ -1,0 +1,44 @@
+"""`python -m jaxface.report` as a user calls it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxface.errors import run_command
+from jaxface.report import main
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"name": "small", "tasks": ["gender"]}))
+    rows = [{"step": step, "split": "train", "loss": 1 / step, "loss/gender": 1 / step} for step in range(1, 9)]
+    rows.append({"step": 8, "split": "test", "accuracy/gender": 0.875, "balanced_accuracy/gender": 0.8})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_page_is_written_where_it_is_asked_for(run, tmp_path):
+    command = [sys.executable, "-m", "jaxface.report", str(run), str(run), "--out", "pages/all.html"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pages/all.html" in done.stdout
+    content = (tmp_path / "pages" / "all.html").read_text()
+    assert "87.5 %" in content
+    assert content.rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere"], ["runs"], ["runs/small", "--colour", "blue"]])
+def test_wrong_input_is_one_line_and_exit_status_2(run, tmp_path, arguments, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert printed.startswith("error: ")
+    assert len(printed.splitlines()) == 1
+    assert not (tmp_path / "report.html").exists()
