@@ -12,7 +12,7 @@ import numpy as np
 from jaxface.errors import UserError
 from jaxface.evaluation import examples, sections
 from jaxface.evaluation.markup import Cell, Html, details, join, page, section, table, tag
-from jaxface.evaluation.runs import Run, read_run
+from jaxface.evaluation.runs import RANDOM, Run, read_run
 from jaxface.evaluation.sections import Runs, tasks_of
 
 
@@ -57,11 +57,16 @@ def render(runs: Runs) -> str:
 
 def _lead(runs: Runs) -> Html:
     def sentence(name: str, run: Run) -> Html:
-        method, variant = run.option("method.name"), run.option("encoder.variant")
-        what = " on ".join(str(part) for part in (method, variant) if part)
+        what = " on ".join(part for part in (run.option("method.name"), _encoder(run)) if part)
         return join([tag("strong", name), f" ({what})" if what else ""])
 
     return tag("p", f"{'Runs' if len(runs) > 1 else 'A run'}: ", join((sentence(*item) for item in runs.items()), ", "), ".")
+
+
+def _encoder(run: Run) -> str | None:
+    """What was adapted: a checkpoint knows its own shape, so the variant counts only where training began from random numbers."""
+    weights = run.option("encoder.weights")
+    return run.option("encoder.variant") if weights in (None, RANDOM) else str(weights)
 
 
 def _setup(runs: Runs) -> Html:
@@ -78,8 +83,8 @@ def _facts(run: Run) -> dict[str, str]:
     drawn = run.option("data.drawn") or {}
     facts = {
         "method": run.option("method.name"),
-        "encoder": run.option("encoder.variant"),
-        "starting weights": run.option("encoder.weights"),
+        "encoder": _encoder(run),
+        "begins from": "random numbers" if run.option("encoder.weights") == RANDOM else "a checkpoint or run",
         "tasks": ", ".join(task.name for task in run.tasks),
         "data": ", ".join(run.option("data.sets") or ()) or (f"drawn faces, style {drawn.get('style')}" if drawn else None),
         "loss balancing": run.option("balancing"),

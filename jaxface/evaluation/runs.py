@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,9 @@ from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions, read_predictions
 
 Row = Mapping[str, Any]
+
+RANDOM = "random"
+"""What a configuration says in place of weights where training began from random numbers."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,12 @@ class Run:
         steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
         finite = np.isfinite(values)
         return steps[finite], values[finite]
+
+    def summed(self, split: str, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and the sum of several keys `[N]`, where a row has them all."""
+        parts = [dict(zip(*(part.tolist() for part in self.series(split, key)), strict=True)) for key in keys]
+        steps = [step for step in parts[0] if all(step in part for part in parts)] if parts else []
+        return np.asarray(steps, np.float64), np.asarray([sum(part[step] for part in parts) for step in steps], np.float64)
 
 
 def read_run(path: Path | str) -> Run:

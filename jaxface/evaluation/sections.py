@@ -117,10 +117,12 @@ def training(runs: Runs) -> Html:
     parts = []
     for name, run in runs.items():
         tasks = [task.name for task in run.tasks]
-        losses = {"": "Loss"} | {f"/{task}": f"Loss, {task}" for task in tasks}
+        # the loss that is minimised weighs the tasks, that of validation does not: their plain sums can be compared
+        losses = {"Loss, sum of the tasks": tasks} if len(tasks) > 1 else {}
+        losses |= {f"Loss, {task}": [task] for task in tasks}
         pictures = []
-        for suffix, title in losses.items():
-            train, validation = run.series("train", f"loss{suffix}"), run.series("validation", f"loss{suffix}")
+        for title, parts_of in losses.items():
+            train, validation = (run.summed(split, [f"loss/{task}" for task in parts_of]) for split in ("train", "validation"))
             if len(train[0]) or len(validation[0]):
                 pictures.append(_picture(figures.loss_curve(train, validation), title, name))
         for split, key, title, draw in (

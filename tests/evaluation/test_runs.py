@@ -68,6 +68,14 @@ def test_values_that_are_not_finite_are_left_out_of_a_curve(tmp_path):
     assert [part.tolist() for part in read_run(tmp_path).series("train", "loss")] == [[1, 4], [1, 4]]
 
 
+def test_losses_are_summed_over_the_tasks_where_a_step_has_them_all(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    both = {"loss/age": 2.0, "loss/gender": 0.5}
+    write(tmp_path / "metrics.jsonl", row(1, **both), row(2, **{"loss/age": 1.0}), row(3, **both), row(3, "validation", **both))
+    steps, sums = read_run(tmp_path).summed("train", list(both))
+    assert (steps.tolist(), sums.tolist()) == ([1, 3], [2.5, 2.5])
+
+
 def test_a_run_that_has_just_begun_holds_its_configuration_only(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"tasks": ["age"]}))
     run = read_run(tmp_path)
