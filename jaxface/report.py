@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from jaxface.cli import parse
 from jaxface.errors import run_command
 from jaxface.evaluation.page import write_report
 
 
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path = Path("report.html")) -> None:
+@dataclass(frozen=True)
+class Options:
     """Compares runs on one HTML page that needs no network.
 
-    Args:
+    Attributes:
       runs: run folders.
       out: the page to write.
     """
-    write_report(runs, out)
-    print(f"wrote {out}")
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    out: Path = Path("report.html")
 
 
 def main() -> None:
     """The command."""
-    tyro.cli(report, prog="python -m jaxface.report")
+    options = parse(Options, prog="python -m jaxface.report")
+    print(f"wrote {write_report(options.runs, options.out)}")
 
 
 if __name__ == "__main__":
