@@ -1,0 +1,100 @@
+"""The encoders against timm and open_clip, run live on the same random parameters."""
+
+import jax
+import numpy as np
+import pytest
+from small_models import KINDS, random_ids
+
+from jaxface.evaluation.reference import captured, import_torch, timm_name
+from jaxface.models.variants import VARIANTS
+from weights_convert.layouts import LAYOUTS, decode, table
+from weights_convert.towers import Towers
+
+torch = import_torch()[0]
+
+
+def relative_error(value, exact):
+    return np.abs(np.asarray(value, np.float64) - exact).max() / np.abs(exact).max()
+
+
+def assert_as_exact_as_the_original(ours, original, exact):
+    """2e-6, and twice the original's own distance from its double precision."""
+    error = relative_error(ours, exact)
+    assert error <= 2e-6
+    assert error <= 2 * relative_error(original, exact)
+
+
+def torch_images(images, dtype):
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype)
+
+
+def run(original, images, dtype):
+    """States after every block, tokens and features."""
+    with torch.no_grad(), captured(original.blocks) as states:
+        features = original.vision(torch_images(images, dtype))
+        tokens = original.tokens(torch_images(images, dtype))
+    return [*(state.numpy() for state in states[: len(original.blocks)]), tokens.numpy(), features.numpy()]
+
+
+@jax.jit
+def run_ours(encoder, images):
+    tokens = encoder.tokens(images)
+    return encoder.hidden_states(images)[1:], tokens, encoder.pooled(tokens)
+
+
+@jax.jit
+def run_both(clip, images, ids):
+    return clip.encode_image(images), clip.encode_text(ids), clip(images, ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_block_the_tokens_and_the_features_equal_timms(kind, encoder, original, images):
+    states, tokens, features = run_ours(encoder(kind), images(kind))
+    single = run(original("timm", kind, "float"), images(kind), torch.float32)
+    exact = run(original("timm", kind, "double"), images(kind), torch.float64)
+    for ours, theirs, double in zip([*states, tokens, features], single, exact, strict=True):
+        assert_as_exact_as_the_original(ours, theirs, double)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_near_the_exact_features(kind, encoder, original, images):
+    features = np.asarray(run_ours(encoder(kind, "bfloat16"), images(kind))[-1], np.float64)
+    exact = run(original("timm", kind, "double"), images(kind), torch.float64)[-1]
+    assert relative_error(features, exact) <= 2e-2
+    assert np.vdot(features, exact) / np.linalg.norm(features) / np.linalg.norm(exact) > 0.9999
+
+
+@pytest.mark.parametrize("kind", [kind for kind, towers in KINDS.items() if towers.text])
+def test_both_towers_equal_open_clips(kind, clip, original, images):
+    ids = random_ids(12, KINDS[kind])
+    image, text, ours = run_both(clip(kind), images(kind), ids)
+    results = {}
+    for precision, dtype in (("float", torch.float32), ("double", torch.float64)):
+        theirs = original("open_clip", kind, precision)
+        with torch.no_grad():
+            results[precision] = (
+                theirs.vision(torch_images(images(kind), dtype)).numpy(),
+                theirs.encode_text(torch.from_numpy(ids).long()).numpy(),
+            )
+            logits = theirs.modules[0].get_logits(torch_images(images(kind), dtype), torch.from_numpy(ids).long())[0]
+    for value, theirs, exact in zip((image, text), results["float"], results["double"], strict=True):
+        assert_as_exact_as_the_original(value, theirs, exact)
+    assert relative_error(ours, logits.numpy()) <= 2e-6
+
+
+@pytest.mark.parametrize("variant", [name for name, config in VARIANTS.items() if timm_name(config)])
+def test_every_variant_has_the_tensors_that_timm_registers_under_its_name(variant):
+    _, timm = import_torch("timm")
+    config = VARIANTS[variant]
+    with torch.device("meta"):
+        model = timm.create_model(
+            timm_name(config), **({"num_classes": config.output} if config.pool else {"num_classes": 0, "global_pool": ""})
+        )
+    theirs = {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in model.state_dict().items()}
+    ours, surplus = decode(table(LAYOUTS["timm"], ("", None)), theirs)
+    ours.pop("visual.projection.bias", None)
+    assert not surplus
+    assert {name: array.shape for name, array in ours.items()} == Towers(config).shapes()
+    heads = {block.attn.num_heads for block in model.blocks}
+    assert heads == {config.heads}
+    assert not config.pool or model.attn_pool.num_heads == config.pool_heads

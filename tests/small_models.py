@@ -1,0 +1,48 @@
+"""Small models of every kind in the family, with every parameter random, and images for them: the same numbers on every machine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxface.models.variants import EncoderConfig, TextConfig
+from weights_convert.towers import Towers
+
+TEXT = TextConfig(width=64, depth=2, heads=4, context=12, output=48, vocabulary=96)
+
+KINDS: dict[str, Towers] = {
+    "core": Towers(EncoderConfig(64, 3, 4, 256, 8, 32, output=48), TEXT),
+    "core without class token, MLP not 4x": Towers(EncoderConfig(64, 2, 4, 372, 8, 32, class_token=False, output=48), TEXT),
+    "core with heads of 24 channels": Towers(EncoderConfig(96, 2, 4, 384, 4, 20, output=40, pool_heads=4)),
+    "lang": Towers(EncoderConfig(64, 2, 2, 256, 8, 32, pool=False, layer_scale=True, norm_post=False)),
+    "lang without class token": Towers(
+        EncoderConfig(64, 2, 4, 372, 8, 32, class_token=False, pool=False, layer_scale=True, norm_post=False)
+    ),
+    "spatial": Towers(EncoderConfig(64, 2, 4, 256, 8, 32, pool=False, norm_post=False)),
+}
+
+
+def random_tensors(towers: Towers, seed: int = 0) -> dict[str, np.ndarray]:
+    """Every tensor of the towers by our name, float32: none of them zero, one, or alike."""
+    random = np.random.RandomState(seed)  # its stream is fixed for good, which Generator's is not
+    spreads = {".kernel": None, ".scale": 0.2, "scale1": 0.2, "scale2": 0.2}
+    tensors = {}
+    for name, shape in towers.shapes().items():
+        spread = next((value for end, value in spreads.items() if name.endswith(end)), 0.3)
+        centre = 1.0 if name.endswith(".scale") else 0.5 if "scale" in name else 0.0
+        values = random.standard_normal(shape) * (shape[0] ** -0.5 if spread is None else spread) + centre
+        tensors[name] = np.asarray(values, np.float32)
+    return tensors
+
+
+def random_images(count: int, height: int, width: int, seed: int = 1) -> np.ndarray:
+    """[count, height, width, 3] in -1..1, float32."""
+    return np.random.RandomState(seed).uniform(-1, 1, (count, height, width, 3)).astype(np.float32)
+
+
+def random_ids(count: int, towers: Towers, seed: int = 2) -> np.ndarray:
+    """Token ids [count, context] of texts of several lengths: start, words, end, zeros."""
+    text = towers.text
+    ids = np.random.RandomState(seed).randint(1, text.vocabulary - 2, (count, text.context)).astype(np.int32)
+    for row, end in zip(ids, np.linspace(2, text.context - 1, count).astype(int), strict=True):
+        row[0], row[end], row[end + 1 :] = text.vocabulary - 2, text.vocabulary - 1, 0
+    return ids
