@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import tyro
 
+from jaxface.cli import parse
 from jaxface.errors import run_command
 from jaxface.progress import Track
 from weights_convert.checkpoint import Checkpoint, convert
@@ -49,7 +50,7 @@ class Arguments:
 
 def main() -> None:
     """The command."""
-    arguments = tyro.cli(Arguments, prog="python -m weights_convert")
+    arguments = parse(Arguments, prog="python -m weights_convert")
     start = time.perf_counter()
     with _progress(arguments.src) as written:
         checkpoint, count = convert(

@@ -192,7 +192,8 @@ def as_bytes(name: str, array: np.ndarray, dtype: np.dtype | None) -> memoryview
     array = contiguous(array)
     if not finite(array):
         raise NotFinite(name)
-    converted = array.astype(target_dtype(array, dtype), copy=False)
+    with np.errstate(over="ignore"):  # an infinity is reported below
+        converted = array.astype(target_dtype(array, dtype), copy=False)
     if converted is not array and not finite(converted):
         raise UserError(f"tensor {name} has values beyond the range of {converted.dtype}: take bfloat16 or float32")
     return memoryview(converted.reshape(-1).view(np.uint8))

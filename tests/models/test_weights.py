@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import KINDS, random_ids, random_images, random_tensors
+
+import jaxface
+from jaxface.errors import UserError
+from jaxface.models.clip import Clip
+from jaxface.models.encoder import Encoder, split_stages
+from jaxface.models.tree import arrays_of
+from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
+from weights_convert.checkpoint import convert, layout_tensors, read_checkpoint, write_checkpoint
+from weights_convert.layouts import LAYOUTS
+from weights_convert.towers import Heads, Towers, infer
+
+
+def parameters(shapes):
+    return sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tensors_of_a_checkpoint_are_the_arrays_of_the_module(kind):
+    towers = KINDS[kind]
+    encoder = nnx.eval_shape(lambda: Encoder(towers.vision, rngs=nnx.Rngs(0)))
+    stacked = layout_tensors("jaxface", Towers(towers.vision), random_tensors(Towers(towers.vision)))
+    assert {n.replace("stages.0", "blocks"): a.shape for n, a in arrays_of(encoder).items()} == {n: a.shape for n, a in stacked.items()}
+    if towers.text:
+        clip = nnx.eval_shape(lambda: Clip(towers.vision, towers.text, rngs=nnx.Rngs(0)))
+        stacked = layout_tensors("jaxface", towers, random_tensors(towers))
+        assert {n.replace("stages.0", "blocks"): a.shape for n, a in arrays_of(clip).items()} == {n: a.shape for n, a in stacked.items()}
+
+
+def test_the_large_model_has_the_published_number_of_parameters():
+    both = Towers(VARIANTS["PE-Core-L14-336"], TEXT_VARIANTS["PE-Core-L14-336"]).shapes()
+    vision = {name: shape for name, shape in both.items() if name.startswith("visual.")}
+    assert parameters(vision) == 317_151_232
+    assert parameters({name: shape for name, shape in vision.items() if ".blocks.7." in name}) == 12_596_224
+    assert parameters({name: shape for name, shape in vision.items() if ".pool." in name}) == 12_595_200
+    assert parameters(both) - parameters(vision) == 353_986_561
+    assert parameters(both) == 671_137_793
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_variant_is_recognised_from_its_tensors(variant, layout):
+    text = TEXT_VARIANTS.get(variant) if LAYOUTS[layout].text or layout == "meta" else None
+    towers = Towers(VARIANTS[variant], text)
+    zero = np.zeros((), np.float32)
+    assert infer({name: np.broadcast_to(zero, shape) for name, shape in towers.shapes().items()}, projected=layout != "timm") == towers
+
+
+@st.composite
+def small_towers(draw):
+    """Any shape that the family's rules allow, small."""
+    heads = draw(st.integers(1, 3))
+    pool = draw(st.booleans())
+    width = heads * 4 * draw(st.integers(1, 3))
+    patch = draw(st.integers(1, 3))
+    vision = EncoderConfig(
+        width=width,
+        depth=draw(st.integers(1, 3)),
+        heads=heads,
+        mlp_width=draw(st.integers(1, 40)),
+        patch=patch,
+        image_size=patch * draw(st.integers(1, 4)),
+        class_token=draw(st.booleans()),
+        pool=pool,
+        layer_scale=draw(st.booleans()),
+        norm_post=pool or draw(st.booleans()),
+        output=draw(st.integers(1, 9)) if pool else None,
+        pool_heads=draw(st.sampled_from([heads, 1, 4])),
+    )
+    text = TextConfig(draw(st.integers(1, 3)) * 4, draw(st.integers(1, 2)), 2, 5, vision.output or 1, 11)
+    return Towers(vision, text if pool and draw(st.booleans()) else None)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    towers=small_towers(),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16", "float64"]),
+    suffixes=st.lists(st.sampled_from([".pt", ".safetensors"]), min_size=4, max_size=4),
+)
+def test_meta_to_ours_to_timm_to_ours_to_meta_gives_back_every_byte(towers, dtype, suffixes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trip")
+    vision = Towers(towers.vision)
+    start = folder / f"start{suffixes[0]}"
+    write_checkpoint(start, towers, random_tensors(towers), layout="meta", dtype=jnp.dtype(dtype))
+    # timm's layout has no text tower; open_clip's carries both
+    for through, whole in (("timm", vision), ("open_clip", towers)):
+        first = folder / f"first{suffixes[0]}"
+        write_checkpoint(first, whole, read_checkpoint(start, config=towers).tensors, layout="meta")
+        path = first
+        for step, layout in enumerate(("jaxface", through, "jaxface", "meta")):
+            target = folder / f"{step}{suffixes[step] if step < 3 else suffixes[0]}"
+            convert(path, target, layout=layout, config=whole)
+            path = target
+        assert path.read_bytes() == first.read_bytes()
+
+
+def test_a_loaded_encoder_saved_again_is_the_same_file(tmp_path):
+    towers = KINDS["core"]
+    write_checkpoint(tmp_path / "a.pt", towers, random_tensors(towers), layout="meta")
+    clip = jaxface.load_clip(tmp_path / "a.pt", config=towers)
+    split_stages(clip.visual, -1)
+    jaxface.save_weights(clip, tmp_path / "b.pt", layout="meta")
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    encoder = jaxface.load_encoder(tmp_path / "a.pt", config=towers)
+    jaxface.save_weights(encoder, tmp_path / "c.safetensors", layout="timm")
+    assert read_checkpoint(tmp_path / "c.safetensors").towers == Towers(towers.vision)
+
+
+def test_the_metadata_tell_the_head_counts_that_tensors_cannot(tmp_path):
+    towers = KINDS["core"]
+    write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers))
+    assert read_checkpoint(tmp_path / "a.safetensors").towers == towers
+    convert(tmp_path / "a.safetensors", tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: width 64 is none of the family's \(128, 192, .*\): tell the number of heads"):
+        read_checkpoint(tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt", heads=Heads(4, 8, 4)).towers == towers
+
+
+def test_arrays_are_float32_unless_told_otherwise(tmp_path):
+    towers = KINDS["spatial"]
+    write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers), dtype=jnp.bfloat16)
+    assert {array.dtype for array in arrays_of(jaxface.load_encoder(tmp_path / "a.safetensors")).values()} == {jnp.dtype("float32")}
+    loaded = jaxface.load_encoder(tmp_path / "a.safetensors", dtype=jnp.bfloat16)
+    assert {array.dtype for array in arrays_of(loaded).values()} == {jnp.dtype("bfloat16")}
+
+
+def test_a_vision_tower_alone_is_no_clip(tmp_path):
+    towers = KINDS["spatial"]
+    write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers))
+    with pytest.raises(UserError, match="vision tower alone"):
+        jaxface.load_clip(tmp_path / "a.safetensors")
+
+
+def test_logits_are_scaled_cosine_similarities(tmp_path):
+    towers = KINDS["core"]
+    write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers))
+    clip = jaxface.load_clip(tmp_path / "a.safetensors")
+    images, ids = random_images(2, 32, 32), random_ids(3, towers)
+    image, text, logits = jax.jit(lambda c, i, t: (c.encode_image(i), c.encode_text(t), c(i, t)))(clip, images, ids)
+    image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
+    cosine = (image @ text.T) / np.linalg.norm(image, axis=1)[:, None] / np.linalg.norm(text, axis=1)
+    np.testing.assert_allclose(logits, np.exp(clip.logit_scale[...]) * cosine, rtol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(clip.encode_text(ids, normalize=True), axis=1), 1, rtol=1e-6)
+
+
+def test_a_text_feature_does_not_depend_on_what_follows_its_end(tmp_path):
+    towers = KINDS["core"]
+    write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers))
+    clip = jaxface.load_clip(tmp_path / "a.safetensors")
+    ids = random_ids(2, towers)[:1]
+    other = ids.copy()
+    other[0, ids[0].argmax() + 1 :] = 5
+    np.testing.assert_allclose(clip.encode_text(ids), clip.encode_text(other), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="at most 12"):
+        clip.encode_text(np.zeros((1, 13), np.int32))
+
+
+def test_a_name_that_the_package_lacks_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="load_encodr"):
+        jaxface.load_encodr  # noqa: B018
+    assert {"load_encoder", "tokenize"} <= set(dir(jaxface))
