@@ -1,0 +1,68 @@
+"""Command lines: typed values from options, and every mistake as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from jaxface.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(
+    kind: Callable[..., T],
+    *,
+    args: Sequence[str] | None = None,
+    default: T | None = None,
+    prog: str | None = None,
+    description: str | None = None,
+) -> T:
+    """A value of a dataclass, or what a function returns, from the command line.
+
+    Raises UserError with one line for what cannot be parsed; `--help` prints and exits as usual.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    if {"-h", "--help"} & set(words):
+        return tyro.cli(kind, args=words, prog=prog, description=description, **options)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), _wide_terminal():
+            return tyro.cli(kind, args=words, prog=prog, description=description, **options)
+    except SystemExit:
+        raise UserError(one_line(printed.getvalue())) from None
+
+
+@contextlib.contextmanager
+def _wide_terminal() -> Iterator[None]:
+    """Lets tyro believe in a terminal so wide that no message is folded."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def one_line(box: str) -> str:
+    """The message in tyro's box as one line, with its suggestion where it has one."""
+    lines = [re.sub(r"^[│╭╰─\s]+|[│╮╯─\s]+$", "", line) for line in box.splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        return "the command line cannot be read; see --help"
+    message = lines[1] if len(lines) > 1 else lines[0]
+    hint = ""
+    for index, line in enumerate(lines[:-1]):
+        if line.startswith("Perhaps you meant"):
+            hint = f"; perhaps you meant {lines[index + 1].split(' ')[0]}"
+    return f"{message[0].lower()}{message[1:]}{hint} (see --help)"

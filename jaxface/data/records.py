@@ -1,0 +1,112 @@
+"""Prepared records: what `jaxface.prepare` writes and training reads.
+
+A prepared folder holds ArrayRecord files with TensorFlow Datasets' description of them, `labels.npz` (every label of every split, so
+that sampling reads no image), and `summary.json`. An example has `image` (encoded bytes), `id`, `person`, `source`, and one integer per
+task, `MISSING` where it has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxface.data.tasks import MISSING
+from jaxface.errors import UserError
+
+LABELS = "labels.npz"
+SUMMARY = "summary.json"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One face of a source, before preparation.
+
+    Attributes:
+      id: stable name within the source.
+      split: train, validation or test.
+      image: path of the image file, or its encoded bytes.
+      labels: class of each task that the record carries.
+      box: x0, y0, x1, y1 of the face in pixels, or None for an image that is a face crop already.
+      person: name of the person where the source knows it, else ''.
+    """
+
+    id: str
+    split: str
+    image: Path | bytes
+    labels: Mapping[str, int] = field(default_factory=dict)
+    box: tuple[float, float, float, float] | None = None
+    person: str = ""
+
+
+def read_summary(folder: str | Path) -> dict[str, Any]:
+    """The summary of a prepared folder. Raises UserError if it is none."""
+    path = Path(folder) / SUMMARY
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}: write it with `python -m jaxface.prepare SOURCE FOLDER --out {folder}`")
+    if not path.is_file() or not (Path(folder) / LABELS).is_file():
+        raise UserError(
+            f"{folder} is not a prepared folder (no {SUMMARY}): write one with `python -m jaxface.prepare SOURCE FOLDER --out DIR`"
+        )
+    return json.loads(path.read_text())
+
+
+def splits(folder: str | Path) -> tuple[str, ...]:
+    """The splits that a prepared folder has."""
+    return tuple(read_summary(folder)["splits"])
+
+
+@lru_cache(maxsize=32)
+def _labels(folder: str) -> dict[str, np.ndarray]:
+    read_summary(folder)
+    with np.load(Path(folder) / LABELS) as arrays:
+        return dict(arrays)
+
+
+def read_labels(folder: str | Path, split: str) -> dict[str, np.ndarray]:
+    """The labels [N] int64 of every task that the folder knows, in the order of the records. Raises UserError if there is no such split."""
+    if split not in splits(folder):
+        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(splits(folder))}")
+    return {name.partition("/")[2]: values for name, values in _labels(str(folder)).items() if name.startswith(f"{split}/")}
+
+
+class Records:
+    """Random access to the records of one split; can be sent to worker processes.
+
+    `records[i]` is {"image": encoded bytes, "id": str, "person": str, "source": str, "labels": {task: int}}.
+    """
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        import tensorflow_datasets as tfds
+
+        self.folder, self.split = str(folder), split
+        self.tasks = tuple(read_labels(folder, split))
+        builder = tfds.builder_from_directory(self.folder)
+        self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._examples[int(index)]
+        return {
+            "image": example["image"],
+            **{name: example[name].decode() for name in ("id", "person", "source")},
+            "labels": {task: int(example[task]) for task in self.tasks},
+        }
+
+
+def open_records(folder: str | Path, split: str) -> Records:
+    """The records of a split. Raises UserError if the folder is not a prepared one or has no such split."""
+    return Records(folder, split)
+
+
+def label_counts(labels: Mapping[str, np.ndarray], classes: Mapping[str, int]) -> dict[str, list[int]]:
+    """How many records each class of each task has."""
+    return {task: np.bincount(values[values != MISSING], minlength=classes[task]).tolist() for task, values in labels.items()}

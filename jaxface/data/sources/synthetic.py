@@ -1,0 +1,67 @@
+"""Drawn faces as a data set: train and validation with labels missing, and a test split of other drawings with none missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from jaxface.data.records import Record
+from jaxface.data.sources.base import Source, register_source
+from jaxface.progress import Track
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawings:
+    """What is drawn: `count` faces for train and validation, `test_count` for test."""
+
+    style: str = "paint"
+    count: int = 6000
+    test_count: int = 1000
+    size: int = 64
+    seed: int = 0
+    missing: float = 1 / 3
+
+
+@register_source("synthetic")
+class Synthetic(Source):
+    """The folder is the name of a drawing style."""
+
+    layout = "the name of a drawing style in place of the folder (paint, charcoal)"
+
+    def records(self, folder: Path, options: dict[str, Any]) -> Iterator[Record]:
+        drawings = Drawings(**{"style": folder.name, **options})
+        split_of = ["train"] * drawings.count + ["test"] * drawings.test_count
+        # spawned: the parent may hold threads of JAX by now
+        with (
+            Track(f"drawing {drawings.style}", len(split_of), unit="faces") as track,
+            ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,
+        ):
+            drawn = pool.map(partial(draw_record, drawings), range(len(split_of)), split_of, chunksize=64)
+            for record in drawn:
+                track.advance()
+                yield record
+
+
+def draw_record(drawings: Drawings, index: int, split: str) -> Record:
+    """One drawn face as a record, its image a PNG."""
+    from jaxface.data.synthetic import draw_face
+
+    missing = 0.0 if split == "test" else drawings.missing
+    face = draw_face(drawings.seed, index, style=drawings.style, size=drawings.size, missing=missing)
+    png = cv2.imencode(".png", cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return Record(id=f"{drawings.style}/{drawings.seed}/{index}", split=split, image=png, labels=face.labels)
+
+
+def prepare_synthetic(out: Path, **drawings: Any) -> None:
+    """Writes drawn faces into a prepared folder; does nothing where the same ones stand already. Raises UserError as `prepare`."""
+    from jaxface.data.preparation import prepare
+
+    prepare("synthetic", Path(drawings["style"]), out, options=dataclasses.asdict(Drawings(**drawings)))

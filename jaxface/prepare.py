@@ -1,0 +1,71 @@
+"""python -m jaxface.prepare SOURCE FOLDER --out DIR: checks a data set, crops its faces, and writes the records that training reads."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxface.cli import parse
+from jaxface.data.preparation import prepare
+from jaxface.errors import run_command
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """For drawn faces (source synthetic)."""
+
+    count: int = 6000
+    test_count: int = 1000
+    size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which data set, and where to.
+
+    Attributes:
+      source: raf_db, manifest, synthetic, or one registered elsewhere.
+      folder: the data set on disk; for synthetic the name of a drawing style.
+      out: the folder to write.
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional]
+    out: Path
+    drawn: Drawing = field(default_factory=Drawing)
+
+
+def show(summary: dict[str, Any], out: Path, console: Console) -> None:
+    """Prints what was kept, per task and class, and what was dropped."""
+    for task, classes in summary["classes"].items():
+        counted = {split: values["labels"][task] for split, values in summary["splits"].items()}
+        if any(map(sum, counted.values())):
+            table = Table(task, *counted, title=f"{out}: records with a label of {task}")
+            for index, name in enumerate(classes):
+                table.add_row(name, *(str(counts[index]) for counts in counted.values()))
+            console.print(table)
+    kept = ", ".join(f"{values['records']} {split}" for split, values in summary["splits"].items())
+    console.print(f"{out}: {kept}")
+    dropped = summary["dropped"]
+    if dropped["count"]:
+        for entry in dropped["files"][:10]:
+            print(f"left out {entry['id']}: {entry['reason']}", file=sys.stderr)
+        print(f"left out {dropped['count']} images, all listed in {out / 'summary.json'}", file=sys.stderr)
+
+
+def main() -> None:
+    """Prepares a data set and prints its summary."""
+    options = parse(Options, prog="python -m jaxface.prepare", description=__doc__)
+    drawing = vars(options.drawn) | {"style": options.folder.name} if options.source == "synthetic" else None
+    show(prepare(options.source, options.folder, options.out, options=drawing), options.out, Console())
+
+
+if __name__ == "__main__":
+    run_command(main)
