@@ -38,6 +38,7 @@ class Original:
     Attributes:
       vision: the vision tower, images [B, 3, H, W] -> features, or tokens without a pool.
       tokens: the same, before pooling.
+      start: the module whose result enters the first block.
       blocks: the vision tower's blocks in order.
       any_size: whether it takes images of other sizes than its own as the Perception Encoder means them.
       encode_text: ids [B, L] -> features, or None.
@@ -47,6 +48,7 @@ class Original:
 
     vision: Callable[[Any], Any]
     tokens: Callable[[Any], Any]
+    start: Any
     blocks: list[Any]
     any_size: bool
     encode_text: Callable[[Any], Any] | None
@@ -162,7 +164,7 @@ def _timm_vision(config: EncoderConfig) -> Any:
 def _timm(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -> Original:
     model = _timm_vision(towers.vision).eval()
     model.load_state_dict(state_dict("timm", towers, tensors))
-    return Original(model, model.forward_features, list(model.blocks), False, None, [], [model])
+    return Original(model, model.forward_features, model.norm_pre, list(model.blocks), False, None, [], [model])
 
 
 def _open_clip(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -> Original:
@@ -183,7 +185,9 @@ def _open_clip(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -
     model.eval().load_state_dict(state_dict("open_clip", towers, tensors))
     trunk = model.visual.trunk
     blocks = list(model.text.transformer.resblocks)
-    return Original(model.encode_image, trunk.forward_features, list(trunk.blocks), False, model.encode_text, blocks, [model])
+    return Original(
+        model.encode_image, trunk.forward_features, trunk.norm_pre, list(trunk.blocks), False, model.encode_text, blocks, [model]
+    )
 
 
 def import_meta(code: Path | None) -> Any:
@@ -225,8 +229,8 @@ def _meta(towers: Towers, tensors: dict[str, np.ndarray], code: Path | None) -> 
         model.logit_scale = import_torch()[0].nn.Parameter(import_torch()[0].zeros(()))
     model.eval().load_state_dict(state_dict("meta", towers, tensors))
     tokens = partial(vision.forward_features, norm=True)
-    text_blocks = [] if text is None else list(model.transformer.resblocks)
-    return Original(vision, tokens, list(vision.transformer.resblocks), True, None if text is None else model, text_blocks, [model])
+    encode_text, text_blocks = (None, []) if text is None else (model, list(model.transformer.resblocks))
+    return Original(vision, tokens, vision.ln_pre, list(vision.transformer.resblocks), True, encode_text, text_blocks, [model])
 
 
 ORIGINALS |= {"meta": _meta, "timm": _timm, "open_clip": _open_clip}

@@ -78,7 +78,13 @@ def run_blocks(
 
     if REMAT[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, blocks)
+    first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], blocks) for cut in (0, slice(1, None)))
+    if jax.eval_shape(body, x, first)[0].shape == x.shape:
+        return jax.lax.scan(body, x, blocks)
+    # a block that gives every task a result of its own changes the shape: it stands before the scan of those that keep it
+    x, states = body(x, first)
+    x, others = jax.lax.scan(body, x, rest) if blocks.norm1.scale.shape[0] > 1 else (x, None)
+    return x, states if others is None else jnp.concatenate([states[None], others])
 
 
 def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:

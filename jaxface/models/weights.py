@@ -34,7 +34,7 @@ def load_encoder(
 
     Args:
       path: a safetensors or torch file, or a folder written by a training run.
-      dtype: of all its arrays; None is float32, whatever the file has.
+      dtype: of its arrays and of its activations; None is float32, whatever the file has.
       config: what the checkpoint must be; None reads it off the tensors.
       heads: head counts, for a width that is none of the family's.
       remat: see `Encoder`.
@@ -47,7 +47,8 @@ def load_encoder(
         return runs.load_encoder(path)
     checkpoint = read_checkpoint(path, config=config, heads=heads)
     vision = checkpoint.towers.vision
-    return _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat), checkpoint, "visual.", dtype)
+    dtype = dtype or jnp.float32
+    return _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat, dtype=dtype), checkpoint, "visual.", dtype)
 
 
 def load_clip(path: str | Path, *, dtype: Any = None, config: Towers | str | None = None, heads: Heads | None = None) -> Clip:
@@ -56,7 +57,10 @@ def load_clip(path: str | Path, *, dtype: Any = None, config: Towers | str | Non
     vision, text = checkpoint.towers.vision, checkpoint.towers.text
     if text is None:
         raise UserError(f"{path}: holds a vision tower alone; expected a text tower beside it")
-    return _fill(lambda: Clip(vision, text, rngs=nnx.Rngs(0)), checkpoint, "", dtype)
+    dtype = dtype or jnp.float32
+    clip = _fill(lambda: Clip(vision, text, rngs=nnx.Rngs(0)), checkpoint, "", dtype)
+    clip.visual.dtype = dtype
+    return clip
 
 
 def save_weights(model: Encoder | Clip, path: str | Path, *, layout: str = "jaxface", dtype: Any = None) -> None:
@@ -79,7 +83,7 @@ def _fill(make: Callable[[], Any], checkpoint: Checkpoint, prefix: str, dtype: A
     """The module that `make` describes, with the checkpoint's tensors for arrays."""
     shapes, structure = flatten(nnx.eval_shape(make))
     try:
-        arrays = {name: _array(prefix + name, tuple(leaf.shape), checkpoint, dtype or jnp.float32) for name, leaf in shapes.items()}
+        arrays = {name: _array(prefix + name, tuple(leaf.shape), checkpoint, dtype) for name, leaf in shapes.items()}
     except NotFinite:
         raise checkpoint.not_finite() from None
     return structure.build(arrays)

@@ -119,6 +119,7 @@ class Run:
         finally:
             for number, handler in old_handlers.items():
                 signal.signal(number, handler)
+            self.batches.close()
             self.checkpoints.close()
             self.log.close()
         return self.folder
@@ -228,7 +229,10 @@ class Run:
         predictions = self._predict("validation", self._evaluation_arrays(unreplicate(self.state)), f"validation {self.epoch}")
         losses, values = mean_losses(predictions), summarize(predictions)
         loss = float(np.nansum(list(losses.values())))
-        accuracy = float(np.nanmean([values[f"accuracy/{task}"] for task in self.config.tasks]))
+        accuracies = [values[f"accuracy/{task}"] for task in self.config.tasks if f"accuracy/{task}" in values]
+        if not accuracies:
+            raise UserError(f"no validation record of {', '.join(self.sets)} has a label of {', '.join(self.config.tasks)}")
+        accuracy = float(np.mean(accuracies))
         line = {"loss": loss, "accuracy": accuracy, **{f"loss/{task}": value for task, value in losses.items()}, **values}
         self.log.write("validation", self.done, self.epoch, finite(line))
         scale = self.plateau.update(loss)
@@ -243,8 +247,8 @@ class Run:
         else:
             self.stale += 1
         self._save()
-        accuracies = ", ".join(f"{task} {100 * values[f'accuracy/{task}']:.1f} %" for task in self.config.tasks)
-        print(f"epoch {self.epoch}: validation loss {loss:.3f}, accuracy {accuracies}", file=sys.stderr, flush=True)
+        named = (f"{task} {100 * values[f'accuracy/{task}']:.1f} %" for task in self.config.tasks if f"accuracy/{task}" in values)
+        print(f"epoch {self.epoch}: validation loss {loss:.3f}, accuracy {', '.join(named)}", file=sys.stderr, flush=True)
         if self.stop_signal:
             self.checkpoints.wait()
             raise Stopped(self.stop_signal, self.done)

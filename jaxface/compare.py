@@ -1,0 +1,124 @@
+"""python -m jaxface.compare --weights FILE --against meta|timm|open_clip: the same weights and images through JAX and the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxface.cli import parse
+from jaxface.errors import UserError, run_command
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compares this project with the PyTorch original; exit status 1 if a stage differs by more than the tolerance.
+
+    Attributes:
+      weights: a checkpoint in any layout.
+      against: the original: Meta's code, timm, or open_clip (both towers).
+      meta_code: a checkout of facebookresearch/perception_models, for Meta's.
+      photos: photos, or folders of them; without any, random images.
+      batch_size: images.
+      image_size: side in pixels, 0 for the model's own; another one is for Meta's code alone.
+      tolerance: largest difference over the largest value, after any stage.
+      repeats: of the timing; 0 leaves it out.
+      dtype: of our side; the original runs in float32.
+      heads: attention heads, where the checkpoint's width is none of the family's.
+      out: the picture to write.
+    """
+
+    weights: Path
+    against: Literal["meta", "timm", "open_clip"]
+    meta_code: Path | None = None
+    photos: tuple[Path, ...] = ()
+    batch_size: int = 4
+    image_size: int = 0
+    tolerance: float = 1e-4
+    repeats: int = 5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    heads: int | None = None
+    out: Path = Path("compare.png")
+
+
+SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old", "two dogs on a beach, in the rain")
+
+
+def read_images(options: Options, size: int) -> np.ndarray:
+    """The images [B, size, size, 3] in -1..1."""
+    from jaxface.evaluation.photos import find_photos, read_photo
+
+    if not options.photos:
+        return np.random.default_rng(0).uniform(-1, 1, (options.batch_size, size, size, 3)).astype(np.float32)
+    photos = find_photos(options.photos)[: options.batch_size]
+    return np.stack([read_photo(path, size) for path in photos]).astype(np.float32) / 127.5 - 1
+
+
+def run(options: Options) -> tuple[list[Any], Any, str]:
+    """The differences, the speed or None, and the variant's name."""
+    import jax
+
+    from jaxface.evaluation.comparison import compare, measure
+    from jaxface.evaluation.reference import build_original
+    from jaxface.models.tokenizer import tokenize
+    from jaxface.models.weights import load_clip, load_encoder
+    from weights_convert.checkpoint import read_checkpoint
+    from weights_convert.towers import Heads
+
+    if options.batch_size < 1:
+        raise UserError(f"batch_size {options.batch_size}: expected at least 1")
+    checkpoint = read_checkpoint(options.weights, heads=Heads(vision=options.heads))
+    towers = checkpoint.towers
+    images = read_images(options, options.image_size or towers.vision.image_size)
+    original = build_original(options.against, towers, checkpoint.tensors, options.meta_code)
+    for module in original.modules:
+        module.float()
+    load = load_encoder if towers.text is None else load_clip
+    model = load(options.weights, dtype=options.dtype, config=towers)
+    ids = tokenize(SENTENCES, towers.text.context) if towers.text else None
+    if ids is not None and ids.max() >= towers.text.vocabulary:
+        ids = ids % towers.text.vocabulary  # a small model's vocabulary, for which no text means anything
+    with jax.default_matmul_precision("highest"):
+        differences = compare(model, original, images, ids)
+        speed = measure(model, original, images, options.repeats) if options.repeats else None
+    return differences, speed, towers.name
+
+
+def main() -> int:
+    """Prints the table, writes the picture, and returns 1 if a stage is past the tolerance."""
+    options = parse(Options, prog="python -m jaxface.compare", description=__doc__)
+    differences, speed, variant = run(options)
+    from jaxface.evaluation.comparison import draw
+    from jaxface.evaluation.style import to_png_bytes
+    from weights_convert.files import aside
+
+    names = ("jaxface", options.against)
+    table = Table("stage", "largest error / largest value", "1 - cosine", "", title=f"{variant}: {names[0]} and {names[1]}")
+    for d in differences:
+        wrong = not d.error <= options.tolerance
+        table.add_row(
+            d.stage,
+            f"{d.error:.2e}",
+            f"{max(0.0, 1 - d.cosine):.1e}",
+            "past the tolerance" if wrong else "",
+            style="red" if wrong else None,
+        )
+    console = Console()
+    console.print(table)
+    if speed is not None:
+        rate, ratio = options.batch_size / speed.ours, speed.ours / speed.original
+        console.print(
+            f"vision tower: {speed.ours:.3f} s a batch ({rate:.1f} images/s), {names[1]} {speed.original:.3f} s; ratio {ratio:.2f}"
+        )
+    with aside(options.out) as path:
+        path.write_bytes(to_png_bytes(draw(differences, speed, options.tolerance, f"{variant} against {options.against}", names)))
+    console.print(f"picture: {options.out}")
+    return int(any(not d.error <= options.tolerance for d in differences))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,54 @@
+"""Photos on disk as evaluation batches: each one whole image of one face."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxface.data.augment import resize
+from jaxface.data.faces import Unreadable, decode
+from jaxface.data.tasks import MISSING
+from jaxface.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def find_photos(paths: Sequence[str | Path]) -> list[Path]:
+    """The files named, and all photos in the folders named and below them, sorted. Raises UserError if one is missing or none is found."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not found:
+        raise UserError(f"no photos ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+    return found
+
+
+def read_photo(path: Path, size: int) -> np.ndarray:
+    """A photo as uint8 [size, size, 3] RGB, squashed to the square. Raises Unreadable."""
+    return resize(decode(path.read_bytes()), size)
+
+
+def photo_batches(photos: Sequence[Path], tasks: Sequence[str], *, image_size: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Photos without labels in full batches like those of `jaxface.data.pipeline.eval_batches`; what cannot be read is said and not valid."""
+    for start in range(0, len(photos), batch_size):
+        paths = photos[start : start + batch_size]
+        images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)
+        valid = np.zeros(batch_size, bool)
+        for row, path in enumerate(paths):
+            try:
+                images[row], valid[row] = read_photo(path, image_size), True
+            except Unreadable as error:
+                print(f"left out {path}: {error}", file=sys.stderr)
+        names = np.array([*map(str, paths), *[""] * (batch_size - len(paths))], object)
+        nothing = np.full(batch_size, "", object)
+        labels = {task: np.full(batch_size, MISSING, np.int32) for task in tasks}
+        yield {"image": images, "valid": valid, "labels": labels, "id": names, "source": nothing, "person": nothing}

@@ -1,0 +1,95 @@
+"""python -m jaxface.zeroshot --weights FILE: the thesis's zero-shot baseline, from prompts alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from jaxface.cli import parse
+from jaxface.errors import UserError, run_command
+from jaxface.evaluation.console import check_output, confusion_table, metrics_table, predictions_table, write_rows
+from jaxface.evaluation.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Options:
+    """Classifies faces by the nearest of a few sentences; nothing is trained.
+
+    Attributes:
+      weights: a checkpoint with both towers, in any layout.
+      data: a folder written by `jaxface.prepare`; its labels are compared with.
+      photos: or photos, and folders of them, each of one face.
+      split: of the prepared folder.
+      tasks: what is predicted.
+      templates: a JSON file with other prompts: per task a sentence with {} for the class, or a list of them.
+      batch_size: over all local devices.
+      precision: of the towers; "auto" takes bf16 on accelerators and fp32 on CPUs.
+      out: a .csv, .jsonl or .parquet file for the predictions.
+    """
+
+    weights: Path
+    data: Path | None = None
+    photos: tuple[Path, ...] = ()
+    split: str = "test"
+    tasks: tuple[str, ...] = ("age", "gender", "emotion")
+    templates: Path | None = None
+    batch_size: int = 32
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    out: Path | None = None
+
+
+def classify(options: Options) -> Predictions:
+    """Runs the model over all images. Raises UserError for options that do not fit, before anything large is read."""
+    if (options.data is None) == (not options.photos):
+        raise UserError("name the images: --data FOLDER (written by jaxface.prepare), or --photos FILE_OR_FOLDER...")
+    if options.out is not None:
+        check_output(options.out)
+    import jax
+    import jax.numpy as jnp
+
+    from jaxface.data.pipeline import count_records, eval_batches
+    from jaxface.evaluation.inference import predict_all
+    from jaxface.evaluation.photos import find_photos, photo_batches
+    from jaxface.evaluation.prompts import TEMPLATES, read_templates, zero_shot
+    from jaxface.models.tree import flatten
+    from jaxface.models.weights import load_clip
+    from jaxface.training.step import make_predict, replicate
+
+    templates = TEMPLATES | (read_templates(options.templates) if options.templates else {})
+    photos = find_photos(options.photos) if options.photos else []
+    total = len(photos) or count_records([str(options.data)], options.split)
+    wide = options.precision == "fp32" or (options.precision == "auto" and jax.default_backend() == "cpu")
+    clip = load_clip(options.weights, dtype=jnp.float32 if wide else jnp.bfloat16)
+    arrays, structure = flatten(zero_shot(clip, options.tasks, templates))
+    devices = jax.local_device_count()
+    sizes = {"image_size": clip.visual.config.image_size, "batch_size": -(-min(options.batch_size, total) // devices) * devices}
+    if photos:
+        batches = photo_batches(photos, options.tasks, **sizes)
+    else:
+        batches = eval_batches([str(options.data)], options.split, options.tasks, **sizes)
+    del clip
+    return predict_all(make_predict(structure), replicate(arrays), batches, options.tasks, title="zero-shot", total=total)
+
+
+def main() -> None:
+    """Prints the tables, and writes the predictions if asked to."""
+    options = parse(Options, prog="python -m jaxface.zeroshot", description=__doc__)
+    predictions = classify(options)
+    console = Console()
+    labelled = [task for task in predictions.tasks if (predictions.labels[task.name] >= 0).any()]
+    if labelled:
+        console.print(metrics_table(predictions, f"{options.data}, {options.split}: zero-shot"))
+        for task in labelled:
+            console.print(confusion_table(predictions, task))
+    else:
+        console.print(predictions_table(predictions, f"zero-shot, {len(predictions)} images"))
+    if options.out is not None:
+        write_rows(options.out, predictions)
+        console.print(f"predictions: {options.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,138 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxface.adapters.low_rank import LowRank, column_norms_squared
+from jaxface.kernels.products import sums_kernel
+
+
+def make(inputs, outputs, rank, *, seed=0, **options):
+    """A wrapped kernel with every parameter random."""
+    kernel = LowRank(jax.random.normal(jax.random.key(seed), (inputs, outputs)), rank, rngs=nnx.Rngs(seed), **options)
+    kernel.b[...] = 0.3 * jax.random.normal(jax.random.key(seed + 1), kernel.b.shape)
+    if kernel.magnitude is not None:
+        kernel.magnitude[...] = kernel.magnitude[...] * jax.random.uniform(jax.random.key(seed + 2), (outputs,), minval=0.5, maxval=1.5)
+    return kernel
+
+
+def relative(a, b):
+    return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+
+
+shapes = {
+    "inputs": st.integers(1, 9),
+    "slices": st.integers(1, 7),
+    "rank": st.integers(1, 5),
+    "tokens": st.sampled_from([1, 3, 40]),
+    "groups": st.integers(1, 3),
+    "dora": st.booleans(),
+}
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(**shapes)
+def test_the_product_with_an_adapted_kernel_equals_the_product_with_the_merged_one(inputs, slices, rank, tokens, groups, dora):
+    kernel = make(inputs, slices * groups, rank, groups=groups, dora=dora)
+    x = jax.random.normal(jax.random.key(9), (2, tokens, inputs))
+    assert relative(x @ kernel, x @ kernel.merge()) < 5e-6
+
+
+def test_a_dora_kernel_of_real_size_equals_its_merged_kernel_to_one_in_a_million():
+    kernel = make(256, 768, 16, dora=True)
+    for tokens in (8, 512):  # through two thin products, and through one summed kernel
+        x = jax.random.normal(jax.random.key(9), (tokens, 256))
+        assert sums_kernel(tokens, 256, 768, x.dtype) == (tokens == 512)
+        assert relative(x @ kernel, x @ kernel.merge()) < 1e-6
+
+
+def reference(x, w, a, b, magnitude, groups):
+    """DoRA as the paper prints it, with a dense A B and autodiff."""
+    rank = b.shape[0]
+    parts = [a[:, g * rank : (g + 1) * rank] @ s for g, s in enumerate(jnp.split(b, groups, 1))]
+    v = w + jnp.concatenate(parts, 1)
+    if magnitude is not None:
+        v = v * magnitude / jax.lax.stop_gradient(jnp.linalg.norm(v, axis=0))
+    return x @ v
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(**shapes)
+def test_gradients_of_a_b_and_magnitude_equal_those_of_the_dense_formula(inputs, slices, rank, tokens, groups, dora):
+    kernel = make(inputs, slices * groups, rank, groups=groups, dora=dora)
+    x = jax.random.normal(jax.random.key(9), (2, tokens, inputs))
+    target = jax.random.normal(jax.random.key(10), (2, tokens, slices * groups))
+
+    def loss(x, a, b, magnitude):
+        k = jax.tree.map(lambda leaf: leaf, kernel)
+        k.a[...], k.b[...] = a, b
+        if dora:
+            k.magnitude[...] = magnitude
+        return jnp.sum((x @ k) * target)
+
+    def expected(x, a, b, magnitude):
+        return jnp.sum(reference(x, kernel.base[...], a, b, magnitude if dora else None, groups) * target)
+
+    arguments = (x, kernel.a[...], kernel.b[...], kernel.magnitude[...] if dora else jnp.zeros(1))
+    for got, want in zip(jax.grad(loss, (0, 1, 2, 3))(*arguments), jax.grad(expected, (0, 1, 2, 3))(*arguments), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * max(1, float(jnp.abs(want).max())))
+
+
+def test_the_norm_can_take_part_in_the_gradient():
+    kernel = make(6, 4, 2, dora=True, detach_norm=False)
+    x = jax.random.normal(jax.random.key(9), (50, 6))
+
+    def loss(b, k):
+        k = jax.tree.map(lambda leaf: leaf, k)
+        k.b[...] = b
+        return jnp.sum(jnp.sin(x @ k))
+
+    def dense(b):
+        v = kernel.base[...] + kernel.a[...] @ b
+        return jnp.sum(jnp.sin(x @ (v * kernel.magnitude[...] / jnp.linalg.norm(v, axis=0))))
+
+    want = jax.grad(dense)(kernel.b[...])
+    np.testing.assert_allclose(jax.grad(loss)(kernel.b[...], kernel), want, rtol=1e-4, atol=1e-5)
+    detached = make(6, 4, 2, dora=True)
+    assert relative(jax.grad(loss)(kernel.b[...], detached), want) > 1e-2
+
+
+def test_a_new_adapter_changes_nothing():
+    base = jax.random.normal(jax.random.key(0), (8, 6))
+    x = jax.random.normal(jax.random.key(1), (20, 8))
+    for dora in (False, True):
+        assert relative(x @ LowRank(base, 3, dora=dora, rngs=nnx.Rngs(0)), x @ base) < 1e-6
+
+
+def test_a_is_drawn_with_standard_deviation_one_over_rank():
+    kernel = LowRank(jnp.zeros((4000, 10)), 16, rngs=nnx.Rngs(0))
+    assert float(kernel.a[...].std()) == pytest.approx(1 / 16, rel=0.02)
+    assert not kernel.b[...].any()
+
+
+def test_a_zero_column_of_the_base_gives_no_nan():
+    base = jax.random.normal(jax.random.key(0), (8, 6)).at[:, 2].set(0)
+    kernel = LowRank(base, 2, dora=True, rngs=nnx.Rngs(0))
+    for tokens in (1, 100):
+        y, g = jax.value_and_grad(lambda x, k=kernel: jnp.sum(x @ k))(jnp.ones((tokens, 8)))
+        assert jnp.isfinite(y)
+        assert jnp.isfinite(g).all()
+
+
+def test_blocks_stacked_along_depth_adapt_as_each_block_alone():
+    base = jax.random.normal(jax.random.key(0), (3, 8, 6))
+    stacked = LowRank(base, 2, dora=True, rngs=nnx.Rngs(0))
+    stacked.b[...] = jax.random.normal(jax.random.key(1), stacked.b.shape)
+    merged = stacked.merge()
+    for i in range(3):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        np.testing.assert_allclose(one.merge(), merged[i], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(column_norms_squared(base)[1], jnp.sum(base[1] ** 2, 0), rtol=1e-6)
+
+
+def test_bf16_never_rounds_the_update_into_the_kernel():
+    assert sums_kernel(10_000, 64, 64, jnp.float32)
+    assert not sums_kernel(10_000, 64, 64, jnp.bfloat16)

@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxface.adapters.low_rank import LowRank
+from jaxface.adapters.methods import METHODS, AdapterOptions, Group, adapt, adapt_with_groups, group_of, linears, merge, register_method
+from jaxface.errors import UserError
+from jaxface.models.tree import flatten
+from tiny_encoder import random_images, randomized, tiny_encoder
+
+
+@jax.jit
+def run(encoder, images):
+    return encoder(images)
+
+
+def relative(a, b):
+    return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+
+
+def with_consistent_norms(encoder):
+    """Computes ||W||^2 again: the constant belongs to the base, which `randomized` changed."""
+    for _, linear in linears(encoder):
+        if isinstance(linear.kernel, LowRank) and linear.kernel.magnitude is not None:
+            linear.kernel.base_norms[...] = jnp.sum(linear.kernel.base[...] ** 2, -2)
+    return encoder
+
+
+@pytest.mark.parametrize("method", ["lp", "ap", "ft4", "full", "lora", "dora"])
+def test_merged_equals_unmerged(method):
+    encoder, images = tiny_encoder(), random_images()
+    adapted = with_consistent_norms(randomized(adapt(encoder, method, rank=4), seed=2, scale=0.03))
+    merged = merge(adapted)
+    assert len(merged.stages) == 1
+    assert relative(run(adapted, images), run(merged, images)) < 3e-6
+    assert jax.tree.structure(merged) == jax.tree.structure(encoder)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_adapting_alone_changes_no_output(method):
+    encoder, images = tiny_encoder(), random_images()
+    before = run(encoder, images)
+    after = run(adapt(encoder, method, rank=4, num_tasks=2), images)
+    assert relative(after, jnp.broadcast_to(before, after.shape)) < 1e-5
+    assert relative(run(encoder, images), before) == 0  # the original is left alone
+
+
+def test_ft4_trains_the_last_four_blocks_and_the_pool():
+    from jaxface.models.encoder import Encoder
+    from jaxface.models.variants import get_variant
+
+    encoder = nnx.eval_shape(lambda: Encoder(get_variant("PE-Core-T16-384"), rngs=nnx.Rngs(0)))
+    made = []
+    jax.eval_shape(lambda e: made.append(adapt_with_groups(e, "ft4", AdapterOptions(), nnx.Rngs(0))), encoder)
+    adapted, groups = made[0]
+    arrays, _ = flatten(adapted)
+    assert [stage.norm1.scale.shape[0] for stage in adapted.stages] == [8, 4]
+    trained = {name for name in arrays if group_of(name.split("."), groups)}
+    assert trained == {name for name in arrays if name.startswith(("stages.1.", "pool."))}
+
+
+def test_lora_plus_gives_b_its_own_group_and_a_and_magnitude_the_slow_one():
+    encoder = tiny_encoder()
+    adapted, groups = adapt_with_groups(encoder, "dora", AdapterOptions(rank=2), nnx.Rngs(0))
+    found = {name: group_of(name.split("."), groups) for name in flatten(adapted)[0]}
+    names = {name: group.name for name, group in found.items() if group}
+    assert names["stages.0.attn.qkv.kernel.a"] == names["stages.0.mlp.fc.kernel.magnitude"] == "backbone"
+    assert names["stages.0.attn.qkv.kernel.b"] == "backbone_plus"
+    assert names["pool.out.kernel.a"] == "pool"
+    assert names["pool.mlp.proj.kernel.b"] == "pool_plus"
+    assert not any(name.endswith(("base", "bias", "scale", "probe", "base_norms")) for name in names)
+    assert not any(".q." in name or ".kv." in name for name in names)
+
+
+def test_mtlora_gives_each_task_its_own_feature_and_gradient():
+    encoder, images = tiny_encoder(), random_images()
+    adapted = randomized(adapt(encoder, "mtlora", rank=2, num_tasks=3), seed=3, scale=0.05)
+    arrays, structure = flatten(adapted)
+    features = run(adapted, images)
+    assert features.shape == (3, 4, 24)
+    assert relative(features[0], features[1]) > 1e-2
+    g = jax.jit(jax.grad(lambda arrays: jnp.sum(structure.build(arrays)(images)[1] ** 2)))(arrays)
+    name = "stages.1.mlp.fc.kernel.b"
+    assert float(jnp.abs(g[name][0, 1]).max()) > 0
+    assert float(jnp.abs(g[name][0, 0]).max()) == float(jnp.abs(g[name][0, 2]).max()) == 0
+    assert float(jnp.abs(g["stages.0.mlp.fc.kernel.b"]).max()) > 0  # the shared part hears every task
+
+
+def test_mtlora_equals_each_task_computed_alone():
+    encoder, images = tiny_encoder(), random_images()
+    adapted = with_consistent_norms(randomized(adapt(encoder, "mtlora", rank=2, num_tasks=2), seed=3, scale=0.05))
+    together = run(adapted, images)
+    arrays, structure = flatten(merge(adapted))
+    for task in range(2):
+        alone = {
+            n: leaf[:, task : task + 1] if n.startswith("stages.1") and n.endswith(("kernel.a", "kernel.b")) else leaf
+            for n, leaf in arrays.items()
+        }
+        alone = {
+            n: leaf[task : task + 1] if n.startswith("pool") and n.endswith(("kernel.a", "kernel.b", "probe")) else leaf
+            for n, leaf in alone.items()
+        }
+        np.testing.assert_allclose(run(structure.build(alone), images)[0], together[task], rtol=2e-4, atol=2e-5)
+
+
+def test_a_method_registered_from_outside_is_known_by_its_name():
+    encoder = tiny_encoder()
+
+    @register_method("bitfit")
+    def bitfit(encoder, options, rngs):
+        return [Group(r"\.bias$", rate="backbone")]
+
+    adapted, groups = adapt_with_groups(encoder, "bitfit", AdapterOptions(), nnx.Rngs(0))
+    trained = [name for name in flatten(adapted)[0] if group_of(name.split("."), groups)]
+    assert trained
+    assert all(name.endswith(".bias") for name in trained)
+    del METHODS["bitfit"]
+
+
+def test_unknown_methods_and_options_are_named():
+    with pytest.raises(UserError, match=r"no method 'loha'; known: .*dora"):
+        adapt(None, "loha")
+    with pytest.raises(UserError, match=r"no adapter option 'rnk'; known: rank"):
+        adapt(None, "dora", rnk=3)
+    with pytest.raises(UserError, match="rank 0"):
+        AdapterOptions(rank=0)

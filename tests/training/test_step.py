@@ -1,0 +1,108 @@
+import re
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
+from jaxface.models.heads import Classifier
+from jaxface.training.balancing import get_balancer
+from jaxface.training.optimizer import OptimizerOptions, make_optimizer
+from jaxface.training.runs import take_apart
+from jaxface.training.step import BALANCE, TrainState, make_step, normalize_images, replicate, shard, unreplicate
+from tiny_encoder import TINY, tiny_encoder
+
+TASKS = ("age", "gender")
+BATCH = 3
+
+
+def make(method, *, dropout=0.0, rates=1e-3):
+    """A step on the tiny encoder, its state and its frozen arrays."""
+    encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
+    parts = take_apart(Classifier(encoder, {"age": 9, "gender": 2}, dropout=dropout, rngs=nnx.Rngs(1)), groups)
+    balancer = get_balancer("uw")
+    trained = parts.trained | {BALANCE + task: leaf for task, leaf in balancer.parameters(TASKS).items()}
+    optimizer = make_optimizer(OptimizerOptions(backbone=rates, pool=rates, head=rates), parts.groups, 100)
+    zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
+    state = TrainState(zero, trained, parts.statistics, optimizer.init(trained), balancer.state(TASKS), one)
+    return make_step(parts.structure, TASKS, balancer, optimizer, seed=0), replicate(state), replicate(parts.frozen)
+
+
+def random_batch(size=BATCH, seed=0):
+    """Images and labels, most genders missing."""
+    rng = np.random.default_rng(seed)
+    labels = {"age": rng.integers(-1, 9, size), "gender": np.where(np.arange(size) < 2, rng.integers(0, 2, size), -1)}
+    return {"image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8), "labels": labels}
+
+
+def dense_gradients(method):
+    """Matrix products of the lowered step that contract over all tokens and have the shape of a block's kernel."""
+    step, state, frozen = make(method)
+    text = step.lower(state, frozen, shard(random_batch())).as_text()
+    tokens = BATCH * (TINY.grid**2 + 1)
+    d, m = TINY.width, TINY.mlp_width
+    kernels = {frozenset(shape) for shape in ((d, 3 * d), (d, d), (d, m))}
+    found = []
+    for left, right, result in re.findall(r"dot_general.*?: \(tensor<(\S+?)xf32>, tensor<(\S+?)xf32>\) -> tensor<(\S+?)xf32>", text):
+        shape = [int(n) for n in result.split("x")]
+        sizes = {int(n) for side in (left, right) for n in side.split("x")}
+        contracts_tokens = tokens in sizes or {BATCH, TINY.grid**2 + 1} <= sizes
+        if len(shape) == 2 and frozenset(shape) in kernels and contracts_tokens and tokens not in shape:
+            found.append(result)
+    assert "dot_general" in text
+    return found
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "lp", "mtlora"])
+def test_no_matrix_product_forms_a_dense_gradient_of_a_frozen_kernel(method):
+    assert dense_gradients(method) == []
+
+
+def test_the_count_of_dense_gradients_finds_all_four_of_a_block_that_trains_fully():
+    assert len(dense_gradients("full")) >= 4
+
+
+@pytest.mark.parametrize("method", ["lp", "dora", "mtlora", "full"])
+def test_training_lowers_the_loss_of_a_batch_and_leaves_frozen_arrays_alone(method):
+    step, state, frozen = make(method)
+    batch = shard(random_batch())
+    before = jax.tree.map(np.asarray, frozen)
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"][0]))
+    assert losses[-1] < losses[0] - 0.1
+    assert all(np.array_equal(before[name], frozen[name]) for name in frozen)
+    assert int(unreplicate(state).step) == 12
+
+
+def test_pixels_are_normalised_to_minus_one_to_one():
+    np.testing.assert_allclose(normalize_images(jnp.array([0, 255], jnp.uint8)), [-1, 1])
+
+
+def test_many_devices_compute_what_one_computes():
+    program = textwrap.dedent("""
+        import sys
+        sys.path[:0] = ["tests", "tests/training"]
+        import jax, numpy as np
+        from test_step import make, random_batch
+        from jaxface.training.step import shard
+        step, state, frozen = make("dora")
+        for k in range(20):
+            state, metrics = step(state, frozen, shard(random_batch(16, seed=k)))
+            print(float(metrics["loss"][0]))
+    """)
+
+    def losses(devices):
+        env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PATH": ""}
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+        return np.array(done.stdout.split(), float)
+
+    one = losses(1)
+    assert len(one) == 20
+    np.testing.assert_allclose(losses(4), one, atol=1e-5)
