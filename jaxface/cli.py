@@ -57,7 +57,7 @@ def _wide_terminal() -> Iterator[None]:
 def one_line(box: str) -> str:
     """The message in tyro's box as one line, with its suggestion where it has one."""
     lines = [re.sub(r"^[│╭╰─\s]+|[│╮╯─\s]+$", "", line) for line in box.splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line for line in lines if re.search(r"\w", line)]  # where the terminal has no box, tyro rules with dashes
     if not lines:
         return "the command line cannot be read; see --help"
     message = lines[1] if len(lines) > 1 else lines[0]

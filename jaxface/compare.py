@@ -110,10 +110,9 @@ def main() -> int:
     console = Console()
     console.print(table)
     if speed is not None:
-        rate, ratio = options.batch_size / speed.ours, speed.ours / speed.original
-        console.print(
-            f"vision tower: {speed.ours:.3f} s a batch ({rate:.1f} images/s), {names[1]} {speed.original:.3f} s; ratio {ratio:.2f}"
-        )
+        rate, ratio = speed.images / speed.ours, speed.ours / speed.original
+        console.print(f"vision tower, {speed.images} images: {speed.ours:.3f} s ({rate:.1f} images/s)")
+        console.print(f"{names[1]}: {speed.original:.3f} s; ratio {ratio:.2f}")
     with aside(options.out) as path:
         path.write_bytes(to_png_bytes(draw(differences, speed, options.tolerance, f"{variant} against {options.against}", names)))
     console.print(f"picture: {options.out}")

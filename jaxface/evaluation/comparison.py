@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +36,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Speed:
-    """Median seconds of one pass over the images."""
+    """Median seconds of one pass over that many images."""
 
+    images: int
     ours: float
     original: float
 
@@ -90,7 +90,7 @@ def measure(model: Encoder | Clip, original: Original, images: np.ndarray, repea
             function()
             if turn:
                 seconds.append(time.perf_counter() - start)
-    return Speed(statistics.median(times[0]), statistics.median(times[1]))
+    return Speed(len(images), statistics.median(times[0]), statistics.median(times[1]))
 
 
 @jax.jit
@@ -159,23 +159,25 @@ def _difference(stage: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
 def draw(differences: list[Difference], speed: Speed | None, tolerance: float, title: str, names: tuple[str, str]) -> Figure:
     """The error after every stage on a logarithmic axis, and the speeds as bars."""
     figure, axes = new_figure(9.0, 3.2, ncols=2, width_ratios=(4, 1))
-    towers: dict[str, Callable[[str], bool]] = {"vision": lambda s: not s.startswith("text"), "text": lambda s: s.startswith("text")}
+    towers = {"vision tower": lambda stage: not stage.startswith(("text", "logits")), "text tower": lambda stage: stage.startswith("text")}
     for colour, (tower, belongs) in zip(COLOURS, towers.items(), strict=False):
-        points = [(d.stage.removeprefix("text "), max(d.error, 1e-9)) for d in differences if belongs(d.stage)]
-        if points:
-            places = [f"{tower} {stage}" for stage, _ in points]
-            axes[0].plot(range(len(points)), [error for _, error in points], color=colour, marker="o", markersize=3, label=tower)
-            ends = {0: points[0][0], len(places) - 1: points[-1][0]}
-            for place, stage in ends.items():
-                axes[0].annotate(stage, (place, points[place][1]), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7)
-    axes[0].axhline(tolerance, color=FAINT, linestyle="--", linewidth=1)
-    axes[0].annotate("tolerance", (0, tolerance), textcoords="offset points", xytext=(0, 3), fontsize=7, color=FAINT)
-    axes[0].set(yscale="log", xlabel="stage", ylabel="largest error / largest value", title=title)
-    axes[0].legend(loc="lower right")
+        errors = {d.stage.removeprefix("text "): max(d.error, 1e-9) for d in differences if belongs(d.stage)}
+        if errors:
+            places = np.arange(len(errors)) + ("embedding" not in errors)
+            axes[0].plot(places, list(errors.values()), color=colour, marker="o", markersize=3, label=tower)
+            axes[0].annotate(
+                "features", (places[-1], errors["features"]), textcoords="offset points", xytext=(4, 0), va="center", fontsize=7
+            )
+    for d in differences:
+        if d.stage == "logits":
+            axes[0].plot(axes[0].get_xlim()[1] + 1, max(d.error, 1e-9), color=COLOURS[2], marker="D", linestyle="none", label="logits")
+    axes[0].axhline(tolerance, color=FAINT, linestyle="--", linewidth=1, label="tolerance")
+    axes[0].set(yscale="log", xlabel="block (then the last norm and the pool)", ylabel="largest error / largest value", title=title)
+    axes[0].legend(loc="center right")
     if speed is not None:
         bars = axes[1].bar(names, (speed.ours, speed.original), color=COLOURS[:2])
         axes[1].bar_label(bars, fmt="%.2f")
-        axes[1].set(title="seconds a batch")
+        axes[1].set(title=f"s for {speed.images} images")
     else:
         axes[1].set_axis_off()
     return figure

@@ -38,7 +38,7 @@ def read_photo(path: Path, size: int) -> np.ndarray:
 
 
 def photo_batches(photos: Sequence[Path], tasks: Sequence[str], *, image_size: int, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Photos without labels in full batches like those of `jaxface.data.pipeline.eval_batches`; what cannot be read is said and not valid."""
+    """Photos without labels in full batches, like those of `jaxface.data.pipeline.eval_batches`; unreadable ones are not valid."""
     for start in range(0, len(photos), batch_size):
         paths = photos[start : start + batch_size]
         images = np.zeros((batch_size, image_size, image_size, 3), np.uint8)

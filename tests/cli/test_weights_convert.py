@@ -7,10 +7,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from small_models import KINDS, random_tensors
 
 from jaxface.errors import UserError, run_command
 from jaxface.evaluation.reference import import_torch, state_dict
+from small_models import KINDS, random_tensors
 from weights_convert.__main__ import main
 from weights_convert.checkpoint import convert, read_checkpoint, write_checkpoint
 from weights_convert.files import open_tensors, write_tensors

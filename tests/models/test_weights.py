@@ -1,11 +1,9 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import KINDS, random_ids, random_images, random_tensors
 
 import jaxface
 from jaxface.errors import UserError
@@ -13,6 +11,7 @@ from jaxface.models.clip import Clip
 from jaxface.models.encoder import Encoder, split_stages
 from jaxface.models.tree import arrays_of
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
+from small_models import KINDS, random_tensors
 from weights_convert.checkpoint import convert, layout_tensors, read_checkpoint, write_checkpoint
 from weights_convert.layouts import LAYOUTS
 from weights_convert.towers import Heads, Towers, infer
@@ -138,28 +137,11 @@ def test_a_vision_tower_alone_is_no_clip(tmp_path):
         jaxface.load_clip(tmp_path / "a.safetensors")
 
 
-def test_logits_are_scaled_cosine_similarities(tmp_path):
+def test_a_text_longer_than_the_context_is_refused(tmp_path):
     towers = KINDS["core"]
     write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers))
-    clip = jaxface.load_clip(tmp_path / "a.safetensors")
-    images, ids = random_images(2, 32, 32), random_ids(3, towers)
-    image, text, logits = jax.jit(lambda c, i, t: (c.encode_image(i), c.encode_text(t), c(i, t)))(clip, images, ids)
-    image, text = np.asarray(image, np.float64), np.asarray(text, np.float64)
-    cosine = (image @ text.T) / np.linalg.norm(image, axis=1)[:, None] / np.linalg.norm(text, axis=1)
-    np.testing.assert_allclose(logits, np.exp(clip.logit_scale[...]) * cosine, rtol=1e-4)
-    np.testing.assert_allclose(jnp.linalg.norm(clip.encode_text(ids, normalize=True), axis=1), 1, rtol=1e-6)
-
-
-def test_a_text_feature_does_not_depend_on_what_follows_its_end(tmp_path):
-    towers = KINDS["core"]
-    write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers))
-    clip = jaxface.load_clip(tmp_path / "a.safetensors")
-    ids = random_ids(2, towers)[:1]
-    other = ids.copy()
-    other[0, ids[0].argmax() + 1 :] = 5
-    np.testing.assert_allclose(clip.encode_text(ids), clip.encode_text(other), rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="at most 12"):
-        clip.encode_text(np.zeros((1, 13), np.int32))
+        jaxface.load_clip(tmp_path / "a.safetensors").encode_text(np.zeros((1, 13), np.int32))
 
 
 def test_a_name_that_the_package_lacks_is_an_attribute_error():

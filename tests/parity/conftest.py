@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from small_models import KINDS, random_images, random_tensors
 
 from jaxface.evaluation.reference import Original, build_original
 from jaxface.models.weights import load_clip, load_encoder
+from small_models import KINDS, random_images, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 
 

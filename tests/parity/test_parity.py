@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from small_models import KINDS, random_ids
 
 from jaxface.evaluation.reference import captured, import_torch, timm_name
 from jaxface.models.variants import VARIANTS
+from small_models import KINDS, random_ids
 from weights_convert.layouts import LAYOUTS, decode, table
 from weights_convert.towers import Towers
 

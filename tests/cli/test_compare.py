@@ -1,0 +1,95 @@
+"""`python -m jaxface.compare` as a user calls it, on small models."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxface.compare import main
+from jaxface.errors import run_command
+from small_models import KINDS, random_tensors
+from weights_convert.checkpoint import write_checkpoint
+
+KIND = "core without class token, MLP not 4x"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    write_checkpoint(path, KINDS[KIND], random_tensors(KINDS[KIND]))
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "face.png"
+    cv2.imwrite(str(path), np.random.RandomState(0).randint(0, 256, (50, 40, 3), np.uint8))
+    return path
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder: exit status, standard output, standard error."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_equal_models_end_with_status_0_a_row_a_stage_and_a_picture(command, checkpoint, photo, tmp_path):
+    status, printed, _ = command("--weights", checkpoint, "--against", "open_clip", "--photos", photo, "--repeats", 1)
+    assert status == 0
+    stages = ["embedding", "block 1", "block 2", "tokens", "features", "text block 1", "text block 2", "text features", "logits"]
+    rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == stages
+    assert all(float(row[2]) < 2e-6 for row in rows)
+    assert "images/s" in printed
+    picture = cv2.imread(str(tmp_path / "compare.png"))
+    assert picture is not None
+    assert picture.shape[1] > 1000
+
+
+def test_a_difference_past_the_tolerance_is_marked_and_ends_with_status_1(command, checkpoint):
+    status, printed, _ = command("--weights", checkpoint, "--against", "timm", "--tolerance", 1e-12, "--repeats", 0)
+    assert status == 1
+    assert printed.count("past the tolerance") == 5
+
+
+def test_a_model_that_differs_in_one_bias_is_found_at_its_block(command, checkpoint, tmp_path, monkeypatch):
+    import jaxface.evaluation.reference as reference
+
+    def build_wrong(against, towers, tensors, code):
+        name = "visual.blocks.1.mlp.fc.bias"
+        return whole(against, towers, tensors | {name: tensors[name] + 0.01}, code)
+
+    whole = reference.build_original
+    monkeypatch.setattr(reference, "build_original", build_wrong)
+    status, printed, _ = command("--weights", checkpoint, "--against", "timm", "--repeats", 0)
+    assert status == 1
+    wrong = [line.split("│")[1].strip() for line in printed.splitlines() if "past the tolerance" in line]
+    assert wrong == ["block 2", "tokens", "features"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--against", "timm", "--image-size", 64), "rescale positions at other sizes than the model's 32 x 32; compare with Meta's code"),
+        (("--against", "meta"), "expected --meta-code DIR, a checkout of facebookresearch/perception_models"),
+        (("--against", "timm", "--photos", "nowhere"), "nowhere: no such file or folder"),
+        (("--against", "timm", "--batch-size", 0), "batch_size 0: expected at least 1"),
+        (("--against", "keras"), "invalid choice 'keras'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(words, message, command, checkpoint, tmp_path):
+    status, _, printed = command("--weights", checkpoint, "--repeats", 0, *words)
+    assert status == 2
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert not (tmp_path / "compare.png").exists()
