@@ -63,6 +63,7 @@ class Traits:
       female: whether the person is drawn as a woman.
       expression: the feeling, scaled by its intensity.
       skin, hair, cloth: colours.
+      long_hair: whether hair falls behind the head.
       hair_side: which side the parting is on, -1..1.
       glasses, hat, beard: whether there are any.
       gaze: where the eyes look, x and y in -1..1.
@@ -75,6 +76,7 @@ class Traits:
     skin: Colour
     hair: Colour
     cloth: Colour
+    long_hair: bool
     hair_side: float
     glasses: bool
     hat: bool
@@ -152,7 +154,7 @@ def proportions(t: Traits) -> Shape:
         jaw=0.62 + 0.22 * young + (0.0 if t.female else 0.14) + 0.16 * old,
         eye_y=-0.06 + 0.22 * young - 0.06 * old,
         eye_x=0.30 + 0.03 * young,
-        eye=0.125 + 0.085 * young - 0.035 * old,
+        eye=0.14 + 0.09 * young - 0.035 * old,
         nose=0.10 + 0.16 * (1 - young) + 0.12 * old,
         ear=0.12 + 0.04 * (1 - young) + 0.12 * old,
         mouth_y=0.46 + 0.08 * young,
@@ -176,7 +178,7 @@ def draw_person(canvas: Canvas, t: Traits, ink: Colour) -> None:
     skin = mix(t.skin, mix(t.skin, (215, 205, 200), 0.55), ramp(t.stage, 4, 9))
     shade = mix(skin, ink, 0.35)
     _body(canvas, t, s, skin, ink)
-    if t.female and t.stage > 0.6:  # long hair falls behind the head
+    if t.long_hair and t.stage > 0.6:
         length = 0.5 + 0.45 * ramp(t.stage, 0.6, 3) - 0.35 * ramp(t.stage, 6, 9)
         canvas.area([*arc(0, -0.12, s.width + 0.2, s.height, 180, 360), (s.width + 0.22, length), (-s.width - 0.22, length)], hair, ink)
     for side in (-1, 1):
@@ -260,7 +262,7 @@ def _hair(canvas: Canvas, t: Traits, s: Shape, hair: Colour, ink: Colour) -> Non
         front = -0.5 - 0.55 * s.forehead * (s.height + 0.5)
         edge = s.width + 0.07
         part = 0.35 * t.hair_side
-        side_burn = 0.12 if t.female else -0.18 - 0.3 * s.forehead
+        side_burn = 0.12 if t.long_hair else -0.18 - 0.3 * s.forehead
         canvas.area(
             [
                 (-edge, side_burn),
@@ -297,10 +299,10 @@ def _eyes(canvas: Canvas, t: Traits, s: Shape, shift: float, hair: Colour, ink: 
                 canvas.line(
                     [(x + 1.25 * s.eye * c, s.eye_y + lid * q), (x + (1.25 * s.eye + 0.1) * c, s.eye_y + (lid + 0.1) * q)], ink, 1.1
                 )
-        y = s.eye_y - s.eye - 0.13 - 0.15 * e.brow_lift
-        tilt = 0.13 * e.brow_tilt
-        inner, outer = (x - side * 0.17, y - tilt), (x + side * 0.2, y + tilt * 0.8)
-        canvas.line([inner, ((inner[0] + outer[0]) / 2, (inner[1] + outer[1]) / 2 - 0.05), outer], brow_colour, 1.2 if t.female else 2.6)
+        y = s.eye_y - s.eye - 0.13 - 0.18 * e.brow_lift
+        tilt = 0.17 * e.brow_tilt
+        inner, outer = (x - side * 0.2, y - tilt), (x + side * 0.22, y + tilt * 0.8)
+        canvas.line([inner, ((inner[0] + outer[0]) / 2, (inner[1] + outer[1]) / 2 - 0.05), outer], brow_colour, 1.8 if t.female else 3.0)
         if e.tear > 0.3 and side > 0:
             canvas.ellipse(x + 0.05, s.eye_y + s.eye + 0.16, 0.06, 0.12 * e.tear, (120, 190, 250), ink)
 
@@ -317,8 +319,8 @@ def _nose(canvas: Canvas, t: Traits, s: Shape, shift: float, shade: Colour) -> N
 
 def _mouth(canvas: Canvas, t: Traits, s: Shape, shift: float, ink: Colour) -> None:
     e = t.expression
-    half = 0.27 * (1 + 0.35 * e.wide)
-    curve, gap = 0.17 * e.smile, 0.02 + 0.2 * max(e.open, 0.0)
+    half = 0.33 * (1 + 0.35 * e.wide)
+    curve, gap = 0.26 * e.smile, 0.02 + 0.27 * max(e.open, 0.0)
     u = np.linspace(-1, 1, 15)
     middle = s.mouth_y + curve * (0.5 - u**2)
     upper = middle - gap * np.sqrt(1 - u**2) - 0.13 * e.skew * np.clip(u, 0, 1) * (1 - u**4) * 2

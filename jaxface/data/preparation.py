@@ -38,13 +38,9 @@ def prepare(source_name: str, folder: Path, out: Path, *, options: dict[str, Any
     aside = out.parent / f".{out.name}.{os.getpid()}"
     try:
         builder = Faces(source=source, records=records, data_dir=aside)
-        with _quiet():
-            builder.download_and_prepare()
+        _write(builder, folder)
         labels = _labels(builder)
         summary = {**settings, **_summary(builder, labels)}
-        if not any(counts["records"] for counts in summary["splits"].values()):
-            first = builder.dropped[0]
-            raise UserError(f"{folder}: none of its {len(builder.dropped)} images can be used ({first[0]}: {first[1]})")
         prepared = Path(builder.data_dir)
         np.savez(prepared / LABELS, **labels)
         (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -55,6 +51,19 @@ def prepare(source_name: str, folder: Path, out: Path, *, options: dict[str, Any
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return summary
+
+
+def _write(builder: Any, folder: Path) -> None:
+    """Writes all splits. Raises UserError if nothing of one of them can be used."""
+    try:
+        with _quiet():
+            builder.download_and_prepare()
+    except AssertionError:  # how the writer says that a split came out empty
+        split = next((split for split, rows in builder.labels.items() if not rows and builder.dropped), None)
+        if split is None:
+            raise
+        name, reason = builder.dropped[-1]
+        raise UserError(f"{folder}: none of its {len(builder.records[split])} {split} images can be used ({name}: {reason})") from None
 
 
 def _existing(out: Path, settings: dict[str, Any]) -> dict[str, Any]:

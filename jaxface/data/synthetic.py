@@ -74,14 +74,15 @@ def charcoal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shadow = np.clip((150 - blurred) / 150, 0, 1) * hatch * 120
     rough = cv2.resize(rng.normal(0, 1, (size // 2, size // 2)).astype(np.float32), (size, size)) * rng.uniform(4, 11)
     paper = rng.uniform(165, 225) + rough + rng.normal(0, 4, (size, size)).astype(np.float32)
-    picture = np.clip(paper - edges - shadow, 0, 255)
+    wash = 0.45 + 0.55 * blurred / 255  # smudged with a finger
+    picture = np.clip(paper * wash - edges - shadow, 0, 255)
     tone = np.array([1.0, 0.97, 0.92], np.float32)
     return np.clip(picture[..., None] * tone, 0, 255).astype(np.uint8)
 
 
 STYLES: dict[str, Style] = {
     "paint": Style(ink=(45, 30, 35), line=0.012, stretch=(1.0, 1.0), finish=paint),
-    "charcoal": Style(ink=(15, 15, 15), line=0.02, stretch=(0.86, 1.1), finish=charcoal),
+    "charcoal": Style(ink=(15, 15, 15), line=0.014, stretch=(0.86, 1.1), finish=charcoal),
 }
 
 SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 120), (198, 134, 90), (150, 98, 66), (105, 68, 48))
@@ -115,9 +116,9 @@ def years_of(stage: float) -> float:
 
 def make_traits(labels: dict[str, int], rng: np.random.Generator) -> Traits:
     """A person of the labelled age group, gender and emotion; all else at random."""
-    stage = labels["age"] + rng.uniform(0.12, 0.88)
+    stage = labels["age"] + rng.uniform(0.2, 0.8)
     expression = EXPRESSIONS[EMOTION.classes[labels["emotion"]]]
-    intensity = rng.uniform(0.75, 1.25)
+    intensity = rng.uniform(0.85, 1.3)
     expression = replace(expression, **{name: value * intensity for name, value in vars(expression).items()})
     female = GENDER.classes[labels["gender"]] == "female"
     position = rng.uniform(0, len(SKINS) - 1)
@@ -129,8 +130,9 @@ def make_traits(labels: dict[str, int], rng: np.random.Generator) -> Traits:
         skin=skin,
         hair=HAIRS[rng.integers(len(HAIRS))],
         cloth=tuple(rng.uniform(30, 230, 3)),
+        long_hair=bool(rng.random() < (0.7 if female else 0.25)),
         hair_side=rng.uniform(-1, 1),
-        glasses=bool(rng.random() < 0.2),
+        glasses=bool(rng.random() < 0.12),
         hat=bool(rng.random() < 0.08),
         beard=not female and stage > 2.6 and bool(rng.random() < 0.35),
         gaze=tuple(rng.uniform(-1, 1, 2)),
@@ -142,12 +144,12 @@ def _picture(traits: Traits, style: Style, size: int, rng: np.random.Generator) 
     """The person before a background, posed at random: uint8 [size, size, 3]."""
     side = size * SUPERSAMPLING
     image = _background(side, rng)
-    angle, zoom = math.radians(rng.uniform(-18, 18)), side * rng.uniform(0.34, 0.42)
+    angle, zoom = math.radians(rng.uniform(-14, 14)), side * rng.uniform(0.39, 0.46)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     mirror = np.diag([-1.0 if rng.random() < 0.5 else 1.0, 1.0])
-    matrix = np.column_stack([zoom * turn @ np.diag(style.stretch) @ mirror, side * (0.5 + rng.uniform(-0.07, 0.07, 2) + (0, 0.03))])
+    matrix = np.column_stack([zoom * turn @ np.diag(style.stretch) @ mirror, side * (0.5 + rng.uniform(-0.05, 0.05, 2) + (0, 0.03))])
     draw_person(Canvas(image, matrix, side * style.line), traits, style.ink)
-    if rng.random() < 0.12:  # something in front
+    if rng.random() < 0.08:  # something in front
         x = rng.uniform(0, side, 2)
         cv2.line(image, (int(x[0]), 0), (int(x[1]), side), tuple(rng.uniform(0, 255, 3)), max(2, side // 16), cv2.LINE_AA)
     if rng.random() < 0.3:
@@ -164,5 +166,5 @@ def _background(side: int, rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j].astype(np.float32)
     along = x * math.cos(angle) + y * math.sin(angle)
-    share = 0.5 + 0.5 * np.sin(along * (2.0 if kind == 1 else rng.uniform(15, 40)))
+    share = 0.5 + 0.5 * np.sin(along * (2.0 if kind == 1 else rng.uniform(6, 14)))
     return (first + share[..., None] * (second - first)).astype(np.uint8)

@@ -1,0 +1,198 @@
+"""Whole runs through the command line on tiny data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from faces import write_manifest, write_raf_db
+from safetensors.numpy import load_file
+
+import jaxface
+from jaxface.data.preparation import prepare
+from jaxface.evaluation.predictions import read_predictions
+from jaxface.training.runs import load_run
+
+CONFIG = """
+from dataclasses import replace
+from jaxface.adapters.methods import AdapterOptions
+from jaxface.config import *
+from jaxface.training.optimizer import OptimizerOptions
+
+first = Config(
+    name="first", encoder=EncoderOptions(weights=RANDOM, variant="PE-Mini-8-64", image_size=32), method=MethodOptions("full"),
+    data=DataOptions(sets=({sets!r},)), optimizer=OptimizerOptions(backbone=1e-3, pool=1e-3, head=1e-3), batch_size=4, epochs=2,
+    log_every=1, checkpoint_minutes=0.0001,
+)
+config = replace(
+    first, name="second", encoder=EncoderOptions(image_size=32), method=MethodOptions("dora", AdapterOptions(rank=2)), after=first,
+    before=True, report=True,
+)
+"""
+
+
+def run(*words, module="jaxface.train", **options):
+    return subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+
+
+def one_line_error(done):
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a prepared manifest and a configuration of two runs, both done."""
+    folder = tmp_path_factory.mktemp("work")
+    prepare("manifest", write_manifest(folder / "m", 28), folder / "faces")
+    (folder / "config.py").write_text(CONFIG.format(sets=str(folder / "faces")))
+    done = run("--config", folder / "config.py", "--out", folder / "runs")
+    assert done.returncode == 0, done.stderr
+    folder.joinpath("printed").write_text(done.stdout)
+    return folder
+
+
+def test_two_runs_one_after_the_other_end_with_a_table_and_a_report(workplace):
+    printed = (workplace / "printed").read_text()
+    assert all(word in printed for word in ("before", "after", "emotion", "gender", "age", "majority"))
+    page = (workplace / "runs/report.html").read_text()
+    assert "second" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    for name in ("first", "second"):
+        folder = workplace / "runs" / name
+        files = {path.name for path in folder.iterdir()}
+        assert files >= {"config.json", "metrics.jsonl", "best", "checkpoints", "events", "predictions.parquet", "result.json", "faces.npz"}
+        assert not [name for name in files if name.startswith(".")]
+
+
+def test_metrics_hold_a_line_per_step_and_validation(workplace):
+    lines = [json.loads(line) for line in (workplace / "runs/second/metrics.jsonl").read_text().splitlines()]
+    splits = [line["split"] for line in lines]
+    result = json.loads((workplace / "runs/second/result.json").read_text())
+    assert splits.count("train") == result["steps"]
+    assert splits.count("validation") == 2
+    assert splits.count("before") == splits.count("test") == 1
+    assert {"loss", "loss/age", "weight/age", "learning_rate/backbone_plus", "images_per_second"} <= set(lines[1])
+    assert lines[1]["learning_rate/backbone_plus"] == pytest.approx(6 * lines[1]["learning_rate/backbone"])
+
+
+def test_the_saved_run_predicts_what_its_predictions_file_says(workplace):
+    import jax.numpy as jnp
+
+    from jaxface.data.pipeline import eval_batches
+    from jaxface.training.step import normalize_images
+
+    config, model = load_run(workplace / "runs/second")
+    saved = read_predictions(workplace / "runs/second/predictions.parquet")
+    batch = next(iter(eval_batches([str(workplace / "faces")], "test", config.tasks, image_size=32, batch_size=len(saved))))
+    logits = model(normalize_images(jnp.asarray(batch["image"])))
+    for task in config.tasks:
+        np.testing.assert_allclose(logits[task], saved.logits[task], atol=2e-4)
+    encoder = jaxface.load_encoder(str(workplace / "runs/second"))
+    features = model.features(normalize_images(jnp.asarray(batch["image"])))
+    np.testing.assert_allclose(encoder(normalize_images(jnp.asarray(batch["image"]))), features, atol=2e-4)
+
+
+def test_only_what_trained_is_in_the_best_folder(workplace):
+    names = set(load_file(workplace / "runs/second/best/trained.safetensors"))
+    assert all(name.startswith("heads.") or name.endswith((".a", ".b", ".magnitude")) for name in names)
+
+
+def test_the_same_command_again_does_nothing_more(workplace):
+    before = (workplace / "runs/second/metrics.jsonl").read_bytes()
+    done = run("--config", workplace / "config.py", "--out", workplace / "runs")
+    assert done.returncode == 0
+    assert (workplace / "runs/second/metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_folder_of_another_configuration_is_refused(workplace):
+    done = run("--config", workplace / "config.py", "--out", workplace / "runs", "--epochs", "3")
+    assert "belongs to another configuration (different: epochs)" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_stopped_ends_bit_identical_to_one_that_was_not(workplace, tmp_path, how):
+    words = [sys.executable, "-m", "jaxface.train", "--config", str(workplace / "config.py"), "--out", str(tmp_path)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "first/metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and '"step": 3' in metrics.read_text()):
+        time.sleep(0.02)
+    process.send_signal(how)
+    output = process.communicate(timeout=120)[1]
+    assert process.returncode == (0 if how == signal.SIGTERM else -9), output
+    if how == signal.SIGTERM:
+        assert "the same command goes on from there" in output
+    assert not (tmp_path / "first/result.json").exists()
+    done = run("--config", workplace / "config.py", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stderr or how == signal.SIGKILL
+    for name in ("first", "second"):
+        one, two = (load_file(base / name / "best/trained.safetensors") for base in (workplace / "runs", tmp_path))
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_raf_db_trains_from_the_weights_of_another_run(workplace, tmp_path):
+    write_raf_db(tmp_path / "raf", train=12, test=4)
+    done = run("raf_db", tmp_path / "raf", "--out", tmp_path / "faces", module="jaxface.prepare")
+    assert done.returncode == 0, done.stderr
+    words = [
+        "--config",
+        "configs/dora.py",
+        "--encoder.weights",
+        workplace / "runs/first",
+        "--data.sets",
+        tmp_path / "faces",
+        "--tasks",
+        "emotion",
+    ]
+    done = run(*words, "--out", tmp_path / "runs", "--epochs", 1, "--batch-size", 4, "--method.options.rank", 4, "--encoder.image-size", 32)
+    assert done.returncode == 0, done.stderr
+    assert "emotion" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "configs/nothing.py"], "no configuration configs/nothing.py; in configs: ap.py"),
+        (["--epoch", "3"], "unrecognized options: --epoch"),
+        (["--tasks", "age", "height"], "no task 'height'; known: age, gender, emotion"),
+        (["--batch-size", "-1"], "batch_size -1: expected more than 0"),
+        (["--method.name", "loha"], "no method 'loha'; known: lp, ap"),
+        (["--config", "configs/dora.py", "--data.sets", "nowhere"], "no folder nowhere"),
+        (["--config", "configs/dora.py", "--encoder.weights", "random"], "no data: --data.sets FOLDER..."),
+        (["--config"], "--config needs a file"),
+    ],
+)
+def test_wrong_words_are_one_line_and_exit_status_two(words, message, tmp_path):
+    done = run(*words, "--out", tmp_path / "runs")
+    done.stderr = "\n".join(line for line in done.stderr.splitlines() if not line.startswith(str(tmp_path)))  # the line that names the run
+    assert message in one_line_error(done)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_config_with_a_mistake_names_the_file(tmp_path):
+    (tmp_path / "c.py").write_text("from jaxface.config import *\nconfig = Config(epoch=3)\n")
+    assert f"{tmp_path / 'c.py'}: TypeError: " in one_line_error(run("--config", tmp_path / "c.py"))
+
+
+def test_four_devices_train_as_one(workplace, tmp_path):
+    losses = []
+    for devices in (1, 4):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        words = ["--config", workplace / "config.py", "--out", tmp_path / str(devices), "--head.dropout", "0"]
+        (tmp_path / "one.py").write_text((workplace / "config.py").read_text() + "config = replace(first, head=HeadOptions(dropout=0.0))\n")
+        words[1] = tmp_path / "one.py"
+        assert run(*words, env=environment).returncode == 0
+        lines = [json.loads(line) for line in (tmp_path / str(devices) / "first/metrics.jsonl").read_text().splitlines()]
+        losses.append([line["loss"] for line in lines if line["split"] == "train"])
+    np.testing.assert_allclose(losses[0], losses[1], atol=2e-4)

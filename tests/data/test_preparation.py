@@ -1,0 +1,143 @@
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+from faces import noise, write_manifest, write_raf_db
+
+from jaxface.data.faces import Unreadable, crop, decode, encode, face_bytes
+from jaxface.data.preparation import prepare
+from jaxface.data.records import Record, open_records, read_labels, read_summary
+from jaxface.data.sources.base import SOURCES, Source, register_source, validates
+from jaxface.data.sources.synthetic import prepare_synthetic
+from jaxface.errors import UserError
+
+
+def test_raf_db_becomes_records_with_their_labels_and_bytes(tmp_path):
+    write_raf_db(tmp_path / "raf")
+    summary = prepare("raf_db", tmp_path / "raf", tmp_path / "out")
+    assert summary["splits"]["test"]["records"] == 4
+    assert sum(split["records"] for split in summary["splits"].values()) == 16
+    records, labels = open_records(tmp_path / "out", "test"), read_labels(tmp_path / "out", "test")
+    lines = (tmp_path / "raf/basic/EmoLabel/list_patition_label.txt").read_text().splitlines()[12:]
+    assert [f"{r['id']} {r['labels']['emotion'] + 1}" for r in (records[i] for i in range(4))] == lines
+    assert [records[i]["labels"]["emotion"] for i in range(4)] == labels["emotion"].tolist()
+    assert set(labels["age"]) == {-1}
+    assert records[0]["image"] == (tmp_path / "raf/basic/Image/aligned/test_00001_aligned.jpg").read_bytes()
+
+
+def test_a_manifest_may_leave_labels_out_and_give_ages_in_years(tmp_path):
+    write_manifest(tmp_path / "m", 6)
+    table = tmp_path / "m" / "years.csv"
+    table.write_text(
+        "path,age,gender,emotion,split,box_x0,box_y0,box_x1,box_y1\n"
+        "photos/0.jpg,34,F,,train,,,,\nphotos/1.jpg,20-25,,Happy,test,4,4,30,30\nphotos/2.jpg,70+,m,,test,,,,\n"
+    )
+    prepare("manifest", table, tmp_path / "out")
+    labels = read_labels(tmp_path / "out", "test")
+    assert labels["age"].tolist() == [3, 8]
+    assert labels["gender"].tolist() == [-1, 0]
+    assert labels["emotion"].tolist() == [3, -1]
+    assert decode(open_records(tmp_path / "out", "test")[0]["image"]).shape == (36, 36, 3)  # 26 pixels and a fifth on each side
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("path,age\na.jpg,200", r"years.csv:2: age '200' is out of range"),
+        ("path,age\na.jpg,-5", r"years.csv:2: age '-5' is out of range"),
+        ("path,age\na.jpg,25-35", r"years.csv:2: age '25-35' straddles two groups"),
+        ("path,emotion\na.jpg,joy", r"years.csv:2: emotion 'joy' is out of range; known: surprise"),
+        ("path,gender,split\na.jpg,male,dev", r"years.csv:2: split 'dev'; known: train"),
+        ("file,age\na.jpg,3", r"expected a column path .* found file, age"),
+        ("path,age\n../a.jpg,3", r"years.csv:2: ../a.jpg lies outside"),
+        ("path,age,box_x0\na.jpg,3,5", r"years.csv:2: the face box needs four numbers"),
+    ],
+)
+def test_a_wrong_row_is_named_with_its_line(tmp_path, rows, message):
+    (tmp_path / "years.csv").write_text(rows + "\n")
+    with pytest.raises(UserError, match=message):
+        prepare("manifest", tmp_path / "years.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_images_among_good_ones_are_left_out_counted_and_listed(tmp_path):
+    write_raf_db(tmp_path / "raf")
+    images = tmp_path / "raf/basic/Image/aligned"
+    whole = (images / "train_00003_aligned.jpg").read_bytes()
+    (images / "train_00003_aligned.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "train_00004_aligned.jpg").write_bytes(b"")
+    (images / "train_00005_aligned.jpg").write_bytes(b"not an image")
+    (images / "train_00006_aligned.jpg").unlink()
+    dropped = prepare("raf_db", tmp_path / "raf", tmp_path / "out")["dropped"]
+    reasons = {entry["id"]: entry["reason"] for entry in dropped["files"]}
+    assert dropped["count"] == 4
+    assert reasons == {
+        "train_00003.jpg": "the JPEG is cut off",
+        "train_00004.jpg": "the file is empty",
+        "train_00005.jpg": "cannot be decoded as an image",
+        "train_00006.jpg": "No such file or directory",
+    }
+    assert json.loads((tmp_path / "out/summary.json").read_text())["dropped"] == dropped
+
+
+def test_a_set_is_prepared_once_and_never_over_another(tmp_path):
+    write_raf_db(tmp_path / "raf")
+    prepare("raf_db", tmp_path / "raf", tmp_path / "out")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert prepare("raf_db", tmp_path / "raf", tmp_path / "out") == read_summary(tmp_path / "out")
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=r"holds another prepared set \(different: source, folder\)"):
+        prepare("manifest", tmp_path / "m.csv", tmp_path / "out")
+
+
+def test_new_records_never_move_old_ones_between_train_and_validation(tmp_path):
+    few, many = ([Record(f"{i}.jpg", "train", b"") for i in range(n)] for n in (500, 1000))
+    assert [validates(record) for record in few] == [validates(record) for record in many][:500]
+    assert np.mean([validates(record) for record in many]) == pytest.approx(0.2, abs=0.04)
+    assert len({validates(Record(f"{i}.jpg", "train", b"", person="ann")) for i in range(50)}) == 1
+
+
+def test_a_source_of_ones_own_is_a_few_lines(tmp_path):
+    @register_source("mine")
+    class Mine(Source):
+        def records(self, folder, options):
+            yield Record("a", "test", folder / "a.jpg", {"gender": 1})
+
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise(20, 20))
+    prepare("mine", tmp_path, tmp_path / "out")
+    assert open_records(tmp_path / "out", "test")[0]["source"] == "mine"
+    del SOURCES["mine"]
+
+
+def test_drawn_faces_have_all_labels_in_the_test_split_only(tmp_path):
+    prepare_synthetic(tmp_path / "drawn", style="paint", count=40, test_count=10, size=16, seed=0, missing=0.5)
+    assert all((values >= 0).all() for values in read_labels(tmp_path / "drawn", "test").values())
+    assert any((values < 0).any() for values in read_labels(tmp_path / "drawn", "train").values())
+
+
+def test_a_box_becomes_a_square_with_its_margin_and_black_outside_the_image():
+    image = np.full((100, 80, 3), 200, np.uint8)
+    square = crop(image, (10, 20, 30, 60), margin=0.25)
+    assert square.shape == (60, 60, 3)
+    assert crop(image, (0, 0, 40, 40), margin=0.5)[:20].max() == 0
+    for box in ((5, 5, 5, 9), (90, 10, 99, 20), (-9, -9, -1, -1)):
+        with pytest.raises(Unreadable, match="has no area inside the image of 80 x 100"):
+            crop(image, box, 0.2)
+
+
+def test_a_turned_photo_is_stored_as_it_is_shown():
+    from PIL import Image
+
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :20] = 255
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(buffer, "JPEG", exif=exif)
+    stored = cv2.imdecode(
+        np.frombuffer(face_bytes(buffer.getvalue(), None, 0.2), np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    )
+    assert stored.shape == (40, 20, 3)
+    assert face_bytes(encode(image), None, 0.2) == encode(image)
