@@ -61,11 +61,11 @@ def face_bytes(data: bytes, box: tuple[float, float, float, float] | None, margi
 
     Raises Unreadable.
     """
-    image = decode(data)
-    if box is None and data.startswith(PLAIN) and not _is_truncated(data) and not _is_turned(data):
-        return data
     if _is_truncated(data):
         raise Unreadable("the JPEG is cut off")
+    image = decode(data)
+    if box is None and data.startswith(PLAIN) and not _is_turned(data):
+        return data
     return encode(image if box is None else crop(image, box, margin))
 
 
