@@ -216,7 +216,9 @@ def finite(array: np.ndarray) -> bool:
     if not is_floating(array.dtype):
         return True
     flat = array.reshape(-1)
-    if array.dtype in (np.float32, np.float64) and np.isfinite(np.dot(flat, flat)):
-        return True
+    if array.dtype in (np.float32, np.float64):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.dot(flat, flat)):
+                return True
     wide = np.promote_types(array.dtype, np.float32)
     return all(np.isfinite(flat[i : i + 2**20].astype(wide, copy=False)).all() for i in range(0, flat.size, 2**20))

@@ -13,7 +13,7 @@ from jaxface.evaluation.reference import import_torch, state_dict
 from small_models import KINDS, random_tensors
 from weights_convert.__main__ import main
 from weights_convert.checkpoint import convert, read_checkpoint, write_checkpoint
-from weights_convert.files import open_tensors, write_tensors
+from weights_convert.files import finite, open_tensors, write_tensors
 from weights_convert.towers import Heads
 
 TOWERS = KINDS["core without class token, MLP not 4x"]
@@ -288,3 +288,9 @@ def test_reading_copies_nothing(tmp_path):
     write_checkpoint(tmp_path / "a.pt", TOWERS, random_tensors(TOWERS))
     arrays = open_tensors(tmp_path / "a.pt").tensors.values()
     assert all(not array.flags.owndata and not array.flags.writeable for array in arrays)
+
+
+@pytest.mark.parametrize(("values", "expected"), [([1e30, 1e30], True), ([1e30, np.inf], False), ([np.nan, 1e30], False)])
+def test_values_whose_squares_overflow_are_told_from_infinite_ones_without_a_warning(values, expected, recwarn):
+    assert finite(np.array(values, np.float32)) is expected
+    assert not recwarn.list
