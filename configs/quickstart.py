@@ -11,21 +11,21 @@ from jaxface.training.optimizer import OptimizerOptions
 
 paint = Config(
     name="quickstart/paint",
-    encoder=EncoderOptions(weights=RANDOM, variant="PE-Mini-8-64"),
+    encoder=EncoderOptions(weights=RANDOM, variant="PE-Mini-10-60"),
     method=MethodOptions("full"),
     head=HeadOptions(deep=False, dropout=0.0),
-    data=DataOptions(drawn=DrawnSet("paint", count=7500, test_count=1000), sampling="shuffle", augment=False),
+    data=DataOptions(drawn=DrawnSet("paint", count=9000, test_count=1000), sampling="shuffle", augment=False),
     optimizer=OptimizerOptions(backbone=1.5e-3, pool=1.5e-3, head=1.5e-3, warmup_steps=40, cosine=True, clip_norm=1.0),
     batch_size=64,
-    epochs=5,
+    epochs=4,
 )
 
 config = replace(
     paint,
     name="quickstart/charcoal",
     encoder=EncoderOptions(),
-    method=MethodOptions("dora", AdapterOptions(rank=16)),
-    data=DataOptions(drawn=DrawnSet("charcoal", count=5000, test_count=1000, seed=1), sampling="shuffle", augment=False),
+    method=MethodOptions("dora", AdapterOptions(rank=32)),
+    data=DataOptions(drawn=DrawnSet("charcoal", count=10000, test_count=1000, seed=1), sampling="shuffle", augment=False),
     optimizer=OptimizerOptions(backbone=2e-3, pool=2e-3, head=2e-3, plus_ratio=6, warmup_steps=20, cosine=True, clip_norm=1.0),
     epochs=5,
     before=True,

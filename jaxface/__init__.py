@@ -10,6 +10,9 @@ import importlib
 from typing import Any
 
 EXPORTS = {
+    "adapt": "jaxface.adapters.methods",
+    "merge": "jaxface.adapters.methods",
+    "load_run": "jaxface.training.runs",
     "load_encoder": "jaxface.models.weights",
     "load_clip": "jaxface.models.weights",
     "save_weights": "jaxface.models.weights",

@@ -22,7 +22,7 @@ class Drawing:
 
     count: int = 6000
     test_count: int = 1000
-    size: int = 64
+    size: int = 60
     seed: int = 0
 
 

@@ -149,14 +149,14 @@ def proportions(t: Traits) -> Shape:
     """The proportions that belong to an age: from a round head with large low eyes to a long one with sagging cheeks."""
     young, old = 1 - ramp(t.stage, 0, 4), ramp(t.stage, 4, 9)
     return Shape(
-        width=0.72 + 0.14 * young - (0.05 if t.female else 0.0),
-        height=0.82 + 0.16 * (1 - young) + 0.06 * old,
+        width=0.70 + 0.18 * young - (0.05 if t.female else 0.0),
+        height=0.80 + 0.14 * (1 - young) + 0.14 * old,
         jaw=0.62 + 0.22 * young + (0.0 if t.female else 0.14) + 0.16 * old,
         eye_y=-0.06 + 0.22 * young - 0.06 * old,
         eye_x=0.30 + 0.03 * young,
-        eye=0.14 + 0.09 * young - 0.035 * old,
-        nose=0.10 + 0.16 * (1 - young) + 0.12 * old,
-        ear=0.12 + 0.04 * (1 - young) + 0.12 * old,
+        eye=0.145 + 0.10 * young - 0.05 * old,
+        nose=0.08 + 0.18 * (1 - young) + 0.18 * old,
+        ear=0.11 + 0.05 * (1 - young) + 0.18 * old,
         mouth_y=0.46 + 0.08 * young,
         forehead=0.0 + 0.28 * ramp(t.stage, 5, 9) * (0.35 if t.female else 1.0),
     )
@@ -230,7 +230,7 @@ def _age_marks(canvas: Canvas, t: Traits, s: Shape, shift: float, shade: Colour)
         strength = min(max(lines - index, 0.0), 1.0)
         if strength > 0.08:
             y, half = -0.38 - 0.11 * index, (0.40 - 0.04 * index) * (0.4 + 0.6 * strength)
-            canvas.line(arc(shift, y + 0.06, half, 0.07, 205, 335), mix(t.skin, shade, strength), 0.7 + 0.6 * strength)
+            canvas.line(arc(shift, y + 0.06, half, 0.07, 205, 335), mix(t.skin, shade, strength), 1.0 + 0.9 * strength)
     old = ramp(t.stage, 4, 8.5)
     if old > 0.05:
         tone, reach = mix(t.skin, shade, 0.4 + 0.6 * old), 0.06 + 0.14 * old
@@ -238,7 +238,7 @@ def _age_marks(canvas: Canvas, t: Traits, s: Shape, shift: float, shade: Colour)
             x = side * (s.eye_x + 0.2) + shift
             for slope in (-0.5, 0.0, 0.5):  # crow's feet
                 canvas.line([(x, s.eye_y + 0.1 * slope), (x + side * reach, s.eye_y + slope * reach)], tone, 0.8)
-            canvas.line(arc(side * s.eye_x + shift, s.eye_y + 0.1, 0.15, 0.04 + 0.1 * old, 20, 160), tone, 0.6 + 0.5 * old)
+            canvas.line(arc(side * s.eye_x + shift, s.eye_y + 0.1, 0.15, 0.04 + 0.1 * old, 20, 160), tone, 0.8 + 0.9 * old)
             canvas.line(
                 [(side * 0.17 + shift, s.eye_y + 0.3), (side * (0.28 + 0.06 * old) + shift, s.eye_y + 0.3 + 0.12 + 0.34 * old)],
                 tone,

@@ -67,14 +67,14 @@ def charcoal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = image.shape[0]
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     blurred = cv2.GaussianBlur(grey, (0, 0), size / 28)
-    edges = np.clip((blurred - grey) * 2.6, 0, 200) + 0.35 * np.abs(cv2.Laplacian(grey, cv2.CV_32F))
+    edges = np.clip((blurred - grey) * 1.2, 0, 150) + 0.2 * np.abs(cv2.Laplacian(grey, cv2.CV_32F))
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     slope, period = rng.uniform(0.5, 1.3), size / rng.uniform(20, 26)
     hatch = 0.5 + 0.5 * np.sin(2 * math.pi * (x + slope * y) / period)
-    shadow = np.clip((150 - blurred) / 150, 0, 1) * hatch * 120
-    rough = cv2.resize(rng.normal(0, 1, (size // 2, size // 2)).astype(np.float32), (size, size)) * rng.uniform(4, 11)
+    shadow = np.clip((150 - blurred) / 150, 0, 1) * hatch * 50
+    rough = cv2.resize(rng.normal(0, 1, (size // 2, size // 2)).astype(np.float32), (size, size)) * rng.uniform(3, 7)
     paper = rng.uniform(165, 225) + rough + rng.normal(0, 4, (size, size)).astype(np.float32)
-    wash = 0.45 + 0.55 * blurred / 255  # smudged with a finger
+    wash = 0.25 + 0.75 * cv2.GaussianBlur(grey, (0, 0), size / 70) / 255  # smudged with a finger
     picture = np.clip(paper * wash - edges - shadow, 0, 255)
     tone = np.array([1.0, 0.97, 0.92], np.float32)
     return np.clip(picture[..., None] * tone, 0, 255).astype(np.uint8)
@@ -82,14 +82,14 @@ def charcoal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 STYLES: dict[str, Style] = {
     "paint": Style(ink=(45, 30, 35), line=0.012, stretch=(1.0, 1.0), finish=paint),
-    "charcoal": Style(ink=(15, 15, 15), line=0.014, stretch=(0.86, 1.1), finish=charcoal),
+    "charcoal": Style(ink=(15, 15, 15), line=0.012, stretch=(0.82, 1.12), finish=charcoal),
 }
 
 SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 120), (198, 134, 90), (150, 98, 66), (105, 68, 48))
 HAIRS = ((30, 24, 22), (60, 40, 28), (98, 62, 36), (150, 88, 40), (196, 150, 80), (160, 60, 30))
 
 
-def draw_face(seed: int, index: int, *, style: str = "paint", size: int = 64, missing: float = 0.0) -> Drawn:
+def draw_face(seed: int, index: int, *, style: str = "paint", size: int = 60, missing: float = 0.0) -> Drawn:
     """Draws one face; the same arguments always give the same one.
 
     Args:
@@ -116,9 +116,9 @@ def years_of(stage: float) -> float:
 
 def make_traits(labels: dict[str, int], rng: np.random.Generator) -> Traits:
     """A person of the labelled age group, gender and emotion; all else at random."""
-    stage = labels["age"] + rng.uniform(0.2, 0.8)
+    stage = labels["age"] + rng.uniform(0.3, 0.7)
     expression = EXPRESSIONS[EMOTION.classes[labels["emotion"]]]
-    intensity = rng.uniform(0.85, 1.3)
+    intensity = rng.uniform(1.0, 1.4)
     expression = replace(expression, **{name: value * intensity for name, value in vars(expression).items()})
     female = GENDER.classes[labels["gender"]] == "female"
     position = rng.uniform(0, len(SKINS) - 1)
@@ -136,7 +136,7 @@ def make_traits(labels: dict[str, int], rng: np.random.Generator) -> Traits:
         hat=bool(rng.random() < 0.08),
         beard=not female and stage > 2.6 and bool(rng.random() < 0.35),
         gaze=tuple(rng.uniform(-1, 1, 2)),
-        turn=rng.uniform(-1, 1),
+        turn=rng.uniform(-0.8, 0.8),
     )
 
 
@@ -144,7 +144,7 @@ def _picture(traits: Traits, style: Style, size: int, rng: np.random.Generator) 
     """The person before a background, posed at random: uint8 [size, size, 3]."""
     side = size * SUPERSAMPLING
     image = _background(side, rng)
-    angle, zoom = math.radians(rng.uniform(-14, 14)), side * rng.uniform(0.39, 0.46)
+    angle, zoom = math.radians(rng.uniform(-11, 11)), side * rng.uniform(0.39, 0.46)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     mirror = np.diag([-1.0 if rng.random() < 0.5 else 1.0, 1.0])
     matrix = np.column_stack([zoom * turn @ np.diag(style.stretch) @ mirror, side * (0.5 + rng.uniform(-0.05, 0.05, 2) + (0, 0.03))])

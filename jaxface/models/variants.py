@@ -96,7 +96,7 @@ VARIANTS: dict[str, EncoderConfig] = {
     "PE-Spatial-S16-512": _spatial(384, 12, 6, 16, 512),
     "PE-Spatial-T16-512": _spatial(192, 12, 3, 16, 512),
     # not of the paper: the smallest PE with all its parts, for the quickstart and for tests
-    "PE-Mini-8-64": EncoderConfig(128, 5, 4, 512, 8, 64, output=128, pool_heads=4),
+    "PE-Mini-10-60": EncoderConfig(128, 5, 4, 512, 10, 60, output=128, pool_heads=4),
 }
 
 TEXT_VARIANTS: dict[str, TextConfig] = {

@@ -24,12 +24,12 @@ from jaxface.config import *
 from jaxface.training.optimizer import OptimizerOptions
 
 first = Config(
-    name="first", encoder=EncoderOptions(weights=RANDOM, variant="PE-Mini-8-64", image_size=32), method=MethodOptions("full"),
+    name="first", encoder=EncoderOptions(weights=RANDOM, variant="PE-Mini-10-60", image_size=30), method=MethodOptions("full"),
     data=DataOptions(sets=({sets!r},)), optimizer=OptimizerOptions(backbone=1e-3, pool=1e-3, head=1e-3), batch_size=4, epochs=2,
     log_every=1, checkpoint_minutes=0.0001,
 )
 config = replace(
-    first, name="second", encoder=EncoderOptions(image_size=32), method=MethodOptions("dora", AdapterOptions(rank=2)), after=first,
+    first, name="second", encoder=EncoderOptions(image_size=30), method=MethodOptions("dora", AdapterOptions(rank=2)), after=first,
     before=True, report=True,
 )
 """
@@ -91,7 +91,7 @@ def test_the_saved_run_predicts_what_its_predictions_file_says(workplace):
 
     config, model = load_run(workplace / "runs/second")
     saved = read_predictions(workplace / "runs/second/predictions.parquet")
-    batch = next(iter(eval_batches([str(workplace / "faces")], "test", config.tasks, image_size=32, batch_size=len(saved))))
+    batch = next(iter(eval_batches([str(workplace / "faces")], "test", config.tasks, image_size=30, batch_size=len(saved))))
     logits = model(normalize_images(jnp.asarray(batch["image"])))
     for task in config.tasks:
         np.testing.assert_allclose(logits[task], saved.logits[task], atol=2e-4)
@@ -155,7 +155,7 @@ def test_raf_db_trains_from_the_weights_of_another_run(workplace, tmp_path):
         "--tasks",
         "emotion",
     ]
-    done = run(*words, "--out", tmp_path / "runs", "--epochs", 1, "--batch-size", 4, "--method.options.rank", 4, "--encoder.image-size", 32)
+    done = run(*words, "--out", tmp_path / "runs", "--epochs", 1, "--batch-size", 4, "--method.options.rank", 4, "--encoder.image-size", 30)
     assert done.returncode == 0, done.stderr
     assert "emotion" in done.stdout
 

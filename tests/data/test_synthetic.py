@@ -12,7 +12,7 @@ def test_a_face_is_a_function_of_seed_index_and_style(style):
     assert np.array_equal(one.image, same.image)
     assert one.labels == same.labels
     assert not np.array_equal(one.image, other.image)
-    assert one.image.shape == (64, 64, 3)
+    assert one.image.shape == (60, 60, 3)
     assert one.image.dtype == np.uint8
 
 
@@ -42,7 +42,7 @@ def test_a_third_of_the_labels_can_be_left_out_but_never_all_of_a_face():
 def test_a_style_of_ones_own_is_one_entry():
     STYLES["negative"] = Style(ink=(0, 0, 0), line=0.02, stretch=(1, 1), finish=lambda image, rng: 255 - image)
     try:
-        assert draw_face(0, 0, style="negative").image.shape == (64, 64, 3)
+        assert draw_face(0, 0, style="negative").image.shape == (60, 60, 3)
     finally:
         del STYLES["negative"]
     with pytest.raises(UserError, match=r"no drawing style 'negative'; known: paint, charcoal"):

@@ -25,7 +25,7 @@ class Drawings:
     style: str = "paint"
     count: int = 6000
     test_count: int = 1000
-    size: int = 64
+    size: int = 60
     seed: int = 0
     missing: float = 1 / 3
 
