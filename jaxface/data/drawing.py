@@ -173,10 +173,10 @@ def outline(s: Shape) -> np.ndarray:
 def draw_person(canvas: Canvas, t: Traits, ink: Colour) -> None:
     """Draws a person from the back to the front."""
     s = proportions(t)
-    grey = ramp(t.stage, 4.5, 8.5)
+    grey = ramp(t.stage, 3, 9)
     hair = mix(t.hair, (238, 238, 240), grey)
     skin = mix(t.skin, mix(t.skin, (215, 205, 200), 0.55), ramp(t.stage, 4, 9))
-    shade = mix(skin, ink, 0.35)
+    shade = mix(skin, ink, 0.7)
     _body(canvas, t, s, skin, ink)
     if t.long_hair and t.stage > 0.6:
         length = 0.5 + 0.45 * ramp(t.stage, 0.6, 3) - 0.35 * ramp(t.stage, 6, 9)
@@ -225,7 +225,7 @@ def _age_marks(canvas: Canvas, t: Traits, s: Shape, shift: float, shade: Colour)
     if blush > 0.05:
         for side in (-1, 1):
             canvas.ellipse(side * 0.45 + shift, s.eye_y + 0.3, 0.15, 0.11, mix(t.skin, (240, 110, 110), 0.55 * blush))
-    lines = ramp(t.stage, 3.2, 9) * 4.6
+    lines = ramp(t.stage, 3, 9) * 4.6
     for index in range(4):
         strength = min(max(lines - index, 0.0), 1.0)
         if strength > 0.08:

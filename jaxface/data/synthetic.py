@@ -86,7 +86,7 @@ STYLES: dict[str, Style] = {
 }
 
 SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 120), (198, 134, 90), (150, 98, 66), (105, 68, 48))
-HAIRS = ((30, 24, 22), (60, 40, 28), (98, 62, 36), (150, 88, 40), (196, 150, 80), (160, 60, 30))
+HAIRS = ((20, 16, 16), (45, 30, 24), (75, 46, 30), (88, 40, 24))
 
 
 def draw_face(seed: int, index: int, *, style: str = "paint", size: int = 60, missing: float = 0.0) -> Drawn:
@@ -118,7 +118,7 @@ def make_traits(labels: dict[str, int], rng: np.random.Generator) -> Traits:
     """A person of the labelled age group, gender and emotion; all else at random."""
     stage = labels["age"] + rng.uniform(0.3, 0.7)
     expression = EXPRESSIONS[EMOTION.classes[labels["emotion"]]]
-    intensity = rng.uniform(1.0, 1.4)
+    intensity = rng.uniform(1.15, 1.45)
     expression = replace(expression, **{name: value * intensity for name, value in vars(expression).items()})
     female = GENDER.classes[labels["gender"]] == "female"
     position = rng.uniform(0, len(SKINS) - 1)

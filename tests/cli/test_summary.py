@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from jaxface import summary
+from jaxface.train import read_command_line
+
+
+def describe(method, *words):
+    return summary.describe(read_command_line(["--config", f"configs/{method}.py", *words]))
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "counts"),
+    [
+        ("lp", ["--tasks", "age"], {"trained": 1_058_825}),
+        ("ap", ["--tasks", "age"], {"trained": 13_656_073}),
+        ("ft4", ["--tasks", "age"], {"trained": 64_040_969}),
+        ("dora", [], {"trained": 29_352_981, "total": 346_504_213, "merged": 320_324_629}),
+        ("mtlora", ["--method.options.shared-set"], {"trained": 36_730_901, "total": 354_093_077, "merged": 329_763_861}),
+        ("mtlora", [], {"trained": 34_371_605, "without gradient": 0}),
+    ],
+)
+def test_parameter_counts_are_the_thesis_s_to_the_digit(method, words, counts, monkeypatch):
+    monkeypatch.setattr(summary, "module_flops", lambda *arguments: float("nan"))  # a minute of compiling that no count needs
+    found = describe(method, *words)["model"]
+    assert {name: found[name] for name in counts} == counts
+
+
+def test_parts_and_flops_of_the_large_encoder(capsys, monkeypatch):
+    monkeypatch.setattr(summary, "module_flops", lambda *arguments: 1e9)
+    monkeypatch.setattr("sys.argv", ["summary", "--config", "configs/lp.py", "--tasks", "age", "--json"])
+    summary.main()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["parts"] == {
+        "vision tower": 317_151_232,
+        "block": 12_596_224,
+        "attention pool": 12_595_200,
+        "projection": 1_048_576,
+        "text tower": 353_986_561,
+        "both towers": 671_137_793,
+    }
+    assert printed["flops"]["linear"] / 1e9 == pytest.approx(351.6, abs=0.05)
+    assert (printed["flops"]["linear"] + printed["flops"]["attention"]) / 1e9 == pytest.approx(384.4, abs=0.05)
