@@ -71,9 +71,9 @@ class Run:
             return
         self._check_devices()
         self.sets = prepared_sets(config)
+        self.steps_per_epoch = max(1, count_records(self.sets, "train") // config.batch_size)
         self.parts = make_parts(config)
         self.image_size = config.encoder.image_size or self._encoder_config().image_size
-        self.steps_per_epoch = max(1, count_records(self.sets, "train") // config.batch_size)
         self.balancer = get_balancer(config.balancing)
         optimizer = make_optimizer(config.optimizer, self.parts.groups, config.epochs * self.steps_per_epoch)
         trained = self.parts.trained | {BALANCE + k: v for k, v in self.balancer.parameters(config.tasks).items()}

@@ -170,7 +170,6 @@ def test_raf_db_trains_from_the_weights_of_another_run(workplace, tmp_path):
         (["--method.name", "loha"], "no method 'loha'; known: lp, ap"),
         (["--config", "configs/dora.py", "--data.sets", "nowhere"], "no folder nowhere"),
         (["--config", "configs/dora.py", "--encoder.weights", "random"], "no data: --data.sets FOLDER..."),
-        (["--config"], "--config needs a file"),
     ],
 )
 def test_wrong_words_are_one_line_and_exit_status_two(words, message, tmp_path):
