@@ -20,7 +20,6 @@ from jaxface.evaluation.costs import (
     encoder_flops,
     encoder_parts,
     model_counts,
-    module_flops,
     text_flops,
 )
 from jaxface.models.variants import TEXT_VARIANTS
@@ -45,7 +44,7 @@ def describe(config: Config) -> dict[str, Any]:
         "tasks": list(config.tasks),
         "parts": encoder_parts(encoder) if config.method.name == "lp" else encoder_parts(shapes_of(_frozen(config)).build().encoder),
         "model": model_counts(parts, balance),
-        "flops": {"image_size": image_size, **encoder_flops(c, image_size), "as compiled": module_flops(parts.build(), image_size)},
+        "flops": {"image_size": image_size, **encoder_flops(c, image_size)},
     }
     text = TEXT_VARIANTS.get(config.encoder.variant)
     if text is not None:
@@ -96,7 +95,6 @@ def show(summary: dict[str, Any], console: Console) -> None:
     printed = THESIS_GFLOPS if is_reference else {}
     rows = [("linear layers and convolution", flops["linear"], printed.get("vision")), ("attention products", flops["attention"], None)]
     rows += [("together", flops["linear"] + flops["attention"], None)]
-    rows += [("adapted model as the compiler counts it, unmerged", flops["as compiled"], printed.get(summary["method"]))]
     if "text tower" in flops:
         both = flops["linear"] + flops["text tower"]["linear"]
         rows += [(f"with the text tower for {PROMPTS} prompts, linear", both, printed.get("zero-shot"))]

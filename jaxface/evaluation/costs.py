@@ -95,12 +95,3 @@ def text_flops(c: TextConfig, prompts: int = 1) -> dict[str, float]:
     """FLOPs of encoding that many prompts with the text tower."""
     linear = c.depth * 2 * c.context * 12 * c.width**2 + 2 * c.width * c.output
     return {"linear": float(prompts * linear), "attention": float(prompts * c.depth * 4 * c.context**2 * c.width)}
-
-
-def module_flops(model: Any, image_size: int) -> float:
-    """FLOPs of one image as XLA counts them in the program of `model(images)`, with all that it really computes."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
-    arrays, structure = flatten(model)
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
-    lowered = jax.jit(lambda arrays, images: structure.build(arrays)(images)).lower(shapes, images)
-    return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
