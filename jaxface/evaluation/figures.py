@@ -41,20 +41,24 @@ def thin(series: Series, points: int = 240) -> Series:
     return np.add.reduceat(steps, edges[:-1]) / np.diff(edges), np.add.reduceat(values, edges[:-1]) / np.diff(edges)
 
 
-def smooth(values: np.ndarray, weight: float = 0.8) -> np.ndarray:
-    """Running mean with exponential weights, without a bias to the start."""
-    total, norm, result = 0.0, 0.0, np.empty(len(values))
-    for index, value in enumerate(values):
-        total, norm = weight * total + (1 - weight) * value, weight * norm + 1 - weight
-        result[index] = total / norm
-    return result
+def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """Mean over neighbours on both sides, with Gaussian weights: unlike a running mean it does not lag behind a falling curve.
+
+    Args:
+      values: `[N]`.
+      share: width of the Gaussian (its standard deviation) as a share of the curve, at least one and a half points.
+    """
+    index = np.arange(len(values))
+    weights = np.exp(-0.5 * ((index[:, None] - index) / max(1.5, share * len(values))) ** 2)
+    return weights @ values / weights.sum(axis=1)
 
 
 def _finish(axes: Axes, title: str, ylabel: str, entries: int) -> None:
     axes.set_title(title)
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if entries > 1:
         axes.legend(ncols=2 if entries > 3 else 1)
@@ -62,7 +66,11 @@ def _finish(axes: Axes, title: str, ylabel: str, entries: int) -> None:
 
 @styled
 def loss_curve(train: Series, validation: Series, title: str = "", ylabel: str = "loss") -> Figure:
-    """One loss over the steps: training faint with its running mean, validation as dots on a line."""
+    """One loss over the steps: training faint with its mean over neighbours, validation as dots on a line.
+
+    The height is that of the training losses and of the last validation. Earlier validations that lie far above do not flatten the
+    rest: a triangle at the upper edge, with the value, stands for each.
+    """
     figure, axes = new_figure(3.9, 2.7)
     drawn = 0
     if len(train[0]):
@@ -73,10 +81,17 @@ def loss_curve(train: Series, validation: Series, title: str = "", ylabel: str =
     if len(validation[0]):
         axes.plot(*thin(validation), color=COLOURS[1], marker="o", markersize=3.2, label="validation")
         drawn += 1
-    values = np.concatenate([thin(train)[1], validation[1]])
+    values = np.concatenate([thin(train)[1], thin(validation)[1]])
     if len(values):
-        # a first few huge losses must not flatten the rest
-        axes.set_ylim(min(0.0, values.min()), 1.06 * max(np.quantile(values, 0.995), values[-1]) + 1e-9)
+        seen = thin(train)[1] if len(train[0]) else validation[1]
+        top = max(np.quantile(seen, 0.995), validation[1][-1] if len(validation[0]) else 0.0)
+        inside = values[values <= 2 * top]
+        top = 1.06 * max(top, inside.max(initial=0.0)) + 1e-9
+        axes.set_ylim(min(0.0, values.min()), top)
+        for step, value in zip(*thin(validation), strict=True):
+            if value > top:
+                axes.plot(step, top, "^", color=COLOURS[1], markersize=6, clip_on=False, zorder=3)
+                axes.annotate(f"{value:.1f}", (step, top), xytext=(5, -3), textcoords="offset points", fontsize=7, va="top")
     _finish(axes, title, ylabel, drawn)
     return figure
 

@@ -82,6 +82,27 @@ def test_thinning_keeps_the_mean_and_the_range():
 
 def test_smoothing_has_no_bias_to_zero_at_the_start():
     np.testing.assert_allclose(figures.smooth(np.full(5, 3.0)), 3.0)
+    assert figures.smooth(np.zeros(0)).shape == (0,)
+
+
+def test_smoothing_does_not_lag_behind_a_falling_curve():
+    line = 10 - 0.1 * np.arange(60.0)
+    np.testing.assert_allclose(figures.smooth(line)[10:-10], line[10:-10], atol=1e-6)
+
+
+def test_validation_losses_far_above_are_marked_with_their_value_and_do_not_flatten_the_rest():
+    validation = (np.array([10.0, 20, 30, 50]), np.array([15.6, 0.9, 0.5, 0.4]))
+    (axes,) = figures.loss_curve((LINE[0], LINE[1]), validation).axes
+    assert axes.get_ylim()[1] < 1.2
+    assert [text.get_text() for text in axes.texts] == ["15.6"]
+    (triangle,) = [line for line in axes.lines if line.get_marker() == "^"]
+    assert triangle.get_xdata().tolist() == [10.0]
+
+
+def test_a_validation_loss_alone_is_drawn_as_high_as_it_is():
+    (axes,) = figures.loss_curve(NONE, (np.array([1.0, 2, 3]), np.array([3.0, 2.5, 2.0]))).axes
+    assert axes.get_ylim()[1] > 3
+    assert not axes.texts
 
 
 def test_png_bytes_are_an_image_and_matplotlibs_settings_stay():
