@@ -217,6 +217,7 @@ THESIS: tuple[Table, ...] = (
         ("age/average", "gender/average", "emotion/average"),
         {"LoRA": (63.45, 97.52, 90.44), "DoRA": (63.53, 97.49, 91.21)},
     ),
+    Table("section 4.2", "Zero-shot age accuracy given in the text", "", ("age/vggface2", "age/utkface"), {"ZS": (42.01, 48.72)}),
     Table(
         "section 4.4.5",
         "Overall accuracy given in the text",
