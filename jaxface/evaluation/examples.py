@@ -56,7 +56,7 @@ def _card(run: Run, row: int) -> Html:
         mark, class_ = {None: ("·", None), True: ("✓", "right"), False: ("✗", "wrong")}[right]
         label = "" if right is not False else tag("div", f"label: {task.classes[run.predictions.labels[task.name][row]]}")
         lines.append(
-            tag("li", tag("b", f"{mark} {name}", class_=class_), tag("span", f"{100 * probability:.0f}\N{NO-BREAK SPACE}%"), label)
+            tag("li", tag("b", f"{mark} {name}", class_=class_), tag("span", f"{100 * probability:.0f}\N{NARROW NO-BREAK SPACE}%"), label)
         )
     return tag("div", _thumbnails(run)(run.predictions.id[row]), tag("ul", *lines), class_="face")
 

@@ -48,14 +48,30 @@ def percent(share: float | None, decimals: int = 1) -> str:
     return "—" if share is None or share != share else f"{100 * share:.{decimals}f} %"
 
 
-def table(header: Sequence[object], rows: Iterable[Sequence[object]], *, sortable: bool = True) -> Html:
-    """A table that a click on a heading sorts; it scrolls sideways where it is wider than the screen."""
+def table(
+    header: Sequence[object], rows: Iterable[Sequence[object]], *, groups: Sequence[tuple[object, int]] = (), sortable: bool = True
+) -> Html:
+    """A table that a click on a heading sorts; it scrolls sideways where it is wider than the screen.
+
+    Args:
+      header: one heading a column.
+      rows: their values; the first names the row.
+      groups: headings over several columns each, and how many: of all columns, from the left; one of None stays empty.
+      sortable: whether a click sorts.
+    """
     cells = [entry if isinstance(entry, Cell) else Cell(entry) for entry in header]
     heads = (
         tag("th", tag("button", cell.shown, type="button") if sortable else cell.shown, scope="col", class_=cell.class_) for cell in cells
     )
+    above = [tag("th" if name else "td", _breakable(name), colspan=width, scope="colgroup" if name else None) for name, width in groups]
+    top = tag("tr", *above, class_="groups") if above else ""
     body = join(tag("tr", *(_cell(value, first=index == 0) for index, value in enumerate(row))) for row in rows)
-    return tag("div", tag("table", tag("thead", tag("tr", *heads)), tag("tbody", body)), class_="scroll", tabindex="0")
+    return tag("div", tag("table", tag("thead", top, tag("tr", *heads)), tag("tbody", body)), class_="scroll", tabindex="0")
+
+
+def _breakable(value: object) -> Html:
+    """Names such as `runs/first` as HTML that may be folded behind a slash."""
+    return value if isinstance(value, Html) else Html(text(value).replace("/", "/<wbr>"))
 
 
 def _cell(value: object, *, first: bool) -> Html:
@@ -63,7 +79,7 @@ def _cell(value: object, *, first: bool) -> Html:
     style = None if cell.bar is None or cell.bar != cell.bar else f"--share:{100 * cell.bar:.1f}%"
     classes = " ".join(filter(None, [cell.class_, "bar" if style else None])) or None
     if first:
-        return tag("th", cell.shown, scope="row", class_=classes, style=style, data_sort=cell.sort)
+        return tag("th", _breakable(cell.shown), scope="row", class_=classes, style=style, data_sort=cell.sort)
     return tag("td", cell.shown, class_=classes, style=style, data_sort=cell.sort)
 
 
@@ -134,6 +150,8 @@ th[aria-sort] button{color:var(--ink)}
 th[aria-sort=ascending] button::after{content:" \\25B4"}
 th[aria-sort=descending] button::after{content:" \\25BE"}
 tbody tr:hover{background:var(--soft)}
+thead .groups th{text-align:center;padding:.3rem .6rem;border-bottom:1px solid var(--grid);white-space:normal}
+thead .groups td{border:0}
 .bar{background:linear-gradient(color-mix(in srgb,var(--accent) 22%,transparent) 0 0) no-repeat left center/var(--share) 74%}
 .strong{font-weight:700}.right{color:var(--right)}.wrong{color:var(--wrong)}
 .grid{display:grid;gap:1.1rem 1.4rem;align-items:start;margin:.6rem 0 1.2rem}
@@ -146,7 +164,7 @@ svg{display:block;width:100%;height:auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
 .face{background:var(--soft);border:1px solid var(--grid);border-radius:8px;overflow:hidden;break-inside:avoid}
 .face img{display:block;width:100%;aspect-ratio:1;object-fit:cover;background:var(--grid)}
-.face ul{list-style:none;margin:0;padding:.4rem .5rem .5rem;font-size:.72rem;line-height:1.45}
+.face ul{list-style:none;margin:0;padding:.4rem .35rem .45rem;font-size:.69rem;line-height:1.45}
 .face li{display:flex;flex-wrap:wrap;justify-content:space-between}
 .face li b{font-weight:600;white-space:nowrap}
 .face li div{flex-basis:100%;padding-left:1.05em}
@@ -160,8 +178,10 @@ pre{overflow-x:auto;font-size:.78rem;line-height:1.45;background:var(--soft);pad
   margin:.9rem 0}
 .note p{margin:0}
 footer{color:var(--faint);font-size:.8125rem;padding-top:2rem;padding-bottom:3rem}
+@media screen and (min-width:601px){tbody wbr{display:none}}
 @media (max-width:600px){
-tbody th{white-space:normal}details{padding:.5rem .6rem}.face ul{font-size:.69rem;padding:.35rem .4rem}
+tbody th{white-space:normal}.scroll tbody th,.scroll thead tr:last-child th:first-child{position:sticky;left:0;z-index:1;
+  background:var(--page)}details{padding:.5rem .6rem}.face ul{font-size:.66rem;padding:.35rem .3rem}
 body{font-size:15px}header,main,footer{padding-left:.9rem;padding-right:.9rem}h1{font-size:1.4rem}
   th,td{padding:.34rem .5rem}.cards{grid-template-columns:repeat(auto-fill,minmax(98px,1fr));gap:.55rem}}
 @media print{@page{margin:14mm}body{font-size:10pt}nav{display:none}header,main,footer{max-width:none;padding:0}h2,h3{break-after:avoid}
@@ -188,7 +208,7 @@ document.querySelectorAll('thead button').forEach(button => button.addEventListe
 }));
 let folded = [];
 addEventListener('beforeprint', () => {
-  folded = [...document.querySelectorAll('details:not([open]):not(.screen)')];
+  folded = [...document.querySelectorAll('details:not([open])')];
   folded.forEach(part => part.open = true);
 });
 addEventListener('afterprint', () => folded.forEach(part => part.open = false));

@@ -192,6 +192,22 @@ def task_matrix(predictions: Predictions, task: Task, rows: np.ndarray | slice =
     return confusion_matrix(predictions.labels[task.name][rows], predictions.predicted(task.name)[rows], task.num_classes)
 
 
+def person_matrices(predictions: Predictions, task: Task) -> np.ndarray:
+    """What `bootstrap_interval` resamples: a matrix per person `[G, C, C]` if several records are of one, else the plain one `[C, C]`.
+
+    A record of an unknown person stands for itself.
+    """
+    rows = np.flatnonzero(predictions.labels[task.name] != MISSING)
+    names = [predictions.person[row] or row for row in rows]  # a number is nobody's name
+    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    if len(number) == len(rows):
+        return task_matrix(predictions, task)
+    matrices = np.zeros((len(number), task.num_classes, task.num_classes), np.int64)
+    person = np.array([number[name] for name in names])
+    np.add.at(matrices, (person, predictions.labels[task.name][rows], predictions.predicted(task.name)[rows]), 1)
+    return matrices
+
+
 def source_accuracies(predictions: Predictions, task: Task) -> dict[str, float]:
     """Accuracy of a task on each source that has labels of it."""
     labelled = predictions.labels[task.name] != MISSING

@@ -41,7 +41,7 @@ def _outcome(run: Run, task: Task) -> dict[str, float]:
             found["majority"] = float(metrics.majority_share(matrix))
             found["records"] = float(matrix.sum())
             if when == "after":
-                found["low"], found["high"] = metrics.bootstrap_interval(matrix, metrics.accuracy)
+                found["low"], found["high"] = metrics.bootstrap_interval(metrics.person_matrices(predictions, task), metrics.accuracy)
                 found |= {
                     key: value for key, value in metrics.evaluate_task(predictions, task).items() if key in ("macro_f1", "off_by_one")
                 }
@@ -91,7 +91,8 @@ def results(runs: Runs) -> Html:
     ]
     text = (
         "Accuracy on the test records that carry a label. Balanced accuracy is the mean recall over the classes. "
-        "The interval is a bootstrap over the test records; “before” is the model that the run started from."
+        "The interval is a bootstrap over the test records, over whole persons where several are of one; "
+        "“before” is the model that the run started from."
     )
     return join([tag("p", text), grid(pictures, "wide"), table(header, rows)])
 
@@ -209,21 +210,24 @@ def _figures_table(runs: Runs, task: Task) -> Html:
 
 def _class_table(matrices: Mapping[tuple[str, str], np.ndarray], task: Task) -> Html:
     """Records, recall and precision of each class; the records once if all runs were tested on the same number of them."""
-    one_run = len({name for name, _ in matrices}) == 1
     records = {name: matrix.sum(axis=1) for (name, _), matrix in matrices.items()}
     same = len({tuple(counts) for counts in records.values()}) == 1
-    columns: dict[str, list[object]] = {"records": [f"{count:,}" for count in next(iter(records.values()))]} if same else {}
-    for (name, when), matrix in matrices.items():
-        prefix = "" if one_run else f"{name}: "
-        if not same:
-            columns[f"{prefix}records"] = [f"{count:,}" for count in records[name]]
-        if when == "before":
-            columns[f"{prefix}recall before"] = [percent(value) for value in metrics.recall(matrix)]
-        else:
-            columns[f"{prefix}recall"] = [Cell(percent(value), class_="strong", bar=value) for value in metrics.recall(matrix)]
-            columns[f"{prefix}precision"] = [percent(value) for value in metrics.precision(matrix)]
-    rows = [[Cell(name, sort=index), *(column[index] for column in columns.values())] for index, name in enumerate(task.classes)]
-    return table(["class", *columns], rows)
+    columns: list[tuple[str, list[object]]] = [("class", [Cell(name, sort=index) for index, name in enumerate(task.classes)])]
+    if same:
+        columns.append(("records", [f"{count:,}" for count in next(iter(records.values()))]))
+    groups: list[tuple[str | None, int]] = [(None, len(columns))]
+    for name, counts in records.items():
+        own: list[tuple[str, list[object]]] = [] if same else [("records", [f"{count:,}" for count in counts])]
+        if (name, "before") in matrices:
+            own.append(("recall before", [percent(value) for value in metrics.recall(matrices[name, "before"])]))
+        if (name, "after") in matrices:
+            matrix = matrices[name, "after"]
+            own.append(("recall", [Cell(percent(value), class_="strong", bar=value) for value in metrics.recall(matrix)]))
+            own.append(("precision", [percent(value) for value in metrics.precision(matrix)]))
+        columns += own
+        groups.append((name, len(own)))
+    rows = zip(*(values for _, values in columns), strict=True)
+    return table([heading for heading, _ in columns], rows, groups=groups if len(records) > 1 else ())
 
 
 def agreement(runs: Runs) -> Html:

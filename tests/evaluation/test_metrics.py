@@ -26,8 +26,9 @@ def answers(draw):
     return labels, draw(arrays.arrays(np.int64, count, elements=st.integers(0, CLASSES - 1)))
 
 
-def predictions(labels, logits, task=GENDER, source=None):
-    return Predictions((task,), [f"r{i}" for i in range(len(labels))], {task.name: labels}, {task.name: logits}, source=source)
+def predictions(labels, logits, task=GENDER, source=None, person=None):
+    ids = [f"r{i}" for i in range(len(labels))]
+    return Predictions((task,), ids, {task.name: labels}, {task.name: logits}, source=source, person=person)
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,6 +122,16 @@ def test_resampling_whole_persons_widens_the_interval():
     low, high = metrics.bootstrap_interval(persons, metrics.accuracy)
     narrow_low, narrow_high = metrics.bootstrap_interval(persons.sum(axis=0), metrics.accuracy)
     assert high - low > 2 * (narrow_high - narrow_low)
+
+
+def test_records_are_resampled_by_person_where_several_are_of_one():
+    labels, logits = [0, 0, 1, 1, MISSING], np.eye(2)[[0, 1, 1, 1, 0]]
+    known = predictions(labels, logits, person=["ann", "ann", "", "", "bob"])
+    matrices = metrics.person_matrices(known, GENDER)
+    assert matrices.tolist() == [[[1, 1], [0, 0]], [[0, 0], [0, 1]], [[0, 0], [0, 1]]]
+    np.testing.assert_array_equal(matrices.sum(axis=0), metrics.task_matrix(known, GENDER))
+    alone = predictions(labels, logits, person=["ann", "bob", "", "", "bob"])
+    np.testing.assert_array_equal(metrics.person_matrices(alone, GENDER), metrics.task_matrix(alone, GENDER))
 
 
 def test_agreement_counts_equal_answers_right_or_wrong():
