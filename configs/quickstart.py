@@ -6,7 +6,8 @@ python -m jaxface.train
 from dataclasses import replace
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import RANDOM, Config, DataOptions, DrawnSet, EncoderOptions, HeadOptions, MethodOptions
+from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions
+from jaxface.data.synthetic import DrawnSet
 from jaxface.training.optimizer import OptimizerOptions
 
 paint = Config(

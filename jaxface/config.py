@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxface.adapters.methods import AdapterOptions, get_method
+from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
 from jaxface.models.variants import get_variant
@@ -48,27 +49,6 @@ class HeadOptions:
 
     deep: bool = True
     dropout: float = 0.1
-
-
-@dataclass(frozen=True)
-class DrawnSet:
-    """A set of drawn faces, made when first needed.
-
-    Attributes:
-      style: a style of `jaxface.data.synthetic`.
-      count: faces for training and validation.
-      test_count: faces for testing, all labels present.
-      size: side in pixels.
-      seed: of the drawings.
-      missing: share of the training labels that are left out.
-    """
-
-    style: str = "paint"
-    count: int = 6000
-    test_count: int = 1000
-    size: int = 60
-    seed: int = 0
-    missing: float = 1 / 3
 
 
 @dataclass(frozen=True)

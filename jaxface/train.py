@@ -14,6 +14,7 @@ from rich.table import Table
 from jaxface.cli import parse
 from jaxface.config import Config, load_config
 from jaxface.errors import UserError, run_command
+from jaxface.evaluation.runs import read_metrics
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
@@ -52,8 +53,7 @@ def results_table(folder: Path) -> Table:
     """The test's accuracy and balanced accuracy per task, before and after where a run has both."""
     result = json.loads((folder / "result.json").read_text())
     baselines = json.loads((folder / "baselines.json").read_text())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    before = next((line for line in lines if line["split"] == "before"), {})
+    before = next((row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "before"), {})
     title = f"{folder}: accuracy on the {result['split']} split, %"
     table = Table("task", "majority class", "linear on pixels", "before", "balanced", "after", "balanced", title=title)
 

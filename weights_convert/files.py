@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxface.errors import UserError
+from jaxface.files import aside
 
 SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -124,23 +123,10 @@ def write_tensors(
     writers = {".safetensors": _write_safetensors, **dict.fromkeys((".pt", ".pth", ".bin"), torch_format.write_zip)}
     if path.suffix not in writers:
         raise UserError(f"{path}: the suffix says the format: one of {', '.join(writers)}")
-    with aside(path) as temporary, temporary.open("wb") as file:
-        writers[path.suffix](file, tensors, dtype, metadata or {}, written)
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes it at the end, or vanishes on an error."""
     if not path.parent.is_dir():
         raise UserError(f"{path.parent}: no such folder to write into")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with aside(path) as temporary, temporary.open("wb") as file:
+        writers[path.suffix](file, tensors, dtype, metadata or {}, written)
 
 
 def _write_safetensors(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -85,7 +85,6 @@ class Method:
     name: str
     adapt: Adapt
     batch_norm: bool = True
-    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {}

@@ -20,7 +20,7 @@ class TaskLowRank(nnx.Module):
       base: [in, out], frozen.
       a: [T, in, groups * rank]
       b: [T, rank, out], zero at first.
-      unused: one more update, the shared one that MTLoRA's module also has, where nothing task-agnostic follows; or None.
+      shared_a, shared_b: one more update, which MTLoRA's module also has: not used, since nothing task-agnostic follows; or None.
     """
 
     def __init__(self, base: jax.Array, rank: int, tasks: int, *, groups: int = 1, shared_set: bool = False, rngs: nnx.Rngs) -> None:

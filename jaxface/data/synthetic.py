@@ -36,6 +36,27 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class DrawnSet:
+    """A set of drawn faces, made when first needed.
+
+    Attributes:
+      style: one of `STYLES`.
+      count: faces for training and validation.
+      test_count: faces for testing, all labels present.
+      size: side in pixels.
+      seed: of the drawings.
+      missing: share of the training labels that are left out.
+    """
+
+    style: str = "paint"
+    count: int = 6000
+    test_count: int = 1000
+    size: int = 60
+    seed: int = 0
+    missing: float = 1 / 3
+
+
+@dataclass(frozen=True)
 class Style:
     """A way to draw.
 

@@ -15,6 +15,7 @@ from jaxface.data.tasks import MISSING, Task
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities, summarize, task_matrix
 from jaxface.evaluation.predictions import Predictions, write_predictions
+from jaxface.files import aside
 
 FIGURES = {
     "accuracy": "accuracy",
@@ -89,20 +90,14 @@ def write_rows(path: Path, predictions: Predictions) -> None:
     if path.suffix == ".parquet":
         write_predictions(path, predictions)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            if path.suffix == ".csv":
-                names = [
-                    "id",
-                    *(name + end for name in (task.name for task in predictions.tasks) for end in ("", "_probability", "_label")),
-                ]
-                writer = csv.DictWriter(file, names)
-                writer.writeheader()
-                writer.writerows(rows_of(predictions))
-            else:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(predictions))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with aside(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".csv":
+            names = [
+                "id",
+                *(name + end for name in (task.name for task in predictions.tasks) for end in ("", "_probability", "_label")),
+            ]
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows_of(predictions))
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(predictions))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from jaxface.evaluation import examples, sections
 from jaxface.evaluation.markup import Cell, Html, details, join, page, section, table, tag
 from jaxface.evaluation.runs import RANDOM, Run, read_run
 from jaxface.evaluation.sections import Runs, tasks_of
+from jaxface.files import aside
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
@@ -26,15 +26,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         raise UserError("no run to report on; name at least one run folder")
     out = Path(out)
     content = render(named([read_run(path) for path in runs]))
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(content, encoding="utf-8")
-        aside.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(out) as temporary:
+        temporary.write_text(content, encoding="utf-8")
     return out
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from jaxface.data.tasks import MISSING, Task
 from jaxface.errors import UserError
+from jaxface.files import aside
 
 METADATA_KEY = b"jaxface"
 """Key of the schema's metadata: JSON with the tasks, their classes in the order of the logits, and whatever the writer adds."""
@@ -94,13 +95,8 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         columns["features"] = _lists(predictions.features)
     tasks = [{"name": task.name, "classes": task.classes, "ordinal": task.ordinal} for task in predictions.tasks]
     about = json.dumps({**predictions.about, "tasks": tasks}, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        pq.write_table(pa.table(columns).replace_schema_metadata({METADATA_KEY: about.encode()}), aside, compression="zstd")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata({METADATA_KEY: about.encode()}), temporary, compression="zstd")
 
 
 def read_predictions(path: Path | str) -> Predictions:

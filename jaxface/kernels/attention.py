@@ -41,13 +41,13 @@ def attention(
     return KERNELS[kernel](q, k, v, angles=angles, causal=causal)
 
 
-def rotate(x: jax.Array, angles: jax.Array, sign: float = 1.0) -> jax.Array:
-    """Turns the interleaved channel pairs (x0, x1) of x [..., N, d] by angles [N, d / 2], in float32; `sign` -1 turns back.
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Turns the interleaved channel pairs (x0, x1) of x [..., N, d] by angles [N, d / 2], in float32.
 
     The result's channels are in half-split order (all first members of the pairs, then all second ones): equal for q and k,
     so that their products do not notice, and free where a copy to head-major order happens anyway.
     """
-    cos, sin = jnp.cos(angles), sign * jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = x[..., 0::2], x[..., 1::2]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 

@@ -33,11 +33,6 @@ def _groups(a: jax.Array, b: jax.Array) -> int:
     return a.shape[-1] // b.shape[-2]
 
 
-def down(x: jax.Array, a: jax.Array) -> jax.Array:
-    """`x @ a`, x [..., in], a [in, g * r]."""
-    return x @ a
-
-
 def up(xa: jax.Array, b: jax.Array, groups: int) -> jax.Array:
     """`xa @ b` where each of `groups` slices of the output has its own slice of xa: [..., g * r], [r, out] -> [..., out]."""
     if groups == 1:
@@ -96,7 +91,7 @@ def _forward(
     if summed:
         y = x @ _kernel(w, a, b, gain, unit_columns)[0]
     else:
-        y = x @ w + up(down(x, a), b, _groups(a, b))
+        y = x @ w + up(x @ a, b, _groups(a, b))
         y = y if gain is None else y * gain
     y = checkpoint_name(y, PRODUCT)
     return y, (x, w, a, b, gain, None if gain is None else y)
@@ -109,7 +104,7 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[jax.Array | Non
     g = jax.lax.optimization_barrier(g)
     x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     kernel, scale = _kernel(w, a, b, gain, unit_columns) if summed else (None, gain)
-    xa = down(x, a)  # [n, g r]: cheaper to form again than to keep
+    xa = x @ a  # [n, g r]: cheaper to form again than to keep
     # the scale goes with the narrow arrays, so that no pass over [n, out] is spent on it
     bs = b if scale is None else b * scale
     if groups == 1:

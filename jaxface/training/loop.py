@@ -25,12 +25,13 @@ from jaxface.errors import UserError
 from jaxface.evaluation.inference import mean_losses, predict_all
 from jaxface.evaluation.metrics import summarize
 from jaxface.evaluation.predictions import Predictions, write_predictions
+from jaxface.files import aside, write_json
 from jaxface.progress import Track
 from jaxface.training.balancing import get_balancer
 from jaxface.training.checkpoints import Checkpoints, Saved
 from jaxface.training.metrics_log import MetricsLog
 from jaxface.training.optimizer import Plateau, make_optimizer
-from jaxface.training.runs import check_same_config, fingerprint, make_parts, save_best, write_aside, write_json
+from jaxface.training.runs import check_same_config, fingerprint, make_parts, save_best
 from jaxface.training.step import BALANCE, TrainState, make_predict, make_step, model_part, replicate, shard, unreplicate
 
 FACES = 48
@@ -287,7 +288,7 @@ class Run:
         best = {k: jnp.asarray(v) for k, v in load_file(self.folder / "best" / "trained.safetensors").items()}
         values = self._test("test", replicate(best) | self.frozen, "predictions.parquet")
         self._write_faces()
-        self._write_baselines()
+        self._write_baselines(values)
         info = json.loads((self.folder / "best" / "info.json").read_text())
         result = {"steps": self.done, "epochs": self.epoch, "best": info, "split": self.test_split(), "test": values}
         write_json(self.folder / "result.json", result)
@@ -296,30 +297,18 @@ class Run:
         batch = next(iter(self.batches_of(self.test_split())))
         keep = np.flatnonzero(np.asarray(batch["valid"]))[:FACES]
         arrays = {"id": np.asarray(batch["id"])[keep].astype(str), "image": np.asarray(batch["image"])[keep]}
-        with_suffix = self.folder / "faces.npz"
-        write_aside(with_suffix, lambda aside: _save_npz(aside, arrays))
+        with aside(self.folder / "faces.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
-    def _write_baselines(self) -> None:
+    def _write_baselines(self, values: dict[str, float]) -> None:
         from jaxface.evaluation.baselines import pixel_accuracy  # scikit-learn's models are slow to import
 
-        majority = {k.removeprefix("majority/"): v for k, v in self._majority().items()}
+        majority = {name.removeprefix("majority/"): value for name, value in values.items() if name.startswith("majority/")}
         baselines: dict[str, Any] = {"majority": majority}
         if self.config.pixels:
             split = self.test_split()
             baselines["pixels"] = pixel_accuracy(lambda: self.batches_of("train"), lambda: self.batches_of(split), self.config.tasks)
         write_json(self.folder / "baselines.json", baselines)
-
-    def _majority(self) -> dict[str, float]:
-        from jaxface.evaluation.predictions import read_predictions
-
-        labels = read_predictions(self.folder / "predictions.parquet").labels
-        counts = {task: np.bincount(values[values >= 0]) for task, values in labels.items()}
-        return {task: float(count.max() / count.sum()) for task, count in counts.items() if count.sum()}
-
-
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
 
 
 def finite(values: dict[str, float]) -> dict[str, float]:

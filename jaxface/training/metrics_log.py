@@ -9,6 +9,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from jaxface.files import aside
+
 
 class MetricsLog:
     """Appends one JSON object per step or evaluation to `metrics.jsonl`, and the same numbers as TensorBoard events.
@@ -20,9 +22,8 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         kept = [line for line in self._lines() if line["step"] <= step and not (line["split"] == "test" and step)] if step else []
         seconds = max((line["time"] for line in kept), default=0.0)
-        aside = self.path.with_suffix(".aside")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        aside.replace(self.path)
+        with aside(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._start = time.monotonic() - seconds
         self._file = self.path.open("a")
         self._events = SummaryWriter(str(folder / "events"), purge_step=step or None)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from jaxface.adapters.methods import Group, adapt_with_groups, get_method, merge
 from jaxface.config import RANDOM, Config, differences, to_dict
 from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
+from jaxface.files import aside, write_json
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten
@@ -138,28 +138,13 @@ def fingerprint(arrays: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def write_aside(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a path beside `path` and renames the result, so that a half-written file never has the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON that people can read, whole or not at all."""
-    write_aside(path, lambda aside: aside.write_text(json.dumps(value, indent=2) + "\n"))
-
-
 def save_best(folder: Path, parts: Parts, trained: Arrays, statistics: Arrays, info: dict[str, Any], base_hash: str) -> None:
     """Writes what trained, and where the rest comes from, into `best/`."""
     arrays = {name: np.asarray(leaf) for name, leaf in {**trained, **statistics}.items()}
     record = {"base_sha256": base_hash, **info}
     metadata = {"info": json.dumps(record)}
-    write_aside(folder / "best" / "trained.safetensors", lambda aside: save_file(arrays, aside, metadata))
+    with aside(folder / "best" / "trained.safetensors") as temporary:
+        save_file(arrays, temporary, metadata)
     write_json(folder / "best" / "info.json", record)
 
 

@@ -15,19 +15,8 @@ import cv2
 
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Source, register_source
+from jaxface.data.synthetic import DrawnSet, draw_face
 from jaxface.progress import Track
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawings:
-    """What is drawn: `count` faces for train and validation, `test_count` for test."""
-
-    style: str = "paint"
-    count: int = 6000
-    test_count: int = 1000
-    size: int = 60
-    seed: int = 0
-    missing: float = 1 / 3
 
 
 @register_source("synthetic")
@@ -37,7 +26,7 @@ class Synthetic(Source):
     layout = "the name of a drawing style in place of the folder (paint, charcoal)"
 
     def records(self, folder: Path, options: dict[str, Any]) -> Iterator[Record]:
-        drawings = Drawings(**{"style": folder.name, **options})
+        drawings = DrawnSet(**{"style": folder.name, **options})
         split_of = ["train"] * drawings.count + ["test"] * drawings.test_count
         # spawned: the parent may hold threads of JAX by now
         with (
@@ -50,10 +39,8 @@ class Synthetic(Source):
                 yield record
 
 
-def draw_record(drawings: Drawings, index: int, split: str) -> Record:
+def draw_record(drawings: DrawnSet, index: int, split: str) -> Record:
     """One drawn face as a record, its image a PNG."""
-    from jaxface.data.synthetic import draw_face
-
     missing = 0.0 if split == "test" else drawings.missing
     face = draw_face(drawings.seed, index, style=drawings.style, size=drawings.size, missing=missing)
     png = cv2.imencode(".png", cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR))[1].tobytes()
@@ -64,4 +51,4 @@ def prepare_synthetic(out: Path, **drawings: Any) -> None:
     """Writes drawn faces into a prepared folder; does nothing where the same ones stand already. Raises UserError as `prepare`."""
     from jaxface.data.preparation import prepare
 
-    prepare("synthetic", Path(drawings["style"]), out, options=dataclasses.asdict(Drawings(**drawings)))
+    prepare("synthetic", Path(drawings["style"]), out, options=dataclasses.asdict(DrawnSet(**drawings)))
