@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +27,15 @@ def randomized(module, seed=0, scale=0.1):
     return structure.build(changed)
 
 
+@cache
+def _tiny_arrays():
+    return flatten(randomized(Encoder(TINY, rngs=nnx.Rngs(0))))
+
+
 def tiny_encoder():
     """The encoder of `TINY`."""
-    return randomized(Encoder(TINY, rngs=nnx.Rngs(0)))
+    arrays, structure = _tiny_arrays()
+    return structure.build(arrays)
 
 
 def random_images(count=4):

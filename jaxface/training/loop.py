@@ -191,22 +191,28 @@ class Run:
                     self._log_step(*pending, track)
                 pending = (self.done, metrics) if self.done % self.config.log_every == 0 else None
                 track.advance(batch)
-                self._heed_signals_and_clock()
+                if self._must_save():  # with every line up to here, or a run that goes on from here would lack one
+                    if pending is not None:
+                        self._log_step(*pending, track)
+                    pending = None
+                    self._save()
+                    self._heed_signals()
             if pending is not None:
                 self._log_step(*pending, track)
         self._end_epoch()
 
-    def _heed_signals_and_clock(self) -> None:
-        boundary = self.done % self.steps_per_epoch == 0  # saved after validation instead
-        if self.stop_signal and not boundary:
-            self._save()
+    def _must_save(self) -> bool:
+        if self.done % self.steps_per_epoch == 0:  # saved after validation instead
+            return False
+        return bool(self.stop_signal) or time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
+
+    def _heed_signals(self) -> None:
+        if self.stop_signal:
             self.checkpoints.wait()
             raise Stopped(self.stop_signal, self.done)
-        if time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes and not boundary:
-            self._save()
 
     def _log_step(self, step: int, metrics: Any, track: Track) -> None:
-        values = jax.tree.map(float, jax.device_get(unreplicate(metrics)))
+        values = jax.tree.map(float, unreplicate(metrics))
         if not math.isfinite(values["loss"]):
             raise UserError(
                 f"the loss is {values['loss']} at step {step}: lower the learning rates; the last good state is in checkpoints/"
@@ -242,7 +248,7 @@ class Run:
         )
         if accuracy > self.best:
             self.best, self.stale = accuracy, 0
-            state = jax.device_get(unreplicate(self.state))
+            state = unreplicate(self.state)
             info = {"step": self.done, "epoch": self.epoch, "accuracy": accuracy, "base": self.config.encoder.weights}
             save_best(self.folder, self.parts, model_part(state.trained), state.statistics, info, self.base_hash)
         else:
@@ -250,9 +256,7 @@ class Run:
         self._save()
         named = (f"{task} {100 * values[f'accuracy/{task}']:.1f} %" for task in self.config.tasks if f"accuracy/{task}" in values)
         print(f"epoch {self.epoch}: validation loss {loss:.3f}, accuracy {', '.join(named)}", file=sys.stderr, flush=True)
-        if self.stop_signal:
-            self.checkpoints.wait()
-            raise Stopped(self.stop_signal, self.done)
+        self._heed_signals()
 
     # ------------------------------------------------------------------ evaluation
 

@@ -92,11 +92,13 @@ class Plateau:
       factor: what the rates are multiplied by at a plateau.
       patience: epochs without improvement that are still tolerated.
       threshold: an improvement is a value below best * (1 - threshold).
+      eps: the factor stays where lowering it would change it by no more than this.
     """
 
     factor: float
     patience: int
     threshold: float = 1e-4
+    eps: float = 1e-8
     scale: float = 1.0
     best: float = field(default=float("inf"))
     bad_epochs: int = 0
@@ -108,5 +110,7 @@ class Plateau:
         else:
             self.bad_epochs += 1
         if self.bad_epochs > self.patience:
-            self.scale, self.bad_epochs = self.scale * self.factor, 0
+            lowered, self.bad_epochs = self.scale * self.factor, 0
+            if self.scale - lowered > self.eps:
+                self.scale = lowered
         return self.scale

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxface.models.heads import Training
@@ -131,15 +132,15 @@ def replicate(tree: Any) -> Any:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
     def copy(leaf: Any) -> jax.Array:
-        shards = [jax.device_put(jnp.asarray(leaf)[None], device) for device in devices]
-        return jax.make_array_from_single_device_arrays((len(devices), *jnp.shape(leaf)), sharding, shards)
+        shards = [jax.device_put(np.asarray(leaf)[None], device) for device in devices]
+        return jax.make_array_from_single_device_arrays((len(devices), *np.shape(leaf)), sharding, shards)
 
     return jax.tree.map(copy, tree)
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of every leaf."""
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+    """The first local device's copy of every leaf, on the host."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0, ...], tree)
 
 
 def shard(batch: Any) -> Any:

@@ -1,7 +1,8 @@
+import os
 import re
 import subprocess
 import sys
-import textwrap
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,16 @@ def random_batch(size=BATCH, seed=0):
     return {"image": rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8), "labels": labels}
 
 
+@cache
+def lowered(method):
+    """The step of a method, lowered for `random_batch()`."""
+    step, state, frozen = make(method)
+    return step.lower(state, frozen, shard(random_batch())), state, frozen
+
+
 def dense_gradients(method):
     """Matrix products of the lowered step that contract over all tokens and have the shape of a block's kernel."""
-    step, state, frozen = make(method)
-    text = step.lower(state, frozen, shard(random_batch())).as_text()
+    text = lowered(method)[0].as_text()
     tokens = BATCH * (TINY.grid**2 + 1)
     d, m = TINY.width, TINY.mlp_width
     kernels = {frozenset(shape) for shape in ((d, 3 * d), (d, d), (d, m))}
@@ -69,8 +76,8 @@ def test_the_count_of_dense_gradients_finds_all_four_of_a_block_that_trains_full
 
 @pytest.mark.parametrize("method", ["lp", "dora", "mtlora", "full"])
 def test_training_lowers_the_loss_of_a_batch_and_leaves_frozen_arrays_alone(method):
-    step, state, frozen = make(method)
-    batch = shard(random_batch())
+    program, state, frozen = lowered(method)
+    step, batch = program.compile(), shard(random_batch())
     before = jax.tree.map(np.asarray, frozen)
     losses = []
     for _ in range(12):
@@ -85,24 +92,24 @@ def test_pixels_are_normalised_to_minus_one_to_one():
     np.testing.assert_allclose(normalize_images(jnp.array([0, 255], jnp.uint8)), [-1, 1])
 
 
+STEPS = """
+import sys
+sys.path[:0] = ["tests", "tests/training"]
+from test_step import make, random_batch
+from jaxface.training.step import shard
+step, state, frozen = make("dora")
+for k in range(10):
+    state, metrics = step(state, frozen, shard(random_batch(16, seed=k)))
+    print(float(metrics["loss"][0]))
+"""
+
+
 def test_many_devices_compute_what_one_computes():
-    program = textwrap.dedent("""
-        import sys
-        sys.path[:0] = ["tests", "tests/training"]
-        import jax, numpy as np
-        from test_step import make, random_batch
-        from jaxface.training.step import shard
-        step, state, frozen = make("dora")
-        for k in range(20):
-            state, metrics = step(state, frozen, shard(random_batch(16, seed=k)))
-            print(float(metrics["loss"][0]))
-    """)
+    def start(devices):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen([sys.executable, "-c", STEPS], env=env, stdout=subprocess.PIPE, text=True)
 
-    def losses(devices):
-        env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "PATH": ""}
-        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
-        return np.array(done.stdout.split(), float)
-
-    one = losses(1)
-    assert len(one) == 20
-    np.testing.assert_allclose(losses(4), one, atol=1e-5)
+    one, four = [np.array(process.communicate(timeout=200)[0].split(), float) for process in (start(1), start(4))]
+    assert len(one) == 10
+    np.testing.assert_allclose(four, one, atol=1e-5)
