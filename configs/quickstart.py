@@ -15,10 +15,10 @@ paint = Config(
     encoder=EncoderOptions(weights=RANDOM, variant="PE-Mini-10-60"),
     method=MethodOptions("full"),
     head=HeadOptions(deep=False, dropout=0.0),
-    data=DataOptions(drawn=DrawnSet("paint", count=9000, test_count=1000), sampling="shuffle", augment=False),
+    data=DataOptions(drawn=DrawnSet("paint", count=12000, test_count=1000), sampling="shuffle", augment=False),
     optimizer=OptimizerOptions(backbone=1.5e-3, pool=1.5e-3, head=1.5e-3, warmup_steps=40, cosine=True, clip_norm=1.0),
     batch_size=64,
-    epochs=4,
+    epochs=3,
 )
 
 config = replace(
@@ -26,9 +26,10 @@ config = replace(
     name="quickstart/charcoal",
     encoder=EncoderOptions(),
     method=MethodOptions("dora", AdapterOptions(rank=32)),
-    data=DataOptions(drawn=DrawnSet("charcoal", count=10000, test_count=1000, seed=1), sampling="shuffle", augment=False),
-    optimizer=OptimizerOptions(backbone=2e-3, pool=2e-3, head=2e-3, plus_ratio=6, warmup_steps=20, cosine=True, clip_norm=1.0),
-    epochs=5,
+    data=DataOptions(drawn=DrawnSet("charcoal", count=17000, test_count=1000, seed=1), sampling="shuffle", augment=False),
+    optimizer=OptimizerOptions(backbone=1.2e-3, pool=1.2e-3, head=1.2e-3, plus_ratio=6, warmup_steps=40, cosine=True, clip_norm=1.0),
+    batch_size=32,
+    epochs=3,
     before=True,
     pixels=True,
     report=True,

@@ -28,7 +28,8 @@ class Expression:
       teeth: how much of the open mouth is teeth.
       nose: wrinkles across the nose.
       skew: one side of the upper lip raised.
-      tear: a tear below an eye.
+      tear: a tear below each eye.
+      frown: upright folds between the brows.
     """
 
     brow_lift: float = 0.0
@@ -41,6 +42,7 @@ class Expression:
     nose: float = 0.0
     skew: float = 0.0
     tear: float = 0.0
+    frown: float = 0.0
 
 
 EXPRESSIONS = {
@@ -48,8 +50,8 @@ EXPRESSIONS = {
     "fear": Expression(brow_lift=0.5, brow_tilt=1.0, eye=0.8, smile=-0.5, open=0.45, wide=0.8, teeth=1.0),
     "disgust": Expression(brow_lift=-0.5, brow_tilt=-0.4, eye=-0.6, smile=-0.7, open=0.2, nose=1.0, skew=1.0),
     "happy": Expression(brow_lift=0.2, eye=-0.3, smile=1.0, open=0.5, wide=0.5, teeth=0.8),
-    "sad": Expression(brow_tilt=1.0, eye=-0.35, smile=-1.0, wide=-0.2, tear=1.0),
-    "angry": Expression(brow_lift=-0.6, brow_tilt=-1.2, eye=-0.2, smile=-0.4, open=0.25, wide=0.3, teeth=1.0),
+    "sad": Expression(brow_tilt=1.1, eye=-0.35, smile=-1.2, wide=-0.2, tear=1.0),
+    "angry": Expression(brow_lift=-0.6, brow_tilt=-1.3, eye=-0.2, smile=-0.4, open=0.4, wide=0.5, teeth=1.0, frown=1.0),
     "neutral": Expression(),
 }
 
@@ -62,7 +64,7 @@ class Traits:
       stage: age on a scale where each age group is one unit long: 0 a newborn, 9 past the oldest group.
       female: whether the person is drawn as a woman.
       expression: the feeling, scaled by its intensity.
-      skin, hair, cloth: colours.
+      skin, hair, cloth, lips: colours.
       long_hair: whether hair falls behind the head.
       hair_side: which side the parting is on, -1..1.
       glasses, hat, beard: whether there are any.
@@ -76,6 +78,7 @@ class Traits:
     skin: Colour
     hair: Colour
     cloth: Colour
+    lips: Colour
     long_hair: bool
     hair_side: float
     glasses: bool
@@ -297,14 +300,16 @@ def _eyes(canvas: Canvas, t: Traits, s: Shape, shift: float, hair: Colour, ink: 
             for angle in (200, 225, 250) if side < 0 else (290, 315, 340):
                 c, q = math.cos(math.radians(angle)), math.sin(math.radians(angle))
                 canvas.line(
-                    [(x + 1.25 * s.eye * c, s.eye_y + lid * q), (x + (1.25 * s.eye + 0.1) * c, s.eye_y + (lid + 0.1) * q)], ink, 1.1
+                    [(x + 1.25 * s.eye * c, s.eye_y + lid * q), (x + (1.25 * s.eye + 0.13) * c, s.eye_y + (lid + 0.13) * q)], ink, 1.1
                 )
         y = s.eye_y - s.eye - 0.13 - 0.18 * e.brow_lift
         tilt = 0.17 * e.brow_tilt
         inner, outer = (x - side * 0.2, y - tilt), (x + side * 0.22, y + tilt * 0.8)
-        canvas.line([inner, ((inner[0] + outer[0]) / 2, (inner[1] + outer[1]) / 2 - 0.05), outer], brow_colour, 1.8 if t.female else 3.0)
-        if e.tear > 0.3 and side > 0:
-            canvas.ellipse(x + 0.05, s.eye_y + s.eye + 0.16, 0.06, 0.12 * e.tear, (120, 190, 250), ink)
+        canvas.line([inner, ((inner[0] + outer[0]) / 2, (inner[1] + outer[1]) / 2 - 0.05), outer], brow_colour, 1.8 if t.female else 3.2)
+        if e.tear > 0.3:
+            canvas.ellipse(x + 0.05 * side, s.eye_y + s.eye + 0.16, 0.06, 0.12 * e.tear, (120, 190, 250), ink)
+        if e.frown > 0.3:
+            canvas.line([(0.06 * side + shift, s.eye_y - s.eye - 0.12), (0.05 * side + shift, s.eye_y - 0.02)], ink, 1.2 * e.frown)
 
 
 def _nose(canvas: Canvas, t: Traits, s: Shape, shift: float, shade: Colour) -> None:
@@ -326,8 +331,7 @@ def _mouth(canvas: Canvas, t: Traits, s: Shape, shift: float, ink: Colour) -> No
     upper = middle - gap * np.sqrt(1 - u**2) - 0.13 * e.skew * np.clip(u, 0, 1) * (1 - u**4) * 2
     lower = middle + gap * np.sqrt(1 - u**2)
     x = half * u + shift
-    lips = (205, 40, 70) if t.female else mix(t.skin, (170, 70, 70), 0.5)
-    canvas.area([*zip(x, upper, strict=True), *zip(x[::-1], lower[::-1], strict=True)], (110, 20, 30), lips)
+    canvas.area([*zip(x, upper, strict=True), *zip(x[::-1], lower[::-1], strict=True)], (110, 20, 30), t.lips)
     if e.teeth > 0.2 and gap > 0.05:
         inner = 0.75 * e.teeth
         canvas.area(
@@ -340,5 +344,5 @@ def _mouth(canvas: Canvas, t: Traits, s: Shape, shift: float, ink: Colour) -> No
         if e.smile < 0:  # clenched teeth show their gaps
             for step in (-0.5, 0.0, 0.5):
                 canvas.line([(shift + step * half, s.mouth_y - 0.7 * gap), (shift + step * half, s.mouth_y + 0.5 * gap)], ink, 0.6)
-    canvas.line(np.column_stack([x, upper]), lips, 2.2 if t.female else 1.2)
-    canvas.line(np.column_stack([x, lower]), lips, 2.6 if t.female else 1.2)
+    canvas.line(np.column_stack([x, upper]), t.lips, 2.6 if t.female else 1.0)
+    canvas.line(np.column_stack([x, lower]), t.lips, 3.2 if t.female else 1.0)

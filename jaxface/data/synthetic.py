@@ -88,14 +88,14 @@ def charcoal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = image.shape[0]
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     blurred = cv2.GaussianBlur(grey, (0, 0), size / 28)
-    edges = np.clip((blurred - grey) * 1.2, 0, 150) + 0.2 * np.abs(cv2.Laplacian(grey, cv2.CV_32F))
+    edges = np.clip((blurred - grey) * 0.6, 0, 150) + 0.08 * np.abs(cv2.Laplacian(grey, cv2.CV_32F))
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     slope, period = rng.uniform(0.5, 1.3), size / rng.uniform(20, 26)
     hatch = 0.5 + 0.5 * np.sin(2 * math.pi * (x + slope * y) / period)
-    shadow = np.clip((150 - blurred) / 150, 0, 1) * hatch * 50
+    shadow = np.clip((150 - blurred) / 150, 0, 1) * hatch * 40
     rough = cv2.resize(rng.normal(0, 1, (size // 2, size // 2)).astype(np.float32), (size, size)) * rng.uniform(3, 7)
-    paper = rng.uniform(165, 225) + rough + rng.normal(0, 4, (size, size)).astype(np.float32)
-    wash = 0.25 + 0.75 * cv2.GaussianBlur(grey, (0, 0), size / 70) / 255  # smudged with a finger
+    paper = rng.uniform(215, 250) + rough + rng.normal(0, 4, (size, size)).astype(np.float32)
+    wash = 0.2 + 0.8 * cv2.GaussianBlur(grey, (0, 0), size / 70) / 255  # smudged with a finger
     picture = np.clip(paper * wash - edges - shadow, 0, 255)
     tone = np.array([1.0, 0.97, 0.92], np.float32)
     return np.clip(picture[..., None] * tone, 0, 255).astype(np.uint8)
@@ -103,7 +103,7 @@ def charcoal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 STYLES: dict[str, Style] = {
     "paint": Style(ink=(45, 30, 35), line=0.012, stretch=(1.0, 1.0), finish=paint),
-    "charcoal": Style(ink=(15, 15, 15), line=0.012, stretch=(0.82, 1.12), finish=charcoal),
+    "charcoal": Style(ink=(15, 15, 15), line=0.012, stretch=(0.88, 1.08), finish=charcoal),
 }
 
 SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 120), (198, 134, 90), (150, 98, 66), (105, 68, 48))
@@ -151,7 +151,8 @@ def make_traits(labels: dict[str, int], rng: np.random.Generator) -> Traits:
         skin=skin,
         hair=HAIRS[rng.integers(len(HAIRS))],
         cloth=tuple(rng.uniform(30, 230, 3)),
-        long_hair=bool(rng.random() < (0.7 if female else 0.25)),
+        lips=mix(skin, (180, 40, 60), rng.uniform(0.5, 0.9)),
+        long_hair=bool(rng.random() < (0.6 if female else 0.3)),
         hair_side=rng.uniform(-1, 1),
         glasses=bool(rng.random() < 0.12),
         hat=bool(rng.random() < 0.08),
@@ -165,10 +166,10 @@ def _picture(traits: Traits, style: Style, size: int, rng: np.random.Generator) 
     """The person before a background, posed at random: uint8 [size, size, 3]."""
     side = size * SUPERSAMPLING
     image = _background(side, rng)
-    angle, zoom = math.radians(rng.uniform(-11, 11)), side * rng.uniform(0.39, 0.46)
+    angle, zoom = math.radians(rng.uniform(-12, 12)), side * rng.uniform(0.38, 0.46)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     mirror = np.diag([-1.0 if rng.random() < 0.5 else 1.0, 1.0])
-    matrix = np.column_stack([zoom * turn @ np.diag(style.stretch) @ mirror, side * (0.5 + rng.uniform(-0.05, 0.05, 2) + (0, 0.03))])
+    matrix = np.column_stack([zoom * turn @ np.diag(style.stretch) @ mirror, side * (0.5 + rng.uniform(-0.055, 0.055, 2) + (0, 0.03))])
     draw_person(Canvas(image, matrix, side * style.line), traits, style.ink)
     if rng.random() < 0.08:  # something in front
         x = rng.uniform(0, side, 2)
