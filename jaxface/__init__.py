@@ -12,6 +12,8 @@ from typing import Any
 EXPORTS = {
     "adapt": "jaxface.adapters.methods",
     "merge": "jaxface.adapters.methods",
+    "load_peft": "jaxface.adapters.peft_format",
+    "save_peft": "jaxface.adapters.peft_format",
     "load_run": "jaxface.training.runs",
     "load_encoder": "jaxface.models.weights",
     "load_clip": "jaxface.models.weights",

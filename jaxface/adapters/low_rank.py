@@ -111,6 +111,15 @@ class LowRank(nnx.Module):
             return up(self.a[...], b, groups)
         return jax.vmap(lambda a, b: up(a, b, groups))(self.a[...], b)
 
+    def plain_update(self) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """A [..., in, R], B [..., R, out] and the magnitude [..., out] of the same adapter without groups or scaling, R = groups * rank."""
+        a, b = self.a[...], self._b()
+        groups = a.shape[-1] // b.shape[-2]
+        blocks = jnp.split(b, groups, -1)
+        zero = jnp.zeros_like(blocks[0])
+        rows = [jnp.concatenate([block if i == j else zero for j in range(groups)], -1) for i, block in enumerate(blocks)]
+        return a, jnp.concatenate(rows, -2), None if self.magnitude is None else self.magnitude[...]
+
     def merge(self) -> jax.Array:
         """The plain kernel [..., in, out] that does the same."""
         w = self.base[...].astype(jnp.float32) + self.update()
