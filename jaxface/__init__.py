@@ -14,6 +14,7 @@ EXPORTS = {
     "merge": "jaxface.adapters.methods",
     "load_peft": "jaxface.adapters.peft_format",
     "save_peft": "jaxface.adapters.peft_format",
+    "stack_adapters": "jaxface.adapters.several",
     "load_run": "jaxface.training.runs",
     "load_encoder": "jaxface.models.weights",
     "load_clip": "jaxface.models.weights",

@@ -1,0 +1,149 @@
+"""Several adapters on one base: loaded together, picked by name for all images or for each (as S-LoRA serves them), or summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxface.adapters.low_rank import Constant, LowRank
+from jaxface.adapters.methods import linears, shallow_copy
+from jaxface.errors import UserError
+from jaxface.models.encoder import Encoder
+
+
+class PerSample(nnx.Module):
+    """A frozen kernel W with K low-rank updates, of which each sample of a batch takes its own: for inference.
+
+    Attributes:
+      base: [in, out]
+      a: [K, in, r], ranks below r filled with zeros.
+      b: [K, r, out]
+      gain: [K, out], DoRA's magnitude over the length of each column, computed once; 1 for LoRA. None if all are LoRA.
+      index: [B] int32, the update of each sample.
+    """
+
+    def __init__(self, base: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, index: jax.Array) -> None:
+        self.base = nnx.Param(base)
+        self.a, self.b = Constant(a), Constant(b)
+        self.gain = None if gain is None else Constant(gain)
+        self.index = Constant(index)
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        """x [B, N, in] -> [B, N, out]; x [N, in], the same for every sample, is repeated."""
+        index = self.index[...]
+        w, a, b = (array.astype(x.dtype) for array in (self.base[...], self.a[...][index], self.b[...][index]))
+        if x.ndim == 2:
+            x = jnp.broadcast_to(x, (index.shape[0], *x.shape))
+        y = x @ w + (x @ a) @ b
+        return y if self.gain is None else y * self.gain[...][index][:, None].astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class AdapterSet:
+    """Adapters by name on one base; `stack_adapters` makes it.
+
+    Attributes:
+      names: of the adapters, in the order of their numbers.
+      adapters: the encoder with each adapter, all around the same frozen arrays.
+      encoder: the encoder whose kernels hold every adapter.
+    """
+
+    names: tuple[str, ...]
+    adapters: dict[str, Encoder]
+    encoder: Encoder
+
+    def only(self, name: str) -> Encoder:
+        """The encoder with one adapter, for all images."""
+        self._number(name)
+        return self.adapters[name]
+
+    def pick(self, names: Sequence[str]) -> Encoder:
+        """The encoder for a batch whose samples use these adapters, one name a sample."""
+        return self.pick_numbers(jnp.asarray([self._number(name) for name in names], jnp.int32))
+
+    def pick_numbers(self, index: jax.Array) -> Encoder:
+        """As `pick`, with the adapters' numbers [B]: may be traced, so that one compiled program serves every choice."""
+        encoder = shallow_copy(self.encoder)
+        for _, linear in linears(encoder):
+            kernel = linear.kernel
+            if isinstance(kernel, PerSample):
+                front = kernel.base.shape[:-2]
+                kernel.index = Constant(jnp.broadcast_to(index, (*front, *index.shape)))
+        return encoder
+
+    def blend(self, weights: Mapping[str, float]) -> Encoder:
+        """A plain encoder whose kernels are W + sum of weight * (what that adapter makes of W - W)."""
+        for name in weights:
+            self._number(name)
+        parts = [_kernels(self.adapters[name]) for name in weights]
+        encoder = shallow_copy(self.encoder)
+        for path, linear in linears(encoder):
+            kernel = linear.kernel
+            if isinstance(kernel, PerSample):
+                base = kernel.base[...].astype(jnp.float32)
+                merged = [part[path].merge() if isinstance(part[path], LowRank) else base for part in parts]
+                change = sum(weight * (w.astype(jnp.float32) - base) for weight, w in zip(weights.values(), merged, strict=True))
+                linear.kernel = nnx.Param((base + change).astype(kernel.base.dtype))
+        return encoder
+
+    def _number(self, name: str) -> int:
+        if name not in self.names:
+            raise UserError(f"no adapter {name!r}; loaded: {', '.join(self.names)}")
+        return self.names.index(name)
+
+
+def stack_adapters(adapters: Mapping[str, Encoder]) -> AdapterSet:
+    """Several adapted copies of one encoder as one that holds them all: `stack_adapters({"raf": load_peft(encoder, "raf"), ...})`.
+
+    Any mixture of LoRA and DoRA, ranks and adapted kernels; a kernel that only some adapt stays as it was for the others.
+
+    Raises UserError if there is none, or if they do not stand on the same frozen weights.
+    """
+    if not adapters:
+        raise UserError("no adapter to stack: expected at least one")
+    kernels = {name: _kernels(encoder) for name, encoder in adapters.items()}
+    first = next(iter(adapters.values()))
+    stacked = shallow_copy(first)
+    for path, linear in linears(stacked):
+        mine = [found.get(path) for found in kernels.values()]
+        bases = [kernel.base if isinstance(kernel, LowRank) else kernel for kernel in mine]
+        for name, base in zip(adapters, bases, strict=True):
+            if not isinstance(base, nnx.Variable) or not _same(base[...], bases[0][...]):
+                raise UserError(f"adapter {name!r} stands on another {path} kernel than {next(iter(adapters))!r}: expected one frozen base")
+        if any(isinstance(kernel, LowRank) for kernel in mine):
+            linear.kernel = _stack(bases[0][...], mine)
+    names = tuple(adapters)
+    return AdapterSet(names, dict(adapters), stacked)
+
+
+def _same(a: jax.Array, b: jax.Array) -> bool:
+    return a is b or (a.shape == b.shape and bool((a == b).all()))
+
+
+def _kernels(encoder: Encoder) -> dict[str, Any]:
+    return {path: linear.kernel for path, linear in linears(encoder)}
+
+
+def _stack(base: jax.Array, kernels: Sequence[Any]) -> PerSample:
+    """One kernel with K updates, on the axis after those of stacked blocks."""
+    *front, inputs, outputs = base.shape
+    updates = [kernel.plain_update()[:2] if isinstance(kernel, LowRank) else None for kernel in kernels]
+    rank = max(update[0].shape[-1] for update in updates if update is not None)
+    a, b, gains = [], [], []
+    for kernel, update in zip(kernels, updates, strict=True):
+        own_a, own_b = update or (jnp.zeros((*front, inputs, 0)), jnp.zeros((*front, 0, outputs)))
+        missing = rank - own_a.shape[-1]
+        none = [(0, 0)] * len(front)
+        a.append(jnp.pad(own_a, [*none, (0, 0), (0, missing)]))
+        b.append(jnp.pad(own_b, [*none, (0, missing), (0, 0)]))
+        gains.append(kernel.gain() if isinstance(kernel, LowRank) else None)
+    axis = len(front)
+    gain = None
+    if any(value is not None for value in gains):
+        gain = jnp.stack([jnp.ones((*front, outputs)) if value is None else value for value in gains], axis)
+    return PerSample(base, jnp.stack(a, axis), jnp.stack(b, axis), gain, jnp.zeros((*front, 1), jnp.int32))
