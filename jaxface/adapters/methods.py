@@ -10,6 +10,7 @@ frozen. Another method is a function registered from anywhere:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,29 +32,47 @@ class AdapterOptions:
 
     Attributes:
       rank: r of the low-rank updates.
-      scaling: factor of the update; the thesis uses none.
+      scaling: factor of the update; the thesis uses none. PEFT's is `lora_alpha / rank`.
+      rslora: multiply by the root of the rank too, as rsLoRA's `lora_alpha / sqrt(rank)` does (Kalajdzievski 2023).
       split_qkv: give q, k and v an adapter each instead of one for the fused kernel.
       pool_inputs: adapt the attention pool's q, k and v kernels too.
       detach_norm: treat DoRA's norm as a constant in the backward pass.
       train_magnitude: whether DoRA's magnitudes train.
+      blocks: the adapted blocks, as numbers and ranges from 0 (`0-11,23`), empty for all; in MTLoRA the task-specific ones, empty for the last.
       num_tasks: updates of a task-specific kernel; a run fills in the number of its tasks.
-      task_blocks: how many of the last blocks are task-specific in MTLoRA.
       shared_set: give task-specific kernels MTLoRA's shared update too, which gets no gradient where nothing shared follows.
     """
 
     rank: int = 64
     scaling: float = 1.0
+    rslora: bool = False
     split_qkv: bool = False
     pool_inputs: bool = False
     detach_norm: bool = True
     train_magnitude: bool = True
+    blocks: str = ""
     num_tasks: int = 1
-    task_blocks: int = 1
     shared_set: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"adapter rank {self.rank}: expected at least 1")
+        block_numbers(self.blocks)
+
+    @property
+    def factor(self) -> float:
+        """What A B is multiplied by."""
+        return self.scaling * (math.sqrt(self.rank) if self.rslora else 1.0)
+
+
+def block_numbers(blocks: str) -> set[int]:
+    """`0-2,5` -> {0, 1, 2, 5}. Raises UserError for anything else."""
+    numbers: set[int] = set()
+    for part in filter(None, blocks.replace(" ", "").split(",")):
+        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)) or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"blocks {blocks!r}: expected numbers and ranges from 0, as in '0-11,23'")
+        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -150,8 +169,8 @@ def dora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[
 
 def low_rank(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs, *, dora: bool) -> Sequence[Group]:
     """Wraps every linear of the blocks, and of the pool but for its inputs, in `LowRank`."""
-    for stage in encoder.stages:
-        for name, linear in linears(stage):
+    for stage, adapted in cut_out(encoder, block_numbers(options.blocks) or set(range(encoder.config.depth))):
+        for name, linear in linears(stage) if adapted else ():
             wrap(linear, options, rngs, dora=dora, groups=3 if name == "attn.qkv" and options.split_qkv else 1)
     if encoder.pool is not None:
         for name, linear in linears(encoder.pool):
@@ -162,13 +181,19 @@ def low_rank(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs, *, dora:
 
 @register_method("mtlora")
 def mtlora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
-    """MTLoRA: DoRA shared by the tasks in all blocks but the last, there and in the pool one plain LoRA and one probe per task."""
-    split_stages(encoder, -options.task_blocks)
-    *shared, specific = encoder.stages
-    for stage in shared:
-        for _, linear in linears(stage):
-            wrap(linear, options, rngs, dora=True)
-    parts = [specific] if encoder.pool is None else [specific, encoder.pool]
+    """MTLoRA: DoRA shared by the tasks in all blocks but the last, there and in the pool one plain LoRA and one probe per task.
+
+    With `blocks` the task-specific ones stand anywhere in the depth (multi-scale MTLoRA); from the first on each task has its own stream.
+    """
+    parts = []
+    for stage, specific in cut_out(encoder, block_numbers(options.blocks) or {encoder.config.depth - 1}):
+        if specific:
+            parts.append(stage)
+        else:
+            for _, linear in linears(stage):
+                wrap(linear, options, rngs, dora=True)
+    if encoder.pool is not None:
+        parts.append(encoder.pool)
     for part in parts:
         for name, linear in linears(part):
             groups = {"attn.qkv": 3, "kv": 2}.get(name, 1)
@@ -180,6 +205,19 @@ def mtlora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequenc
         encoder.pool.probe = nnx.Param(jnp.tile(encoder.pool.probe[...], (options.num_tasks, 1, 1, 1)))
         groups.append(Group(r"^pool\.probe$", rate="pool"))
     return groups
+
+
+def cut_out(encoder: Encoder, blocks: set[int]) -> Iterator[tuple[Any, bool]]:
+    """Cuts the stages where membership in `blocks` changes: each stage, and whether its blocks are members.
+
+    Raises UserError for a block past the depth.
+    """
+    depth = encoder.config.depth
+    if max(blocks) >= depth:
+        raise UserError(f"block {max(blocks)}: the encoder has blocks 0 to {depth - 1}")
+    starts = [i for i in range(1, depth) if (i in blocks) != (i - 1 in blocks)]
+    split_stages(encoder, *starts)
+    return ((stage, start in blocks) for stage, start in zip(encoder.stages, [0, *starts], strict=True))
 
 
 def adapter_groups(options: AdapterOptions) -> Sequence[Group]:
@@ -205,7 +243,7 @@ def wrap(linear: Any, options: AdapterOptions, rngs: nnx.Rngs, *, dora: bool, gr
     """Puts a `LowRank` where the linear's kernel stood."""
     base = linear.kernel[...]
     linear.kernel = LowRank(
-        base, options.rank, dora=dora, groups=groups, scaling=options.scaling, detach_norm=options.detach_norm, rngs=rngs
+        base, options.rank, dora=dora, groups=groups, scaling=options.factor, detach_norm=options.detach_norm, rngs=rngs
     )
 
 

@@ -105,6 +105,33 @@ def test_mtlora_equals_each_task_computed_alone():
         np.testing.assert_allclose(run(structure.build(alone), images)[0], together[task], rtol=2e-4, atol=2e-5)
 
 
+def test_only_the_blocks_that_are_named_are_adapted():
+    encoder, images = tiny_encoder(), random_images()
+    adapted = randomized(adapt(encoder, "lora", rank=2, blocks="0,2"), seed=4, scale=0.05)
+    assert [isinstance(stage.attn.qkv.kernel, LowRank) for stage in adapted.stages] == [True, False, True]
+    assert relative(run(adapted, images), run(merge(adapted), images)) < 3e-6
+    for words, message in [("3", "block 3: the encoder has blocks 0 to 2"), ("2-1", "blocks '2-1': expected"), ("a", "blocks 'a'")]:
+        with pytest.raises(UserError, match=message):
+            adapt(encoder, "lora", blocks=words)
+
+
+def test_task_specific_blocks_may_stand_before_shared_ones():
+    encoder, images = tiny_encoder(), random_images()
+    adapted = randomized(adapt(encoder, "mtlora", rank=2, num_tasks=2, blocks="0,2"), seed=3, scale=0.05)
+    arrays, structure = flatten(adapted)
+    features = run(adapted, images)
+    assert features.shape == (2, 4, 24)
+    name = "stages.0.attn.qkv.kernel.b"
+    changed = run(structure.build(arrays | {name: arrays[name].at[:, 1].multiply(3.0)}), images)
+    assert relative(changed[0], features[0]) == 0
+    assert relative(changed[1], features[1]) > 1e-3
+
+
+def test_the_scale_is_stable_in_rank_where_it_is_asked_for():
+    assert AdapterOptions(rank=16, scaling=0.5, rslora=True).factor == 2
+    assert AdapterOptions(rank=16, scaling=0.5).factor == 0.5
+
+
 def test_a_method_registered_from_outside_is_known_by_its_name():
     encoder = tiny_encoder()
 
