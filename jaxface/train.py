@@ -15,6 +15,7 @@ from jaxface.cli import parse
 from jaxface.config import Config, load_config
 from jaxface.errors import UserError, run_command
 from jaxface.evaluation.runs import read_metrics
+from jaxface.memory import use_large_pages
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
 
@@ -91,4 +92,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    use_large_pages()
     run_command(main)
