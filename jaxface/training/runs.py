@@ -163,7 +163,7 @@ def check_same_config(folder: Path, config: Config) -> bool:
     """Whether the folder holds this run already. Raises UserError if it holds a run of another configuration."""
     if not (folder / "config.json").exists():
         return False
-    ignored = ("after", "out", "name", "log_every", "checkpoint_minutes")
+    ignored = ("after", "out", "name", "log_every", "checkpoint_minutes", "report")
     mine, theirs = ({k: v for k, v in to_dict(c).items() if k not in ignored} for c in (config, read_config(folder)))
     names = differences(mine, theirs)
     if names:

@@ -97,7 +97,7 @@ import sys
 sys.path[:0] = ["tests", "tests/training"]
 from test_step import make, random_batch
 from jaxface.training.step import shard
-step, state, frozen = make("dora")
+step, state, frozen = make("ap", dropout=0.0)
 for k in range(10):
     state, metrics = step(state, frozen, shard(random_batch(16, seed=k)))
     print(float(metrics["loss"][0]))
