@@ -18,6 +18,7 @@ from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
 from jaxface.models.variants import get_variant
 from jaxface.training.balancing import get_balancer
+from jaxface.training.losses import get_loss
 from jaxface.training.optimizer import OptimizerOptions
 
 RANDOM = "random"
@@ -61,6 +62,8 @@ class DataOptions:
       sampling: "shuffle", or "balanced": rare classes oftener (thesis, section 3.2).
       augment: flip, color jitter, affine, erasing on training images.
       workers: processes that decode and augment; 0 does it in threads of this one.
+      cache_features: encode each image once where no later pass could see other features: the encoder is frozen (LP) and nothing
+        augments. With augmentation every epoch has other pixels, and the encoder runs on each of them.
     """
 
     sets: tuple[str, ...] = ()
@@ -68,6 +71,7 @@ class DataOptions:
     sampling: Literal["shuffle", "balanced"] = "balanced"
     augment: bool = True
     workers: int = 0
+    cache_features: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,21 @@ class MethodOptions:
 
 
 @dataclass(frozen=True)
+class ClusterOptions:
+    """Several processes that train one model; SLURM, Open MPI and Kubernetes tell theirs by themselves.
+
+    Attributes:
+      coordinator: address HOST:PORT of the first process.
+      processes: how many there are.
+      process: which one this is, from 0.
+    """
+
+    coordinator: str | None = None
+    processes: int = 1
+    process: int = 0
+
+
+@dataclass(frozen=True)
 class Config:
     """A run.
 
@@ -86,8 +105,10 @@ class Config:
       name: of the run folder below `out`.
       out: folder of run folders.
       tasks: what is predicted.
-      balancing: how the tasks' losses become one: uw, ema, fixed.
+      losses: of single tasks, where not cross_entropy: coral (ordinal regression), soft (labels smeared over neighbours).
+      balancing: how the tasks' losses become one: uw, ema, dwa, gradnorm, fixed.
       batch_size: over all devices of all hosts.
+      accumulate: pieces that a device's part of the batch is computed in, where memory is short.
       epochs: at most.
       seed: of everything that is drawn at random.
       checkpoint_minutes: time between two saves of the latest state; it is saved at every epoch's end as well.
@@ -95,6 +116,8 @@ class Config:
       before: test the starting model, too (for a run that starts from another run's heads).
       pixels: measure a linear model on pixels for comparison.
       report: write `report.html` at the end.
+      bad_steps: steps in a row without a finite loss and gradient that end the run; each is skipped.
+      cluster: several processes.
       after: the run that this one starts from; made first if it is not there.
     """
 
@@ -106,8 +129,10 @@ class Config:
     head: HeadOptions = field(default_factory=HeadOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    losses: dict[str, str] = field(default_factory=dict)
     balancing: str = "uw"
     batch_size: int = 128
+    accumulate: int = 1
     epochs: int = 100
     seed: int = 0
     checkpoint_minutes: float = 10.0
@@ -115,6 +140,8 @@ class Config:
     before: bool = False
     pixels: bool = False
     report: bool = False
+    bad_steps: int = 5
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     after: Annotated[Any, tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:
@@ -125,8 +152,14 @@ class Config:
         get_method(self.method.name)
         get_variant(self.encoder.variant)
         get_balancer(self.balancing)
-        _positive(self, "batch_size", "epochs", "log_every")
+        for task, name in self.losses.items():
+            get_loss(name)
+            if task not in self.tasks:
+                raise UserError(f"losses {task} {name}: the run has no task {task}, only {' '.join(self.tasks)}")
+        _positive(self, "batch_size", "epochs", "log_every", "accumulate", "bad_steps")
         _positive(self.optimizer, "backbone", "pool", "head", "plus_ratio")
+        if not 0 <= self.optimizer.average < 1:
+            raise UserError(f"optimizer.average {self.optimizer.average}: expected at least 0 and below 1")
         if not 0 <= self.head.dropout < 1:
             raise UserError(f"head.dropout {self.head.dropout}: expected at least 0 and below 1")
 

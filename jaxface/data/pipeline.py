@@ -121,6 +121,7 @@ def train_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    start: int = 0,
 ) -> grain.DatasetIterator:
     """An endless iterator of training batches, with `get_state()` and `set_state(state)` (JSON) for exact resume.
 
@@ -130,10 +131,11 @@ def train_batches(
       augment: random changes, or None.
       sampling: "shuffle" or "balanced".
       workers: processes that decode and augment; 0 does it in threads.
+      start: batches that are left out at the beginning: a run that goes on after so many steps, on any number of processes.
     """
     examples = TrainExamples(Joined(folders, "train", tasks), image_size=image_size, seed=seed, augment=augment, sampling=sampling)
     data = grain.MapDataset.source(examples)[process_index::process_count].batch(batch_size, batch_fn=collate)
-    return iter(_read(data, workers))
+    return iter(_read(data[start:], workers))
 
 
 def eval_batches(

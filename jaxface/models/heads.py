@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -55,27 +55,87 @@ class BatchNorm(nnx.Module):
         return mean, variance
 
 
+class Output(NamedTuple):
+    """What a head ends in.
+
+    Attributes:
+      layer: (width, classes, rngs) -> the last layer.
+      to_logits: the layer's output [B, ...] -> logits [B, C].
+    """
+
+    layer: Callable[[int, int, nnx.Rngs], nnx.Module]
+    to_logits: Callable[[jax.Array], jax.Array]
+
+
+def rank_layer(width: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
+    """CORAL's: one direction that all thresholds share and a bias for each, falling from 1 (Cao et al. 2020)."""
+    linear = Linear(width, 1, rngs=rngs)
+    linear.bias = nnx.Param(jnp.arange(num_classes - 1, 0, -1) / (num_classes - 1))
+    return linear
+
+
+def ranks_to_logits(ranks: jax.Array) -> jax.Array:
+    """Logits [B, C - 1] of "later than class k" -> log-probabilities [B, C] of the classes.
+
+    The largest is CORAL's answer, the number of thresholds passed, even where another class is a little likelier by itself.
+    """
+    later = jax.nn.sigmoid(ranks)
+    edge = jnp.ones_like(later[:, :1])
+    p = jnp.concatenate([edge, later], 1) - jnp.concatenate([later, 0 * edge], 1)
+    logits = jnp.log(jnp.maximum(p, 1e-7))
+    answer = jnp.arange(p.shape[1]) == jnp.sum(ranks > 0, -1, keepdims=True)
+    return jnp.where(answer, jnp.maximum(logits, logits.max(-1, keepdims=True) + 1e-3), logits)
+
+
+OUTPUTS: dict[str, Output] = {
+    "classes": Output(lambda width, num_classes, rngs: Linear(width, num_classes, rngs=rngs), lambda logits: logits),
+    "ranks": Output(rank_layer, ranks_to_logits),
+}
+
+
 class Head(nnx.Module):
     """One task's classifier: [batch norm,] dropout, [linear, GELU,] linear (thesis, section 3.4.1)."""
 
     def __init__(
-        self, width: int, num_classes: int, *, deep: bool = True, batch_norm: bool = True, dropout: float = 0.1, rngs: nnx.Rngs
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        deep: bool = True,
+        batch_norm: bool = True,
+        dropout: float = 0.1,
+        output: str = "classes",
+        rngs: nnx.Rngs,
     ) -> None:
-        self.dropout = dropout
+        self.dropout, self.output = dropout, output
         self.norm = BatchNorm(width) if batch_norm else None
         self.hidden = Linear(width, width, rngs=rngs) if deep else None
-        self.out = Linear(width, num_classes, rngs=rngs)
+        self.out = OUTPUTS[output].layer(width, num_classes, rngs)
 
     def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:
-        """Features [B, D] -> logits [B, C] in float32."""
+        """Features [B, D] -> logits [B, C] in float32; while training the last layer's output as it is."""
         if self.norm is not None:
             x = self.norm(x, training)
         if training is not None and self.dropout:
-            keep = jax.random.bernoulli(training.key, 1 - self.dropout, x.shape)
+            keep = keep_mask(training, 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
         if self.hidden is not None:
             x = gelu(self.hidden(x))
-        return self.out(x).astype(jnp.float32)
+        outputs = self.out(x).astype(jnp.float32)
+        return outputs if training is not None else self.to_logits(outputs)
+
+    def to_logits(self, outputs: jax.Array) -> jax.Array:
+        """The last layer's output [B, ...] -> logits [B, C]."""
+        return OUTPUTS[self.output].to_logits(outputs)
+
+
+def keep_mask(training: Training, share: float, shape: tuple[int, int]) -> jax.Array:
+    """Which values [B, D] dropout keeps on this device: drawn for the whole batch, so that the number of devices changes nothing."""
+    if training.axis_name is None:
+        return jax.random.bernoulli(training.key, share, shape)
+    rows, devices = shape[0], jax.lax.axis_size(training.axis_name)
+    whole = jax.random.bernoulli(training.key, share, (rows * devices, shape[1]))
+    return jax.lax.dynamic_slice_in_dim(whole, rows * jax.lax.axis_index(training.axis_name), rows)
 
 
 class Classifier(nnx.Module):
@@ -89,12 +149,14 @@ class Classifier(nnx.Module):
         deep: bool = True,
         batch_norm: bool = True,
         dropout: float = 0.1,
+        outputs: Mapping[str, str] | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.encoder = encoder
-        width = encoder.config.features
+        options = {"deep": deep, "batch_norm": batch_norm, "dropout": dropout, "rngs": rngs}
+        kinds = dict.fromkeys(classes, "classes") | dict(outputs or {})
         self.heads = nnx.Dict(
-            {task: Head(width, count, deep=deep, batch_norm=batch_norm, dropout=dropout, rngs=rngs) for task, count in classes.items()}
+            {task: Head(encoder.config.features, count, output=kinds[task], **options) for task, count in classes.items()}
         )
 
     def features(self, images: jax.Array) -> jax.Array:
@@ -103,7 +165,10 @@ class Classifier(nnx.Module):
         return features if self.encoder.pool is not None else features.mean(-2)
 
     def classify(self, features: jax.Array, training: Training | None = None) -> dict[str, jax.Array]:
-        """Features [B, D] (or [T, B, D], one per task in alphabetical order) -> logits [B, C] of each task."""
+        """Features [B, D] (or [T, B, D], one per task in alphabetical order) -> logits [B, C] of each task.
+
+        While training: what the heads' last layers say, as it is.
+        """
         logits = {}
         for index, task in enumerate(sorted(self.heads)):
             own = None if training is None else training._replace(key=jax.random.fold_in(training.key, index))

@@ -1,19 +1,29 @@
-"""The latest state of a run, saved in the background and never half: what exact resume needs."""
+"""The latest state of a run, saved in the background, whole or not at all: what exact resume needs.
+
+A checkpoint is one file, `step-00000042.safetensors`: every array of the state under its path, and in the metadata what the loop
+carries and a hash over all of it. It is written aside, forced to the disk, and renamed.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from jaxface.errors import UserError
+from jaxface.files import write_tensors
+from jaxface.training.runs import fingerprint
 from jaxface.training.step import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every save there
+KEPT = 2
+"""Checkpoints that are kept: the newest, and the one before in case it cannot be read."""
 
 
 class Saved(NamedTuple):
@@ -21,60 +31,80 @@ class Saved(NamedTuple):
 
     Attributes:
       state: the state of one device.
-      host: what the loop carries besides (plateau, best value, epoch), JSON.
-      input: the input pipeline's position, JSON.
+      host: what the loop carries besides (plateau, best value), JSON.
     """
 
     state: TrainState
     host: dict[str, Any]
-    input: dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one run, the last two kept."""
+    """The checkpoints of one run; several processes share a folder, and the first of them writes."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=True)
+        self.folder, self.writes = folder, jax.process_index() == 0
         try:
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot write checkpoints there ({error.strerror or error})") from error
+        self._writer = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """The steps that are on disk, the newest first."""
+        return sorted((int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.safetensors")), reverse=True)
 
     def save(self, saved: Saved) -> None:
-        """Starts saving; a step that is saved already is left alone. Raises UserError if an earlier save could not be written."""
-        step = int(saved.state.step)
-        if step in self._manager.all_steps():
-            return
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(saved.state._asdict()), host=ocp.args.JsonSave(saved.host), input=ocp.args.JsonSave(saved.input)
-        )
-        try:
-            self._manager.save(step, args=args)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder}: the checkpoint of step {step} could not be written ({error})") from error
+        """Starts writing, after the save before. Raises UserError if that one could not be written."""
+        self.wait()
+        if self.writes:
+            arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.state)}
+            self._last = self._writer.submit(self._write, int(saved.state.step), arrays, json.dumps(saved.host))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.safetensors"
+
+    def _write(self, step: int, arrays: Mapping[str, np.ndarray], host: str) -> None:
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: the folder has vanished; the state of step {step} is not saved")
+        write_tensors(self._path(step), arrays, {"host": host, "sha256": _hash(arrays, host)})
+        for old in self.steps()[KEPT:]:
+            self._path(old).unlink(missing_ok=True)
 
     def restore(self, like: TrainState) -> Saved | None:
         """The newest state that can be read, shaped as `like`; None if there is none. One that cannot be read is passed over, and said."""
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), like._asdict())
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore(), input=ocp.args.JsonRestore())
+        for step in self.steps():
             try:
-                restored = self._manager.restore(step, args=args)
-                return Saved(TrainState(**restored["state"]), restored["host"], restored["input"])
-            except Exception as error:
-                logging.getLogger(__name__).warning("%s: step %d cannot be read (%s)", self.folder, step, str(error).splitlines()[0])
-                self._manager.delete(step)
+                return self._read(self._path(step), like)
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                logging.getLogger(__name__).warning("%s is left out: %s", self._path(step), str(error).splitlines()[0])
+                if self.writes:
+                    self._path(step).rename(self._path(step).with_suffix(".broken"))
         return None
 
+    def _read(self, path: Path, like: TrainState) -> Saved:
+        with safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            metadata = file.metadata()
+        host = metadata["host"]
+        if _hash(arrays, host) != metadata["sha256"]:
+            raise ValueError("its content is not what was saved")
+        leaves, tree = jax.tree_util.tree_flatten_with_path(like)
+        found = [arrays[jax.tree_util.keystr(name)] for name, _ in leaves]
+        if any(np.shape(leaf) != array.shape for (_, leaf), array in zip(leaves, found, strict=True)):
+            raise ValueError("its arrays have other shapes than this run's")
+        return Saved(jax.tree.unflatten(tree, found), json.loads(host))
+
     def wait(self) -> None:
-        """Returns when all saves are on disk. Raises UserError if one could not be written."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise UserError(f"{self.folder}: the last checkpoint could not be written ({error})") from error
+        """Returns when all saves are on disk. Raises UserError if one could not be written; the one before is still there."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder."""
-        self.wait()
-        self._manager.close()
+        """Lets go of the folder once the last save has ended."""
+        self._writer.shutdown()
+
+
+def _hash(arrays: Mapping[str, np.ndarray], host: str) -> str:
+    return fingerprint({**arrays, "host": np.frombuffer(host.encode(), np.uint8)})

@@ -1,26 +1,71 @@
-"""The loss of one task over a batch in which some labels are missing."""
+"""The loss of one task over a batch in which some labels are missing: one entry each, chosen by a word in the configuration.
+
+Another loss is a function registered under a new name in `LOSSES`, with the kind of head output that it is for.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxface.errors import UserError
 
-def masked_cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy summed over the samples that carry a label, and their number.
 
-    The sums of all devices divided by their counts give the mean over the whole batch, however the labels are spread.
+class Loss(NamedTuple):
+    """A loss of single samples.
+
+    Attributes:
+      values: (head's output [B, ...], labels [B] in 0..C-1) -> [B].
+      output: the head's output that it is for, a key of `jaxface.models.heads.OUTPUTS`.
+    """
+
+    values: Callable[[jax.Array, jax.Array], jax.Array]
+    output: str = "classes"
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Unweighted cross-entropy of logits [B, C] (thesis, section 3.3)."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+
+
+def coral(ranks: jax.Array, labels: jax.Array) -> jax.Array:
+    """CORAL: the sum over k of the binary cross-entropy of "later than class k", from logits [B, C - 1] (Cao et al. 2020, eq. 4)."""
+    later = labels[:, None] > jnp.arange(ranks.shape[-1])
+    return -jnp.sum(jnp.where(later, jax.nn.log_sigmoid(ranks), jax.nn.log_sigmoid(-ranks)), -1)
+
+
+def soft(logits: jax.Array, labels: jax.Array, spread: float = 1.0) -> jax.Array:
+    """Cross-entropy against a bell around the label, `spread` classes wide: being off by one costs less (Diaz and Marathe 2019)."""
+    distance = jnp.arange(logits.shape[-1]) - labels[:, None]
+    target = jax.nn.softmax(-0.5 * jnp.square(distance / spread))
+    return -jnp.sum(target * jax.nn.log_softmax(logits), -1)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": Loss(cross_entropy), "coral": Loss(coral, output="ranks"), "soft": Loss(soft)}
+
+
+def get_loss(name: str) -> Loss:
+    """The loss of that name. Raises UserError that lists the known ones."""
+    if name not in LOSSES:
+        raise UserError(f"no loss {name!r}; known: {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def masked_sum(loss: Loss, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss summed over the samples that carry a label.
+
+    The sums of all devices divided by the number of all labels give the mean over the whole batch, however the labels are spread.
 
     Args:
-      logits: [B, C] float32.
+      outputs: [B, ...] float32.
       labels: [B] int, negative where missing.
     """
-    present = labels >= 0
-    log_p = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[:, None], 1)[:, 0]
-    return -jnp.sum(jnp.where(present, picked, 0)), jnp.sum(present)
+    return jnp.sum(jnp.where(labels >= 0, loss.values(outputs, jnp.maximum(labels, 0)), 0))
 
 
 def masked_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The number of samples whose largest logit is their label; a missing label counts as neither."""
+    """The number of samples whose largest logit [B, C] is their label; a missing label counts as neither."""
     return jnp.sum((jnp.argmax(logits, -1) == labels) & (labels >= 0))

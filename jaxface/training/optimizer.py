@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ class OptimizerOptions:
       warmup_steps: linear rise of all rates from zero.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them.
       cosine: lower the rates along a half cosine to zero at the last step, instead of on plateaus.
+      average: decay of a moving average of what trains, which is validated, kept and tested in its place; 0 for none.
     """
 
     backbone: float = 1e-5
@@ -43,6 +45,7 @@ class OptimizerOptions:
     warmup_steps: int = 0
     clip_norm: float = 0.0
     cosine: bool = False
+    average: float = 0.0
 
     def rate(self, group: Group) -> float:
         """The learning rate of a group. Raises UserError for an unknown rate name."""
@@ -55,6 +58,14 @@ class OptimizerOptions:
         if self.cosine:
             return optax.warmup_cosine_decay_schedule(0.0 if self.warmup_steps else 1.0, 1.0, self.warmup_steps, max(total_steps, 1))
         return optax.linear_schedule(0.0, 1.0, self.warmup_steps) if self.warmup_steps else optax.constant_schedule(1.0)
+
+    def factor_at(self, step: int, total_steps: int) -> float:
+        """The factor of `schedule` at a step, without a device."""
+        rise = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        if not self.cosine or step < self.warmup_steps:
+            return rise
+        share = min(1.0, (step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1))
+        return 0.5 * (1 + math.cos(math.pi * share))
 
 
 def group_parameters(names: Iterable[str], groups: Sequence[Group]) -> dict[str, Group]:

@@ -23,17 +23,18 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jaxface.adapters.methods import Group, adapt_with_groups, get_method, merge
 from jaxface.config import RANDOM, Config, differences, to_dict
 from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
-from jaxface.files import aside, write_json
+from jaxface.files import write_json, write_tensors
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten
 from jaxface.models.variants import get_variant
+from jaxface.training.losses import get_loss
 from jaxface.training.optimizer import group_parameters
 
 Arrays = dict[str, Any]
@@ -98,7 +99,9 @@ def make_parts(config: Config) -> Parts:
     encoder, groups = adapt_with_groups(encoder, method.name, dataclasses.replace(config.method.options, num_tasks=len(config.tasks)), rngs)
     encoder.remat, encoder.dtype = config.encoder.remat, compute_dtype(config)
     classes = {task: get_task(task).num_classes for task in config.tasks}
-    model = Classifier(encoder, classes, deep=config.head.deep, batch_norm=method.batch_norm, dropout=config.head.dropout, rngs=rngs)
+    outputs = {task: get_loss(name).output for task, name in config.losses.items()}
+    head = {"deep": config.head.deep, "batch_norm": method.batch_norm, "dropout": config.head.dropout, "outputs": outputs}
+    model = Classifier(encoder, classes, **head, rngs=rngs)
     if previous is not None:
         _take_heads(model, previous)
     return take_apart(model, groups, compute_dtype(config))
@@ -142,9 +145,7 @@ def save_best(folder: Path, parts: Parts, trained: Arrays, statistics: Arrays, i
     """Writes what trained, and where the rest comes from, into `best/`."""
     arrays = {name: np.asarray(leaf) for name, leaf in {**trained, **statistics}.items()}
     record = {"base_sha256": base_hash, **info}
-    metadata = {"info": json.dumps(record)}
-    with aside(folder / "best" / "trained.safetensors") as temporary:
-        save_file(arrays, temporary, metadata)
+    write_tensors(folder / "best" / "trained.safetensors", arrays, {"info": json.dumps(record)})
     write_json(folder / "best" / "info.json", record)
 
 
@@ -163,7 +164,7 @@ def check_same_config(folder: Path, config: Config) -> bool:
     """Whether the folder holds this run already. Raises UserError if it holds a run of another configuration."""
     if not (folder / "config.json").exists():
         return False
-    ignored = ("after", "out", "name", "log_every", "checkpoint_minutes")
+    ignored = ("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster")
     mine, theirs = ({k: v for k, v in to_dict(c).items() if k not in ignored} for c in (config, read_config(folder)))
     names = differences(mine, theirs)
     if names:

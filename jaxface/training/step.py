@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxface.models.heads import Training
+from jaxface.models.heads import Classifier, Training
 from jaxface.models.tree import Structure, arrays_of
 from jaxface.training.balancing import Balancer
-from jaxface.training.losses import masked_correct, masked_cross_entropy
+from jaxface.training.losses import get_loss, masked_correct, masked_sum
 
 AXIS = "devices"
 BALANCE = "balance."
@@ -28,12 +28,15 @@ class TrainState(NamedTuple):
     """What a step changes.
 
     Attributes:
-      step: number of updates made.
+      step: number of batches seen.
       trained: parameters that train, by name, in float32; the loss balancer's under "balance.".
       statistics: running statistics of batch norms.
       optimizer: the optimizer's state.
       balance: the loss balancer's state.
       scale: factor on all learning rates, which the plateau rule lowers.
+      average: the moving average of `trained`; empty without one.
+      skipped: steps whose loss or gradient was not finite.
+      bad: how many of the last steps, without a good one between, those were.
     """
 
     step: jax.Array
@@ -42,6 +45,33 @@ class TrainState(NamedTuple):
     optimizer: Any
     balance: dict[str, Any]
     scale: jax.Array
+    average: Arrays
+    skipped: jax.Array
+    bad: jax.Array
+
+
+def start_state(
+    trained: Arrays,
+    statistics: Arrays,
+    tasks: tuple[str, ...],
+    balancer: Balancer,
+    optimizer: optax.GradientTransformation,
+    average: float = 0.0,
+) -> TrainState:
+    """The state before the first step."""
+    trained = trained | {BALANCE + task: leaf for task, leaf in balancer.parameters(tasks).items()}
+    zero = np.zeros((), np.int32)
+    return TrainState(
+        step=zero,
+        trained=trained,
+        statistics=statistics,
+        optimizer=optimizer.init(trained),
+        balance=balancer.state(tasks),
+        scale=np.ones((), np.float32),
+        average=dict(trained) if average else {},
+        skipped=zero,
+        bad=zero,
+    )
 
 
 def normalize_images(images: jax.Array) -> jax.Array:
@@ -50,58 +80,127 @@ def normalize_images(images: jax.Array) -> jax.Array:
 
 
 def make_step(
-    structure: Structure, tasks: tuple[str, ...], balancer: Balancer, optimizer: optax.GradientTransformation, seed: int
+    structure: Structure,
+    tasks: tuple[str, ...],
+    balancer: Balancer,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    losses: Mapping[str, str] | None = None,
+    accumulate: int = 1,
+    average: float = 0.0,
 ) -> Callable[[TrainState, Arrays, Batch], tuple[TrainState, Metrics]]:
-    """The step over all local devices.
+    """The step over all devices.
 
     Losses, label counts, batch statistics and gradients are reduced over the axis "devices", so that many devices compute what one
-    would with the whole batch.
+    would with the whole batch. A step whose loss or gradient is not finite changes nothing but the counters.
+
+    Args:
+      losses: the loss of each task by its name in `LOSSES`; cross-entropy where a task is not named.
+      accumulate: pieces that each device's part of the batch is cut into, one after the other, to save memory. Losses and gradients are
+        those of the whole batch, since each piece divides by the whole batch's number of labels; batch norm sees a piece at a time.
+      average: the decay of the parameters' moving average, 0 for none.
 
     Returns:
-      a function (state, frozen, batch) -> (state, metrics); every leaf has a leading axis of devices, and the state is donated.
+      a function (state, frozen, batch) -> (state, metrics); every leaf has a leading axis of devices, and the state is donated. A batch
+      has "labels" and either "image" or, where the encoder's output is cached, "features".
     """
+    kinds = {task: get_loss((losses or {}).get(task, "cross_entropy")) for task in tasks}
 
-    def loss_of(trained: Arrays, state: TrainState, frozen: Arrays, batch: Batch) -> tuple[jax.Array, tuple[Arrays, Metrics]]:
-        model = structure.build(frozen, state.statistics, model_part(trained))
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), state.step), jax.lax.axis_index(AXIS))
-        logits = model(normalize_images(batch["image"]), Training(key, AXIS))
-        counts, losses, correct = {}, {}, {}
-        for task in tasks:
-            loss, count = masked_cross_entropy(logits[task], batch["labels"][task])
-            loss, counts[task], right = jax.lax.psum((loss, count, masked_correct(logits[task], batch["labels"][task])), AXIS)
-            losses[task] = loss / jnp.maximum(counts[task], 1)
-            correct[task] = right / jnp.maximum(counts[task], 1)
-        present = {task: (counts[task] > 0).astype(jnp.float32) for task in tasks}
-        parameters = balance_part(trained)
-        total = balancer.total(losses, present, parameters, state.balance)
+    def task_losses(outputs: dict[str, jax.Array], labels: dict[str, jax.Array], counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        sums = {task: masked_sum(kinds[task], outputs[task], labels[task]) for task in tasks}
+        return {task: jax.lax.psum(value, AXIS) / jnp.maximum(counts[task], 1) for task, value in sums.items()}
+
+    def piece_loss(
+        trained: Arrays, statistics: Arrays, state: TrainState, frozen: Arrays, piece: Batch, key: jax.Array, counts: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[Arrays, Metrics]]:
+        """This piece's part of the whole batch's loss."""
+        model = structure.build(frozen, statistics, model_part(trained))
+        features = features_of(model, piece)
+        outputs = model.classify(features, Training(key, AXIS))
+        values = task_losses(outputs, piece["labels"], counts)
+        right = {task: masked_correct(model.heads[task].to_logits(outputs[task]), piece["labels"][task]) for task in tasks}
+        total = balancer.total(values, present_in(counts), balance_part(trained), state.balance, share=1 / accumulate)
+        metrics = {"loss": total, "losses": values, "correct": jax.lax.psum(right, AXIS)}
+        if balancer.needs_norms:
+            metrics["squares"] = squares(features, trained, statistics, frozen, piece, key, counts)
         arrays = arrays_of(model)
-        metrics = {
-            "loss": total,
-            "losses": losses,
-            "present": present,
-            "accuracy": correct,
-            "count": counts,
-            "weights": balancer.weights(parameters, state.balance, tasks),
-        }
-        return total, ({name: arrays[name] for name in state.statistics}, metrics)
+        return total, ({name: arrays[name] for name in statistics}, metrics)
+
+    def squares(features: jax.Array, trained: Arrays, statistics: Arrays, frozen: Arrays, piece: Batch, *rest: Any) -> dict[str, jax.Array]:
+        """The squared norm of each loss's gradient at the features of the whole batch."""
+        key, counts = rest
+
+        def of(features: jax.Array) -> dict[str, jax.Array]:
+            model = structure.build(frozen, statistics, model_part(trained))
+            return task_losses(model.classify(features, Training(key, AXIS)), piece["labels"], counts)
+
+        # the transpose of a sum over devices sums the cotangents of all of them: one for each copy of the loss
+        gradients = jax.jacrev(of)(jax.lax.stop_gradient(features))
+        return jax.lax.psum({task: jnp.sum(jnp.square(g / jax.lax.axis_size(AXIS))) for task, g in gradients.items()}, AXIS)
+
+    def gradients_of(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[Arrays, Arrays, Metrics]:
+        counts = {task: jax.lax.psum(jnp.sum(batch["labels"][task] >= 0), AXIS) for task in tasks}
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient = jax.grad(piece_loss, has_aux=True)
+        if accumulate == 1:
+            gradients, (statistics, metrics) = gradient(state.trained, state.statistics, state, frozen, batch, key, counts)
+        else:
+            pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+            def one(statistics: Arrays, piece: tuple[jax.Array, Batch]) -> tuple[Arrays, tuple[Arrays, Metrics]]:
+                number, piece = piece
+                own = jax.random.fold_in(key, number)
+                gradients, (statistics, metrics) = gradient(state.trained, statistics, state, frozen, piece, own, counts)
+                return statistics, (gradients, metrics)
+
+            zeros = jax.tree.map(
+                jnp.zeros_like, jax.eval_shape(one, state.statistics, jax.tree.map(lambda x: x[0], (jnp.arange(1), pieces)))[1]
+            )
+
+            def add(carry: tuple[Arrays, Any], piece: tuple[jax.Array, Batch]) -> tuple[tuple[Arrays, Any], None]:
+                statistics, new = one(carry[0], piece)
+                return (statistics, jax.tree.map(jnp.add, carry[1], new)), None
+
+            (statistics, (gradients, metrics)), _ = jax.lax.scan(add, (state.statistics, zeros), (jnp.arange(accumulate), pieces))
+        # every device holds the whole batch's loss, so the mean over devices is the gradient of that one loss
+        return jax.lax.pmean(gradients, AXIS), statistics, metrics | {"count": counts}
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradients, (statistics, metrics) = jax.grad(loss_of, has_aux=True)(state.trained, state, frozen, batch)
-        # every device holds the whole batch's loss, so the mean over devices is the gradient of that one loss
-        gradients = jax.lax.pmean(gradients, AXIS)
+        gradients, statistics, metrics = gradients_of(state, frozen, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-        updates = jax.tree.map(lambda u: u * state.scale, updates)
-        new = TrainState(
-            step=state.step + 1,
-            trained=optax.apply_updates(state.trained, updates),
-            statistics=statistics,
-            optimizer=optimizer_state,
-            balance=balancer.after_step(metrics["losses"], metrics["present"], state.balance),
-            scale=state.scale,
-        )
-        return new, metrics | {"gradient_norm": optax.global_norm(gradients)}
+        trained = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
+        norms = {task: jnp.sqrt(square) for task, square in metrics.pop("squares", {}).items()}
+        changed = {
+            "trained": trained,
+            "statistics": statistics,
+            "optimizer": optimizer_state,
+            "balance": balancer.after_step(metrics["losses"], present_in(metrics["count"]), state.balance, norms),
+            "average": {name: average * old + (1 - average) * trained[name] for name, old in state.average.items()},
+        }
+        norm = optax.global_norm(gradients)
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        kept = {
+            name: jax.tree.map(lambda new, old: jnp.where(good, new, old), value, getattr(state, name)) for name, value in changed.items()
+        }
+        bad = jnp.where(good, 0, state.bad + 1)
+        new = TrainState(step=state.step + 1, scale=state.scale, skipped=state.skipped + ~good, bad=bad, **kept)
+        correct = metrics.pop("correct")
+        metrics["accuracy"] = {task: correct[task] / jnp.maximum(metrics["count"][task], 1) for task in tasks}
+        metrics["weights"] = balancer.weights(balance_part(state.trained), state.balance, tasks)
+        return new, metrics | {"gradient_norm": norm, "skipped": new.skipped, "bad": bad}
 
     return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+
+
+def features_of(model: Classifier, batch: Batch) -> jax.Array:
+    """The encoder's output for a batch, computed or cached: [B, D]."""
+    return batch["features"] if "features" in batch else model.features(normalize_images(batch["image"]))
+
+
+def present_in(counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """1 for each task that has a label in the batch, 0 for the others."""
+    return {task: (count > 0).astype(jnp.float32) for task, count in counts.items()}
 
 
 def make_predict(structure: Structure) -> Callable[[Arrays, jax.Array], tuple[dict[str, jax.Array], jax.Array]]:
@@ -113,6 +212,11 @@ def make_predict(structure: Structure) -> Callable[[Arrays, jax.Array], tuple[di
         return model.classify(features), features
 
     return jax.pmap(predict, axis_name=AXIS)
+
+
+def make_classify(structure: Structure) -> Callable[[Arrays, jax.Array], tuple[dict[str, jax.Array], jax.Array]]:
+    """The heads' part of `make_predict`: (arrays by name, features [devices, B, D]) -> (logits of each task, the features)."""
+    return jax.pmap(lambda arrays, features: (structure.build(arrays).classify(features), features), axis_name=AXIS)
 
 
 def model_part(trained: Arrays) -> Arrays:

@@ -15,23 +15,21 @@ from jaxface.models.heads import Classifier
 from jaxface.training.balancing import get_balancer
 from jaxface.training.optimizer import OptimizerOptions, make_optimizer
 from jaxface.training.runs import take_apart
-from jaxface.training.step import BALANCE, TrainState, make_step, normalize_images, replicate, shard, unreplicate
+from jaxface.training.step import make_step, normalize_images, replicate, shard, start_state, unreplicate
 from tiny_encoder import TINY, tiny_encoder
 
 TASKS = ("age", "gender")
 BATCH = 3
 
 
-def make(method, *, dropout=0.0, rates=1e-3):
+def make(method, *, dropout=0.0, rates=1e-3, balancing="uw", **options):
     """A step on the tiny encoder, its state and its frozen arrays."""
     encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
     parts = take_apart(Classifier(encoder, {"age": 9, "gender": 2}, dropout=dropout, rngs=nnx.Rngs(1)), groups)
-    balancer = get_balancer("uw")
-    trained = parts.trained | {BALANCE + task: leaf for task, leaf in balancer.parameters(TASKS).items()}
+    balancer = get_balancer(balancing)
     optimizer = make_optimizer(OptimizerOptions(backbone=rates, pool=rates, head=rates), parts.groups, 100)
-    zero, one = jnp.zeros((), jnp.int32), jnp.ones(())
-    state = TrainState(zero, trained, parts.statistics, optimizer.init(trained), balancer.state(TASKS), one)
-    return make_step(parts.structure, TASKS, balancer, optimizer, seed=0), replicate(state), replicate(parts.frozen)
+    state = start_state(parts.trained, parts.statistics, TASKS, balancer, optimizer, options.get("average", 0.0))
+    return make_step(parts.structure, TASKS, balancer, optimizer, seed=0, **options), replicate(state), replicate(parts.frozen)
 
 
 def random_batch(size=BATCH, seed=0):
@@ -97,7 +95,7 @@ import sys
 sys.path[:0] = ["tests", "tests/training"]
 from test_step import make, random_batch
 from jaxface.training.step import shard
-step, state, frozen = make("dora")
+step, state, frozen = make("ap", dropout=0.1)
 for k in range(10):
     state, metrics = step(state, frozen, shard(random_batch(16, seed=k)))
     print(float(metrics["loss"][0]))
