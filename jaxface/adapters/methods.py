@@ -38,7 +38,8 @@ class AdapterOptions:
       pool_inputs: adapt the attention pool's q, k and v kernels too.
       detach_norm: treat DoRA's norm as a constant in the backward pass.
       train_magnitude: whether DoRA's magnitudes train.
-      blocks: the adapted blocks, as numbers and ranges from 0 (`0-11,23`), empty for all; in MTLoRA the task-specific ones, empty for the last.
+      blocks: the adapted blocks, as numbers and ranges from 0 (`0-11,23`), empty for all; in MTLoRA the
+        task-specific ones, empty for the last.
       num_tasks: updates of a task-specific kernel; a run fills in the number of its tasks.
       shared_set: give task-specific kernels MTLoRA's shared update too, which gets no gradient where nothing shared follows.
     """

@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(module.pq, "write_table", half_then_full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"predictions\.parquet: cannot be written: no space"):
         write_predictions(path, make(6))
     assert path.read_bytes() == old
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -117,7 +117,7 @@ def test_the_metadata_tell_the_head_counts_that_tensors_cannot(tmp_path):
     write_checkpoint(tmp_path / "a.safetensors", towers, random_tensors(towers))
     assert read_checkpoint(tmp_path / "a.safetensors").towers == towers
     convert(tmp_path / "a.safetensors", tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"a\.pt: width 64 is none of the family's \(128, 192, .*\): tell the number of heads"):
+    with pytest.raises(UserError, match=r"a\.pt: width 64 is none of the family's \(.*128, 192, .*\): tell the number of heads"):
         read_checkpoint(tmp_path / "a.pt")
     assert read_checkpoint(tmp_path / "a.pt", heads=Heads(4, 8, 4)).towers == towers
 

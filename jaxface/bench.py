@@ -1,0 +1,28 @@
+"""python -m jaxface.bench NAME [options]: benchmarks, interleaved, medians, ratios. `NAME --help` says what one can be told."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from jaxface.benchmarks import names
+from jaxface.errors import UserError, run_command
+
+
+def main() -> int | None:
+    """Runs the named benchmark with the arguments behind its name."""
+    known = ", ".join(names())
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\nbenchmarks: {known}")
+        return 0 if arguments else 2
+    if arguments[0] not in names():
+        raise UserError(f"no benchmark {arguments[0]!r}; known: {known}")
+    return importlib.import_module(f"jaxface.benchmarks.{arguments[0]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    from jaxface.memory import use_large_pages
+
+    use_large_pages()
+    run_command(main)

@@ -1,0 +1,30 @@
+"""Timing on machines that are never quite idle: cases take turns, and medians and ratios are what counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import jax
+
+
+def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int = 10, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of every call: each round calls every case once, after `warm` rounds that do not count.
+
+    A case that returns jax arrays is timed until they are computed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for index in range(warm + rounds):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            jax.block_until_ready(case())
+            if index >= warm:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each case, in seconds."""
+    return {name: median(values) for name, values in seconds.items()}
