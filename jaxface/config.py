@@ -40,7 +40,7 @@ class EncoderOptions:
     weights: str | None = None
     variant: str = "PE-Core-L14-336"
     image_size: int = 0
-    remat: Literal["none", "products", "full"] = "none"
+    remat: Literal["none", "products", "full"] = "products"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 

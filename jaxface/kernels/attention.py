@@ -10,8 +10,10 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.errors import UserError
+from jaxface.kernels.products import PRODUCT
 
 
 class AttentionKernel(Protocol):
@@ -59,13 +61,13 @@ def _unrotate(g: jax.Array, angles: jax.Array) -> jax.Array:
     return jnp.stack([first * cos + second * sin, second * cos - first * sin], -1).reshape(g.shape).astype(g.dtype)
 
 
-def _probabilities(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
-    """softmax of the scores [..., N, M], in at least float32."""
+def _scores(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
+    """The scores [..., N, M] of scaled q and k, in at least float32."""
     scores = jnp.einsum("...nd,...md->...nm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     if causal:
         n, m = scores.shape[-2:]
         scores = jnp.where(jnp.arange(n)[:, None] >= jnp.arange(m), scores, -jnp.inf)
-    return jax.nn.softmax(scores, -1)
+    return scores
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -76,15 +78,22 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None, 
 def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None, causal: bool) -> tuple[jax.Array, tuple]:
     if angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
-    p = _probabilities(q, k, causal).astype(v.dtype)
-    return jnp.einsum("...nm,...md->...nd", p, v), (q, k, v, angles)
+    scores = _scores(q, k, causal)
+    largest = scores.max(-1, keepdims=True)
+    p = jnp.exp(scores - largest)
+    total = p.sum(-1, keepdims=True)
+    y = jnp.einsum("...nm,...md->...nd", (p / total).astype(v.dtype), v)
+    # with these two kept, the backward pass needs no maximum, no sum and no product with v again
+    y, log_total = checkpoint_name(y, PRODUCT), checkpoint_name(largest + jnp.log(total), PRODUCT)
+    return y, (q, k, v, angles, y, log_total)
 
 
 def _attend_backward(causal: bool, residuals: tuple, g: jax.Array) -> tuple[jax.Array | None, ...]:
-    q, k, v, angles = residuals
-    p = _probabilities(q, k, causal)
+    q, k, v, angles, y, log_total = residuals
+    p = jnp.exp(_scores(q, k, causal) - log_total)
     dp = jnp.einsum("...nd,...md->...nm", g, v)
-    ds = (p * (dp - jnp.sum(p * dp, -1, keepdims=True)) * q.shape[-1] ** -0.5).astype(q.dtype)
+    delta = jnp.sum(g * y, -1, keepdims=True, dtype=p.dtype)
+    ds = (p * (dp - delta) * q.shape[-1] ** -0.5).astype(q.dtype)
     dv = jnp.einsum("...nm,...nd->...md", p.astype(g.dtype), g)
     dq = jnp.einsum("...nm,...md->...nd", ds, k)
     dk = jnp.einsum("...nm,...nd->...md", ds, q)
@@ -98,7 +107,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 @partial(register, "xla")
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
-    """Plain XLA with a backward pass written out: probabilities are formed again instead of kept."""
+    """Plain XLA with a backward pass written out: the scores are formed again instead of kept."""
     return _attend(q, k, v, angles, causal)
 
 

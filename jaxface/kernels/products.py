@@ -104,17 +104,19 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[jax.Array | Non
     g = jax.lax.optimization_barrier(g)
     x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     kernel, scale = _kernel(w, a, b, gain, unit_columns) if summed else (None, gain)
-    xa = x @ a  # [n, g r]: cheaper to form again than to keep
+    barrier = jax.lax.optimization_barrier
+    # barriers stop XLA from moving the transposes of the narrow arrays over to the wide ones
+    xa = barrier(x @ a)  # [n, g r]: cheaper to form again than to keep
     # the scale goes with the narrow arrays, so that no pass over [n, out] is spent on it
     bs = b if scale is None else b * scale
     if groups == 1:
-        gb = g @ bs.T
-        db = xa.T @ g
+        gb = barrier(g @ bs.T)
+        db = barrier(xa.T) @ g
     else:
         slices = g.reshape(-1, groups, g.shape[-1] // groups)
         gb = jnp.einsum("ngo,rgo->ngr", slices, bs.reshape(rank, groups, -1)).reshape(-1, groups * rank)
         db = jnp.einsum("ngr,ngo->rgo", xa.reshape(-1, groups, rank), slices).reshape(b.shape)
-    da = (gb.T @ x).T
+    da = barrier(barrier(gb.T) @ x).T
     if kernel is not None:
         dx = g @ kernel.T
     else:

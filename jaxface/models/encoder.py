@@ -59,7 +59,9 @@ REMAT = {
     "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products, or its input alone."""
+"""What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products and of attention, or its input alone.
+
+The products are the only results that cost much to form again; keeping all else takes twice the memory, and as long to write and read."""
 
 
 @partial(jax.jit, static_argnames=("causal", "remat", "every"), inline=True)
@@ -109,7 +111,7 @@ class Encoder(nnx.Module):
       dtype: of activations; parameters are cast to it where they are used, layer norms and softmax compute in float32.
     """
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "none", dtype: DTypeLike = jnp.float32) -> None:
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "products", dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
         self.remat = remat
         self.dtype = dtype

@@ -164,7 +164,7 @@ def make_step(
 
             (statistics, (gradients, metrics)), _ = jax.lax.scan(add, (state.statistics, zeros), (jnp.arange(accumulate), pieces))
         # every device holds the whole batch's loss, so the mean over devices is the gradient of that one loss
-        return jax.lax.pmean(gradients, AXIS), statistics, metrics | {"count": counts}
+        return mean_over_devices(gradients), statistics, metrics | {"count": counts}
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, statistics, metrics = gradients_of(state, frozen, batch)
@@ -191,6 +191,11 @@ def make_step(
         return new, metrics | {"gradient_norm": norm, "skipped": new.skipped, "bad": bad}
 
     return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+
+
+def mean_over_devices(tree: Any) -> Any:
+    """The mean of every leaf over the devices; one device alone is spared the copy that XLA makes of it."""
+    return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
 
 
 def features_of(model: Classifier, batch: Batch) -> jax.Array:
