@@ -59,7 +59,7 @@ REMAT = {
     "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products and of attention, or its input alone.
+"""What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products and attention, or its input alone.
 
 The products are the only results that cost much to form again; keeping all else takes twice the memory, and as long to write and read."""
 
