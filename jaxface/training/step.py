@@ -168,21 +168,24 @@ def make_step(
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
         gradients, statistics, metrics = gradients_of(state, frozen, batch)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
         norms = {task: jnp.sqrt(square) for task, square in metrics.pop("squares", {}).items()}
-        changed = {
-            "trained": trained,
-            "statistics": statistics,
-            "optimizer": optimizer_state,
-            "balance": balancer.after_step(metrics["losses"], present_in(metrics["count"]), state.balance, norms),
-            "average": {name: average * old + (1 - average) * trained[name] for name, old in state.average.items()},
-        }
         norm = optax.global_norm(gradients)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        kept = {
-            name: jax.tree.map(lambda new, old: jnp.where(good, new, old), value, getattr(state, name)) for name, value in changed.items()
-        }
+
+        def apply() -> dict[str, Any]:
+            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
+            trained = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
+            return {
+                "trained": trained,
+                "statistics": statistics,
+                "optimizer": optimizer_state,
+                "balance": balancer.after_step(metrics["losses"], present_in(metrics["count"]), state.balance, norms),
+                "average": {name: average * old + (1 - average) * trained[name] for name, old in state.average.items()},
+            }
+
+        kept = jax.lax.cond(
+            good, apply, lambda: {name: getattr(state, name) for name in ("trained", "statistics", "optimizer", "balance", "average")}
+        )
         bad = jnp.where(good, 0, state.bad + 1)
         new = TrainState(step=state.step + 1, scale=state.scale, skipped=state.skipped + ~good, bad=bad, **kept)
         correct = metrics.pop("correct")

@@ -1,0 +1,186 @@
+"""One training step, or forward pass, of each kind: ours, and the one that timm and PEFT users have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxface.data.tasks import AGE, EMOTION, GENDER
+from jaxface.models.variants import get_variant
+
+TASKS = (AGE, EMOTION, GENDER)
+TIMM_NAMES = {
+    "PE-Core-T16-384": "vit_pe_core_tiny_patch16_384",
+    "PE-Core-S16-384": "vit_pe_core_small_patch16_384",
+    "PE-Core-B16-224": "vit_pe_core_base_patch16_224",
+    "PE-Core-L14-336": "vit_pe_core_large_patch14_336",
+    "PE-Core-G14-448": "vit_pe_core_gigantic_patch14_448",
+}
+ADAPTED = r".*(attn\.(qkv|proj)|attn_pool\.proj|mlp\.(fc1|fc2))"
+"""timm's linears that LoRA and DoRA adapt: those of the thesis, the blocks' and the pool's but for its inputs."""
+
+
+CACHED = "_cached"
+"""Behind a case's name: the encoder's output is at hand, as after LP's first epoch."""
+
+
+class Shape(NamedTuple):
+    """What a case is measured at.
+
+    Attributes:
+      variant: the encoder.
+      batch_size: images of a step.
+      rank: of the adapters.
+      threads: of the reference.
+      remat: what a block of ours keeps, a word of `jaxface.models.encoder.REMAT`.
+      compile: whether torch.compile compiles the reference.
+    """
+
+    variant: str
+    batch_size: int
+    rank: int
+    threads: int
+    remat: str = "products"
+    compile: bool = False
+
+
+def random_batch(shape: Shape) -> dict[str, Any]:
+    """Images uint8 [B, S, S, 3] and labels [B] of each task, a third of them missing."""
+    rng = np.random.default_rng(0)
+    size = get_variant(shape.variant).image_size
+    labels = {task.name: rng.integers(0, task.num_classes, shape.batch_size) for task in TASKS}
+    missing = {name: np.where(rng.random(shape.batch_size) < 1 / 3, -1, values) for name, values in labels.items()}
+    return {"image": rng.integers(0, 256, (shape.batch_size, size, size, 3), np.uint8), "labels": missing}
+
+
+def _features_of(batch: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """The batch with features [B, D] in the place of the images, as a frozen encoder leaves them."""
+    width = get_variant(shape.variant).features
+    return {"features": np.random.default_rng(0).normal(size=(shape.batch_size, width)).astype(np.float32), "labels": batch["labels"]}
+
+
+def our_case(name: str, shape: Shape) -> Callable[[], Any]:
+    """A function that runs one step of a method (or the forward pass) and returns when it has ended."""
+    import jax
+    from flax import nnx
+
+    from jaxface.models.encoder import Encoder
+    from jaxface.training.step import normalize_images
+
+    batch = random_batch(shape)
+    if name != "forward":
+        return _our_step(name.removesuffix(CACHED), shape, _features_of(batch, shape) if name.endswith(CACHED) else batch)
+    encoder = Encoder(get_variant(shape.variant), rngs=nnx.Rngs(0))
+    images = jax.device_put(batch["image"])
+    forward = jax.jit(lambda encoder, images: encoder(normalize_images(images)))
+    return lambda: jax.block_until_ready(forward(encoder, images))
+
+
+def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], Any]:
+    import jax
+
+    from jaxface.adapters.methods import AdapterOptions
+    from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
+    from jaxface.training.balancing import get_balancer
+    from jaxface.training.optimizer import make_optimizer
+    from jaxface.training.runs import make_parts
+    from jaxface.training.step import make_step, replicate, shard, start_state
+
+    config = Config(
+        encoder=EncoderOptions(weights=RANDOM, variant=shape.variant, remat=shape.remat),
+        method=MethodOptions(name, AdapterOptions(rank=shape.rank)),
+        tasks=tuple(task.name for task in TASKS),
+    )
+    parts = make_parts(config)
+    balancer, optimizer = get_balancer("uw"), make_optimizer(config.optimizer, parts.groups, 100)
+    step = make_step(parts.structure, config.tasks, balancer, optimizer, 0)
+    held = [replicate(start_state(parts.trained, parts.statistics, config.tasks, balancer, optimizer))]
+    frozen, data = replicate(parts.frozen), jax.device_put(shard(batch))
+    del parts
+
+    def run() -> Any:
+        state, metrics = step(held.pop(), frozen, data)
+        held.append(state)
+        return jax.block_until_ready(metrics["loss"])
+
+    return run
+
+
+def reference_case(name: str, shape: Shape) -> Callable[[], Any]:
+    """The same step in PyTorch: timm's encoder, PEFT's adapters, the same heads, cross-entropy and AdamW, gradients as usual.
+
+    Raises KeyError for what PEFT does not have.
+    """
+    from jaxface.evaluation.reference import import_torch
+
+    torch, timm, peft = import_torch("timm", "peft")
+    torch.set_num_threads(shape.threads)
+    torch.manual_seed(0)
+    encoder = timm.create_model(TIMM_NAMES[shape.variant], pretrained=False)
+    batch = random_batch(shape)
+    images = (torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+    if name == "forward":
+        encoder.eval()
+        forward = torch.compile(encoder) if shape.compile else encoder
+
+        @torch.no_grad()
+        def run() -> Any:
+            return forward(images)
+
+        return run
+    return _reference_step(torch, _reference_adapted(peft, encoder, name, shape.rank), images, batch["labels"], shape)
+
+
+def _reference_adapted(peft: Any, encoder: Any, name: str, rank: int) -> Any:
+    """timm's encoder, its parameters trained as the method has it."""
+    if name in ("lora", "dora"):
+        options = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED, use_dora=name == "dora")
+        return peft.get_peft_model(encoder, options)
+    parts = {"full": [encoder], "lp": [], "ap": [encoder.attn_pool], "ft4": [encoder.attn_pool, *list(encoder.blocks)[-4:]]}[name]
+    encoder.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+    return encoder
+
+
+def _reference_step(torch: Any, encoder: Any, images: Any, labels: dict[str, np.ndarray], shape: Shape) -> Callable[[], Any]:
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+            width = get_variant(shape.variant).features
+            heads = {}
+            for task in TASKS:
+                parts = [nn.BatchNorm1d(width), nn.Dropout(0.1), nn.Linear(width, width), nn.GELU(), nn.Linear(width, task.num_classes)]
+                heads[task.name] = nn.Sequential(*parts)
+            self.heads = nn.ModuleDict(heads)
+            self.log_variances = nn.Parameter(torch.zeros(len(TASKS)))
+
+        def forward(self, images: Any, labels: dict[str, Any]) -> Any:
+            features = self.encoder(images)
+            losses = [nn.functional.cross_entropy(self.heads[t.name](features), labels[t.name], ignore_index=-1) for t in TASKS]
+            return torch.sum(torch.exp(-self.log_variances) * torch.stack(losses) + self.log_variances / 2)
+
+    model = Model().train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.01)
+    targets = {task: torch.from_numpy(values) for task, values in labels.items()}
+    loss_of = torch.compile(model) if shape.compile else model
+
+    def run() -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(images, targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+SIDES: dict[str, Callable[[str, Shape], Callable[[], Any]]] = {"jaxface": our_case, "torch": reference_case}
+"""Whose step; another rival is another entry."""
+REFERENCE_CASES = ("forward", "full", "lp", "ap", "ft4", "lora", "dora")
+CASES = (*REFERENCE_CASES, "mtlora", "lp" + CACHED)

@@ -1,0 +1,98 @@
+"""A process that holds one case and runs it when it is told to, so that each case has its own memory and cases can take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jaxface.errors import UserError
+
+
+class Worker:
+    """One case of one side in a process of its own; use as a context.
+
+    Raises UserError if the case cannot be made there (the message is the process's last line).
+    """
+
+    def __init__(self, side: str, case: str, shape: Any) -> None:
+        self.name = f"{side} {case}"
+        command = [sys.executable, "-m", "jaxface.benchmarks._worker", side, case, json.dumps(shape)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Worker:
+        self._ask(None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self) -> float:
+        """Runs the case twice: seconds of the second time. The first after a pause pays for memory that was given away meanwhile."""
+        return self._ask("run")
+
+    def peak_memory(self) -> int:
+        """The most memory that the process held since its first two runs, in bytes."""
+        return int(self._ask("memory"))
+
+    def _ask(self, word: str | None) -> float:
+        if word is not None:
+            print(word, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            last = self._process.stderr.read().strip().splitlines()
+            raise UserError(f"{self.name}: {last[-1] if last else 'the process ended'}")
+        return float(answer)
+
+
+def _forget_peak() -> None:
+    """Gives back what making the case has left over, and starts the count of the peak anew, where the system can."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Makes the case, runs it twice, says so, and then does what it reads."""
+    from jaxface.benchmarks._step_cases import SIDES, Shape
+
+    side, name, shape = sys.argv[1:]
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever libraries print must not look like an answer
+    case = SIDES[side](name, Shape(*json.loads(shape)))
+    case()
+    case()
+    _forget_peak()
+    print(0, file=answers, flush=True)
+    for word in map(str.strip, sys.stdin):
+        if word == "run":
+            case()
+            start = time.perf_counter()
+            case()
+            answer = time.perf_counter() - start
+        else:
+            answer = _peak_memory()
+        print(answer, file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""python -m jaxface.bench steps: seconds and peak memory of a training step per method, beside timm and PEFT's."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, TIMM_NAMES, Shape
+from jaxface.benchmarks._worker import Worker
+from jaxface.cli import parse
+from jaxface.errors import UserError
+from jaxface.models.encoder import REMAT
+from jaxface.progress import Track
+
+
+@dataclass(frozen=True)
+class Options:
+    """Times a training step of each method, each in a process of its own; the sides take turns, so that both see the same machine.
+
+    Attributes:
+      against: torch for timm and PEFT.
+      variant: the encoder.
+      batch_size: images of a step.
+      rank: of the adapters.
+      cases: forward, full, lp, ap, ft4, lora, dora, mtlora.
+      rounds: steps of each side that count.
+      compile: compile the reference with torch.compile.
+      remat: what our blocks keep for the backward pass: none, products, full.
+      json: print one JSON object a case.
+    """
+
+    against: Literal["torch"] | None = None
+    variant: str = "PE-Core-B16-224"
+    batch_size: int = 8
+    rank: int = 64
+    cases: tuple[str, ...] = CASES
+    rounds: int = 5
+    compile: bool = False
+    remat: str = "products"
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for kind, words, known in (
+            ("case", self.cases, CASES),
+            ("variant", [self.variant], TIMM_NAMES),
+            ("remat", [self.remat], REMAT),
+        ):
+            for word in words:
+                if word not in known:
+                    raise UserError(f"no {kind} {word!r}; known: {', '.join(known)}")
+        if self.rounds < 1 or self.batch_size < 1 or self.rank < 1:
+            raise UserError("rounds, batch-size and rank: expected at least 1")
+
+
+def measure(options: Options, case: str, track: Track) -> dict[str, Any]:
+    """Median seconds and peak memory of a case and of our forward pass, which takes turns with it; the reference's where there is one."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    shape = Shape(options.variant, options.batch_size, options.rank, threads, options.remat, options.compile)
+    with ExitStack() as stack:
+        workers = {"ours": stack.enter_context(Worker("jaxface", case, shape))}
+        if case != "forward":
+            workers["forward"] = stack.enter_context(Worker("jaxface", "forward", shape))
+        if options.against and case in REFERENCE_CASES:
+            workers["reference"] = stack.enter_context(Worker(options.against, case, shape))
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(options.rounds):
+            for name, worker in workers.items():
+                seconds[name].append(worker.run())
+            track.advance()
+        took = {name: median(values) for name, values in seconds.items()}
+        row: dict[str, Any] = {"case": case, "seconds": took["ours"], "peak_memory_bytes": workers["ours"].peak_memory()}
+        if "forward" in took:
+            row["forwards"] = took["ours"] / took["forward"]
+        if "reference" in took:
+            row |= {"reference_seconds": took["reference"], "ratio": median(_ratios(seconds["ours"], seconds["reference"]))}
+            row["reference_peak_memory_bytes"] = workers["reference"].peak_memory()
+            row["memory_ratio"] = row["peak_memory_bytes"] / row["reference_peak_memory_bytes"]
+    return row
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Round by round: what slows the machine for a while slows both."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The cases as a table."""
+    columns = {
+        "s": ("seconds", ".3f"),
+        "forward passes": ("forwards", ".2f"),
+        "peak GiB": ("peak_memory_bytes", "G"),
+        "reference s": ("reference_seconds", ".3f"),
+        "its GiB": ("reference_peak_memory_bytes", "G"),
+        "time ratio": ("ratio", ".2f"),
+        "memory ratio": ("memory_ratio", ".2f"),
+    }
+    result = Table("case", *columns, title=title)
+    for row in rows:
+        cells = [
+            "" if key not in row else f"{row[key] / 2**30:.2f}" if form == "G" else format(row[key], form) for key, form in columns.values()
+        ]
+        result.add_row(row["case"], *cells)
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    options = parse(Options, args=arguments, prog="python -m jaxface.bench steps")
+    rows = []
+    with Track("steps", len(options.cases) * options.rounds, unit="rounds") as track:
+        for case in options.cases:
+            track.note(case)
+            rows.append(measure(options, case, track))
+            if options.json:
+                print(json.dumps(rows[-1]), flush=True)
+    if not options.json:
+        title = f"{options.variant}, batch {options.batch_size}, rank {options.rank}; medians of {options.rounds}"
+        Console(file=sys.stdout).print(table(rows, title))
