@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.cli import parse
-from jaxface.data.preparation import prepare
+from jaxface.data.cropping import Cropping
+from jaxface.data.preparation import Leakage, prepare
+from jaxface.data.sources import Reading
+from jaxface.data.synthetic import DrawnSet
 from jaxface.errors import run_command
 
 
@@ -31,15 +34,22 @@ class Options:
     """Which data set, and where to.
 
     Attributes:
-      source: raf_db, manifest, synthetic, or one registered elsewhere.
+      source: celeba_hq, fairface, lagenda, manifest, raf_db, synthetic, utkface, vggface2, or one registered elsewhere.
       folder: the data set on disk; for synthetic the name of a drawing style.
       out: the folder to write.
+      workers: processes; 0 takes one a core, as far as the work is worth it.
+      engine: local, or an engine for several machines that share the folders.
     """
 
     source: Annotated[str, tyro.conf.Positional]
     folder: Annotated[Path, tyro.conf.Positional]
     out: Path
+    read: Reading = field(default_factory=Reading)
+    crop: Cropping = field(default_factory=Cropping)
+    leakage: Annotated[Leakage, tyro.conf.arg(name="")] = field(default_factory=Leakage)
     drawn: Drawing = field(default_factory=Drawing)
+    workers: int = 0
+    engine: str = "local"
 
 
 def show(summary: dict[str, Any], out: Path, console: Console) -> None:
@@ -57,14 +67,27 @@ def show(summary: dict[str, Any], out: Path, console: Console) -> None:
     if dropped["count"]:
         for entry in dropped["files"][:10]:
             print(f"left out {entry['id']}: {entry['reason']}", file=sys.stderr)
-        print(f"left out {dropped['count']} images, all listed in {out / 'summary.json'}", file=sys.stderr)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in list(dropped["reasons"].items())[:3])
+        print(f"left out {dropped['count']} images ({reasons}), all listed in {out / 'summary.json'}", file=sys.stderr)
+    for between, count in summary["duplicates"]["between"].items():
+        print(f"the same picture is in {between}: {count} times (listed in {out / 'summary.json'})", file=sys.stderr)
 
 
 def main() -> None:
     """Prepares a data set and prints its summary."""
     options = parse(Options, prog="python -m jaxface.prepare", description=__doc__)
-    drawing = vars(options.drawn) | {"style": options.folder.name} if options.source == "synthetic" else None
-    show(prepare(options.source, options.folder, options.out, options=drawing), options.out, Console())
+    drawn = DrawnSet(style=options.folder.name, **vars(options.drawn)) if options.source == "synthetic" else None
+    summary = prepare(
+        options.source,
+        options.folder,
+        options.out,
+        options=drawn or options.read,
+        cropping=options.crop,
+        leakage=options.leakage,
+        engine=options.engine,
+        workers=options.workers,
+    )
+    show(summary, options.out, Console())
 
 
 if __name__ == "__main__":

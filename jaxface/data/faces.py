@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from jaxface.data.images import Unreadable, check, decode, encode, is_plain
+from jaxface.data.images import Unreadable
 from jaxface.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -211,15 +211,3 @@ def crop_upright(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
     turn = cv2.getRotationMatrix2D(centre, math.degrees(math.atan2(y1 - y0, x1 - x0)), 1.0)
     turned = cv2.warpAffine(image, turn, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     return crop(turned, face.box, margin)
-
-
-def face_bytes(data: bytes, box: Box | None, margin: float) -> bytes:
-    """The encoded face: the file's own bytes where they are a plain JPEG or PNG of the face alone, else encoded again.
-
-    Raises Unreadable.
-    """
-    check(data)
-    image = decode(data)
-    if box is None and is_plain(data):
-        return data
-    return encode(image if box is None else crop(image, box, margin))

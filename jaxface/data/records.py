@@ -1,8 +1,8 @@
 """Prepared records: what `jaxface.prepare` writes and training reads.
 
 A prepared folder holds ArrayRecord files with TensorFlow Datasets' description of them, `labels.npz` (every label of every split, so
-that sampling reads no image), and `summary.json`. An example has `image` (encoded bytes), `id`, `person`, `source`, and one integer per
-task, `MISSING` where it has none.
+that sampling reads no image), `hashes.npz` (to find pictures that are there twice), and `summary.json`. An example has `image` (encoded
+bytes), `id`, `person`, `source`, and one integer per task, `MISSING` where it has none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError
 
 LABELS = "labels.npz"
+HASHES = "hashes.npz"
 SUMMARY = "summary.json"
 SPLITS = ("train", "validation", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One face of a source, before preparation.
 
@@ -33,8 +34,9 @@ class Record:
       split: train, validation or test.
       image: path of the image file, or its encoded bytes.
       labels: class of each task that the record carries.
-      box: x0, y0, x1, y1 of the face in pixels, or None for an image that is a face crop already.
+      box: x0, y0, x1, y1 of the face in pixels, or None.
       person: name of the person where the source knows it, else ''.
+      is_crop: whether an image without a box is a face crop already; otherwise the face is still to be found in it.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Record:
     labels: Mapping[str, int] = field(default_factory=dict)
     box: tuple[float, float, float, float] | None = None
     person: str = ""
+    is_crop: bool = True
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -74,6 +77,15 @@ def read_labels(folder: str | Path, split: str) -> dict[str, np.ndarray]:
     if split not in splits(folder):
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(splits(folder))}")
     return {name.partition("/")[2]: values for name, values in _labels(str(folder)).items() if name.startswith(f"{split}/")}
+
+
+def read_hashes(folder: str | Path) -> dict[str, np.ndarray]:
+    """The perceptual hashes [N, 32] uint8 of each split's records, in order. Raises UserError if the folder has none."""
+    read_summary(folder)
+    if not (Path(folder) / HASHES).is_file():
+        raise UserError(f"{folder} has no {HASHES}: prepare it again")
+    with np.load(Path(folder) / HASHES) as arrays:
+        return dict(arrays)
 
 
 class Records:

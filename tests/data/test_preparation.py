@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from faces import noise, write_manifest, write_raf_db
 
-from jaxface.data.faces import face_bytes
+from jaxface.data.cropping import Cropping, cut_face
 from jaxface.data.images import decode, encode
 from jaxface.data.preparation import prepare
 from jaxface.data.records import Record, open_records, read_labels, read_summary
@@ -127,8 +127,9 @@ def test_a_turned_photo_is_stored_as_it_is_shown():
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(image).save(buffer, "JPEG", exif=exif)
-    stored = cv2.imdecode(
-        np.frombuffer(face_bytes(buffer.getvalue(), None, 0.2), np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    turned, plain = (cut_face(Record("a", "train", data), Cropping(), 0.2)[0] for data in (buffer.getvalue(), encode(image)))
+    stored = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     assert stored.shape == (40, 20, 3)
-    assert face_bytes(encode(image), None, 0.2) == encode(image)
+    assert stored[:18].mean() > 250
+    assert stored[22:].mean() < 5
+    assert plain == encode(image)
