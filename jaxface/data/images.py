@@ -17,6 +17,15 @@ EXIF_ORIENTATION = 0x0112
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
+LARGE = 30_000
+"""Bytes below which reading a JPEG's size costs more than it can save."""
+REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a file that cannot be read is told once, by whoever asked for it
 
 
@@ -24,17 +33,30 @@ class Unreadable(UserError):
     """An image that cannot be used; the message says why."""
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Encoded bytes -> uint8 [H, W, 3] RGB, EXIF orientation applied. Raises Unreadable."""
+def decode(data: bytes, least: int = 0) -> np.ndarray:
+    """Encoded bytes -> uint8 [H, W, 3] RGB, EXIF orientation applied. Raises Unreadable.
+
+    Args:
+      least: let a JPEG be decoded at a half, a quarter or an eighth of its size, as long as no side falls below so many pixels.
+    """
     if not data:
         raise Unreadable("the file is empty")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        flags = REDUCED[_reduction(data, least)] if least and len(data) > LARGE else cv2.IMREAD_COLOR
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         raise Unreadable(f"cannot be decoded ({getattr(error, 'err', None) or error})") from None
     if image is None:
         raise Unreadable("cannot be decoded as an image")
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _reduction(data: bytes, least: int) -> int:
+    """By how much a JPEG may be shrunk while it is decoded."""
+    with header(data) as image:
+        if image is None or image.format != "JPEG":
+            return 1
+        return next((factor for factor in (8, 4, 2) if min(image.size) >= factor * least), 1)
 
 
 def decode_photo(data: bytes) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxface.data.images import Unreadable
 from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError
 
@@ -91,7 +92,8 @@ def read_hashes(folder: str | Path) -> dict[str, np.ndarray]:
 class Records:
     """Random access to the records of one split; can be sent to worker processes.
 
-    `records[i]` is {"image": encoded bytes, "id": str, "person": str, "source": str, "labels": {task: int}}.
+    `records[i]` is {"image": encoded bytes, "id": str, "person": str, "source": str, "labels": {task: int}}; it raises Unreadable where the
+    file is damaged.
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
@@ -100,18 +102,35 @@ class Records:
         self.folder, self.split = str(folder), split
         self.tasks = tuple(read_labels(folder, split))
         builder = tfds.builder_from_directory(self.folder)
-        self._examples = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        _check_files(builder.info.splits[split])
+        self._examples = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._examples[int(index)]
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        try:
+            values = tf_example_pb2.Example.FromString(self._examples[int(index)]).features.feature
+        except Exception as error:  # of the reader or of protobuf, which have no common kind
+            reason = " ".join(str(error).split(";")[0].split())
+            raise Unreadable(f"damaged in {self.folder}: {reason}") from None
         return {
-            "image": example["image"],
-            **{name: example[name].decode() for name in ("id", "person", "source")},
-            "labels": {task: int(example[task]) for task in self.tasks},
+            "image": values["image"].bytes_list.value[0],
+            **{name: values[name].bytes_list.value[0].decode() for name in ("id", "person", "source")},
+            "labels": {task: int(values[task].int64_list.value[0]) for task in self.tasks},
         }
+
+
+def _check_files(split: Any) -> None:
+    """Raises UserError if a file of the split (TensorFlow Datasets' description of it) is missing or has lost a part."""
+    missing = [path for path in split.filepaths if not path.exists()]
+    if missing:
+        raise UserError(f"{missing[0]} is missing: copy the whole folder again, or prepare it again")
+    size = sum(path.stat().length for path in split.filepaths)
+    if size != split.num_bytes:
+        raise UserError(f"{split.filepaths[0].parent}: {split.name} has {size} bytes, {split.num_bytes} were written: prepare it again")
 
 
 def open_records(folder: str | Path, split: str) -> Records:

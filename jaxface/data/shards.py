@@ -116,6 +116,9 @@ def features() -> Any:
 
 
 def serialize(image: bytes, record: Record, source: str, labels: dict[str, int]) -> bytes:
-    """An example as TensorFlow Datasets writes it."""
-    example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source}
-    return features().serialize_example(example | labels)
+    """An example as TensorFlow Datasets writes it, the same bytes every time."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source} | labels
+    serializer = ExampleSerializer(features().get_serialized_info())
+    return serializer.get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
