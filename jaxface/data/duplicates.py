@@ -10,14 +10,18 @@ import numpy as np
 SIDE = 16
 """The hash compares neighbours in a picture of this many rows and columns."""
 NEAR = 16
-"""Two pictures with at most so many of 256 bits apart are one: another size or compression, not another face."""
+"""Two pictures with at most so many of 256 bits apart are one: copies of another size or compression are, two frames of one scene are not."""
+STEP = 6
+"""Grey levels by which a neighbour must be brighter: in plain areas, compression decides about fewer."""
+PLAIN = 24
+"""A picture with fewer bits set is too plain to be told from others."""
 
 
 def fingerprint(image: np.ndarray) -> np.ndarray:
-    """A difference hash, uint8 [H, W, 3] -> uint8 [32]: for each pixel of the small grey picture, is its right neighbour brighter?"""
+    """A difference hash, uint8 [H, W, 3] -> uint8 [32]: which pixels of the small grey picture have a clearly brighter right neighbour."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (SIDE + 1, SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return np.packbits(small[:, 1:] > small[:, :-1])
+    return np.packbits(small[:, 1:] - small[:, :-1] > STEP)
 
 
 def near_pairs(a: np.ndarray, b: np.ndarray, near: int = NEAR) -> np.ndarray:
@@ -30,7 +34,7 @@ def near_pairs(a: np.ndarray, b: np.ndarray, near: int = NEAR) -> np.ndarray:
     for piece in np.array_split(np.arange(8 * a.shape[1]), near + 1):
         weights = 1 << np.arange(len(piece))
         for i, j in _equal(bits_a[:, piece] @ weights, bits_b[:, piece] @ weights):
-            close = np.bitwise_count(a[i] ^ b[j]).sum(axis=1) <= near
+            close = (np.bitwise_count(a[i] ^ b[j]).sum(axis=1) <= near) & (np.bitwise_count(a[i]).sum(axis=1) >= PLAIN)
             found.append(np.column_stack([i[close], j[close]]))
     return np.unique(np.concatenate(found), axis=0)
 

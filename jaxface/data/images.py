@@ -85,7 +85,8 @@ def check(data: bytes) -> None:
 def is_cut_off(data: bytes) -> bool:
     """Whether a JPEG or PNG lacks its end: decoders fill the rest with grey, and say nothing."""
     if data.startswith(JPEG_START):  # an end marker before the last scan is the thumbnail's
-        return data.rfind(JPEG_END) < data.rfind(JPEG_SCAN)
+        end = data.rfind(JPEG_END)
+        return end < 0 or end < data.rfind(JPEG_SCAN)
     return data.startswith(PNG_START) and PNG_END not in data
 
 

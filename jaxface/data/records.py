@@ -130,7 +130,9 @@ def _check_files(split: Any) -> None:
         raise UserError(f"{missing[0]} is missing: copy the whole folder again, or prepare it again")
     size = sum(path.stat().length for path in split.filepaths)
     if size != split.num_bytes:
-        raise UserError(f"{split.filepaths[0].parent}: {split.name} has {size} bytes, {split.num_bytes} were written: prepare it again")
+        raise UserError(
+            f"{split.filepaths[0].parent}: {split.name} has {size} bytes, {int(split.num_bytes)} were written: prepare it again"
+        )
 
 
 def open_records(folder: str | Path, split: str) -> Records:

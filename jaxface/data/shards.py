@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,19 +64,21 @@ def make_shards(folder: Path, split: str, records: list[Record], source: str, ma
     shards = []
     for index, start in enumerate(range(0, len(records), size)):
         part = tuple(records[start : start + size])
-        content = repr((source, margin, cropping, TASKS, [(record, _version(record.image)) for record in part]))
+        content = repr((source, margin, cropping, TASKS, [(replace(record, image=b""), *_version(record.image)) for record in part]))
         name = f"{split}-{index:05d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         shards.append(Shard(folder / name, part, source, margin, cropping))
     return shards
 
 
-def _version(image: Path | bytes) -> tuple[int, ...] | None:
-    """Tells whether a file is the one that it was."""
+def _version(image: Path | bytes) -> tuple[Any, ...]:
+    """Tells whether an image is the one that it was."""
+    if isinstance(image, bytes):
+        return (hashlib.sha256(image).hexdigest(),)
     try:
-        stat = image.stat() if isinstance(image, Path) else None
-        return stat and (stat.st_size, stat.st_mtime_ns)
+        stat = image.stat()
+        return str(image), stat.st_size, stat.st_mtime_ns
     except (OSError, ValueError):
-        return None
+        return (str(image),)
 
 
 def write_shard(shard: Shard) -> None:
