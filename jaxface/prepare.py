@@ -1,4 +1,7 @@
-"""python -m jaxface.prepare SOURCE FOLDER --out DIR: checks a data set, crops its faces, and writes the records that training reads."""
+"""python -m jaxface.prepare SOURCE FOLDER --out DIR: checks a data set, crops its faces, and writes the records that training reads.
+
+python -m jaxface.prepare --look DIR...: writes a page of training batches of prepared folders as the model gets them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from jaxface.data.cropping import Cropping
 from jaxface.data.preparation import Leakage, prepare
 from jaxface.data.sources import Reading
 from jaxface.data.synthetic import DrawnSet
-from jaxface.errors import run_command
+from jaxface.data.tasks import get_task
+from jaxface.errors import UserError, run_command
+from jaxface.files import aside
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,47 @@ class Options:
     engine: str = "local"
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is shown of prepared folders.
+
+    Attributes:
+      look: prepared folders, read as one.
+      out: the page; `look.html` in the first folder if it is not given.
+      tasks: whose labels are shown, and decide what is drawn.
+      sampling: shuffle or balanced.
+      image_size: side in pixels.
+      count: images.
+      seed: of the draws.
+    """
+
+    look: tuple[Path, ...]
+    out: Path | None = None
+    tasks: tuple[str, ...] = ("age", "gender", "emotion")
+    sampling: str = "balanced"
+    image_size: int = 336
+    count: int = 48
+    seed: int = 0
+
+
+def look() -> None:
+    """Writes the page of `--look` and prints where it is."""
+    from jaxface.evaluation.data_sheets import batch_page
+
+    options = parse(Look, prog="python -m jaxface.prepare", description=__doc__)
+    if not options.look:
+        raise UserError("--look needs at least one prepared folder")
+    for task in options.tasks:
+        get_task(task)
+    out = options.out or options.look[0] / "look.html"
+    folders = [str(folder) for folder in options.look]
+    size = {"image_size": options.image_size, "count": options.count, "seed": options.seed}
+    text = batch_page(folders, options.tasks, sampling=options.sampling, **size)
+    with aside(out) as temporary:
+        temporary.write_text(text)
+    print(out)
+
+
 def show(summary: dict[str, Any], out: Path, console: Console) -> None:
     """Prints what was kept, per task and class, and what was dropped."""
     for task, classes in summary["classes"].items():
@@ -74,7 +120,9 @@ def show(summary: dict[str, Any], out: Path, console: Console) -> None:
 
 
 def main() -> None:
-    """Prepares a data set and prints its summary."""
+    """Prepares a data set and prints its summary, or shows prepared ones."""
+    if "--look" in sys.argv:
+        return look()
     options = parse(Options, prog="python -m jaxface.prepare", description=__doc__)
     drawn = DrawnSet(style=options.folder.name, **vars(options.drawn)) if options.source == "synthetic" else None
     summary = prepare(
@@ -88,6 +136,10 @@ def main() -> None:
         workers=options.workers,
     )
     show(summary, options.out, Console())
+    if not (options.out / "summary.png").exists():
+        from jaxface.evaluation.data_sheets import write_summary_picture
+
+        write_summary_picture(options.out)
 
 
 if __name__ == "__main__":

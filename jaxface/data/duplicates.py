@@ -10,7 +10,7 @@ import numpy as np
 SIDE = 16
 """The hash compares neighbours in a picture of this many rows and columns."""
 NEAR = 16
-"""Two pictures with at most so many of 256 bits apart are one: copies of another size or compression are, two frames of one scene are not."""
+"""Two pictures with at most so many of 256 bits apart are one: copies of other size or compression are, two frames of one scene not."""
 STEP = 6
 """Grey levels by which a neighbour must be brighter: in plain areas, compression decides about fewer."""
 PLAIN = 24

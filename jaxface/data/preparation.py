@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxface.data.cropping import Cropping
 from jaxface.data.leakage import Leak, find_leaks, own_hashes, without
-from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_summary
+from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_hashes, read_summary
 from jaxface.data.shards import Shard, make_shards
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
@@ -65,6 +65,8 @@ def prepare(
     source, options = get_source(source_name), options or Reading()
     cropping, leakage, run = cropping or Cropping(), leakage or Leakage(), get_engine(engine)
     cropping.check()
+    for other in leakage.against:
+        read_hashes(other)
     settings = {
         "source": source.name,
         "folder": str(folder),

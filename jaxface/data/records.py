@@ -128,11 +128,9 @@ def _check_files(split: Any) -> None:
     missing = [path for path in split.filepaths if not path.exists()]
     if missing:
         raise UserError(f"{missing[0]} is missing: copy the whole folder again, or prepare it again")
-    size = sum(path.stat().length for path in split.filepaths)
-    if size != split.num_bytes:
-        raise UserError(
-            f"{split.filepaths[0].parent}: {split.name} has {size} bytes, {int(split.num_bytes)} were written: prepare it again"
-        )
+    size, written = sum(path.stat().length for path in split.filepaths), int(split.num_bytes)
+    if size != written:
+        raise UserError(f"{split.filepaths[0].parent}: {split.name} has {size} bytes, {written} were written: prepare it again")
 
 
 def open_records(folder: str | Path, split: str) -> Records:
