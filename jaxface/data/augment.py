@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-GREYS = np.tile((0.299, 0.587, 0.114), (3, 1))
-"""The matrix that makes each channel the grey of red, green and blue."""
-EYE, LEVELS = np.eye(3), np.arange(256)
+from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
+
 ERASED = 128
 """The pixel value that normalises to zero (127.5 does; the step does not see the difference of 0.004)."""
 
@@ -31,6 +30,8 @@ class Augment:
       erase: probability of erasing a rectangle.
       erase_area: range of the rectangle's share of the image.
       erase_aspect: range of its height over width, drawn evenly in the logarithm.
+      operations: how many of RandAugment's operations come before all that; the thesis has none.
+      strength: of those, 0 to 1; 0.3 is torchvision's 9 of 30.
     """
 
     flip: float = 0.5
@@ -41,6 +42,8 @@ class Augment:
     erase: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.2)
     erase_aspect: tuple[float, float] = (0.3, 3.3)
+    operations: int = 0
+    strength: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Draw:
       zoom: factor.
       hole: height, width of the erased rectangle in shares of the sides, or None.
       place: of the rectangle: top, left in shares of the room that it leaves.
+      operations: names and values of RandAugment's operations.
     """
 
     flip: bool
@@ -66,6 +70,7 @@ class Draw:
     zoom: float
     hole: tuple[float, float] | None
     place: tuple[float, float]
+    operations: tuple[tuple[str, float], ...] = ()
 
 
 def draw(augment: Augment, rng: np.random.Generator) -> Draw:
@@ -80,6 +85,7 @@ def draw(augment: Augment, rng: np.random.Generator) -> Draw:
         zoom=float(rng.uniform(*augment.scale)),
         hole=_draw_hole(augment, rng) if rng.random() < augment.erase else None,
         place=tuple(rng.random(2)),
+        operations=draw_operations(augment.operations, augment.strength, rng) if augment.operations else (),
     )
 
 
@@ -99,30 +105,12 @@ def apply(image: np.ndarray, numbers: Draw, size: int, out: np.ndarray | None = 
     shift = round(numbers.shift[0] * width) / width, round(numbers.shift[1] * height) / height  # whole pixels, as torchvision
     if min(height, width) > size:  # a warp does not antialias
         image = resize(image, size)
+    for name, value in numbers.operations:
+        image = OPERATIONS[name].change(image, value)
     for index in numbers.order:
         image = JITTER[index](image, numbers.factors[index])
     image = affine(image, numbers.angle, shift, numbers.zoom, size, flip=numbers.flip, out=out)
     return image if numbers.hole is None else erase(image, numbers.hole, numbers.place)
-
-
-def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """The image times a factor, clipped."""
-    return _blend(image, 0.0, factor)
-
-
-def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """A blend with the image's mean grey."""
-    return _blend(image, cv2.mean(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[0], factor)
-
-
-def _blend(image: np.ndarray, grey: float, factor: float) -> np.ndarray:
-    """factor * image + (1 - factor) * grey, clipped and cut to whole numbers as torchvision does."""
-    return cv2.LUT(image, np.clip(LEVELS * factor + (1 - factor) * grey, 0, 255).astype(np.uint8))
-
-
-def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """A blend with the grey image; linear in the channels, so one matrix does it."""
-    return cv2.transform(image, (EYE * factor + (1 - factor) * GREYS).astype(np.float32))
 
 
 JITTER = (brightness, contrast, saturation)

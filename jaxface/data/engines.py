@@ -70,3 +70,27 @@ def _start() -> None:
     cv2.setNumThreads(1)
     sentinel = parent_process().sentinel
     threading.Thread(target=lambda: connection.wait([sentinel]) and os._exit(1), daemon=True).start()
+
+
+@register_engine("ray")
+def on_ray(shards: Sequence[Shard], workers: int, done: Callable[[Shard], None]) -> None:
+    """Ray tasks (the extra `ray`): on this machine, or on the cluster that RAY_ADDRESS names, which must see the same folders.
+
+    A shard whose machine is lost is written again elsewhere; `workers` is how many are written at once here, 0 for one a core.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("engine ray needs the extra `ray`: pip install 'jaxface[ray]'") from None
+    here = "RAY_ADDRESS" not in os.environ
+    ray.init(num_cpus=workers or None if here else None, include_dashboard=False if here else None, log_to_driver=False)
+    try:
+        task = ray.remote(max_retries=3)(write_shard)
+        waiting = {task.remote(shard): shard for shard in shards}
+        while waiting:
+            finished, _ = ray.wait(list(waiting))
+            for reference in finished:
+                ray.get(reference)
+                done(waiting.pop(reference))
+    finally:
+        ray.shutdown()

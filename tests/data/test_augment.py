@@ -1,16 +1,20 @@
 """Each augmentation beside torchvision's, on the same random numbers, and the numbers' distributions beside torchvision's own."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
 from faces import noise
 from scipy.stats import ks_2samp
 
-from jaxface.data.augment import Augment, affine, apply, brightness, contrast, draw, erase, resize, saturation
+from jaxface.data.augment import Augment, affine, apply, draw, erase, resize
+from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.data.synthetic import draw_face
 
 torch = pytest.importorskip("torch")
 DRAWS = 10_000
+BILINEAR = "bilinear"
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +161,48 @@ def test_evaluation_resizes_as_pil_does():
         image = cv2.GaussianBlur(noise(height, width), (0, 0), 1.5)
         expected = np.asarray(Image.fromarray(image).resize((36, 36), Image.BILINEAR)).astype(int)
         assert np.abs(resize(image, 36) - expected).mean() < 2
+
+
+CHANGES = [
+    ("posterize", 5, lambda f, x: f.posterize(x, 5)),
+    ("solarize", 0.6, lambda f, x: f.solarize(x, 0.6 * 255)),
+    ("sharpness", 1.7, lambda f, x: f.adjust_sharpness(x, 1.7)),
+    ("sharpness", 0.3, lambda f, x: f.adjust_sharpness(x, 0.3)),
+    ("autocontrast", 0, lambda f, x: f.autocontrast(x)),
+    ("equalize", 0, lambda f, x: f.equalize(x)),
+    ("rotate", 17.0, lambda f, x: f.rotate(x, 17.0, interpolation=BILINEAR)),
+    ("shear_x", 0.2, lambda f, x: f.affine(x, 0, [0, 0], 1, [math.degrees(math.atan(0.2)), 0], BILINEAR, center=[0, 0])),
+    ("shear_y", -0.2, lambda f, x: f.affine(x, 0, [0, 0], 1, [0, math.degrees(math.atan(-0.2))], BILINEAR, center=[0, 0])),
+    ("translate_x", 0.1, lambda f, x: f.affine(x, 0, [24, 0], 1, [0, 0], BILINEAR)),
+    ("translate_y", -0.1, lambda f, x: f.affine(x, 0, [0, -25], 1, [0, 0], BILINEAR)),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "theirs"), CHANGES, ids=[f"{name} {value}" for name, value, _ in CHANGES])
+def test_randaugments_operations_are_torchvisions(vision, image, name, value, theirs):
+    changed = OPERATIONS[name].change(image, value)
+    expected = theirs(vision.functional, to_torch(image))
+    assert difference(changed, expected) < 1
+    assert difference(image, expected) > 1  # the operation does something
+
+
+def test_randaugment_draws_every_operation_alike_and_with_torchvisions_values(vision):
+    drawn = [step for index in range(3000) for step in draw_operations(2, 0.3, np.random.default_rng(index))]
+    names, counts = np.unique([name for name, _ in drawn], return_counts=True)
+    assert set(names) == set(OPERATIONS)
+    assert np.abs(counts / len(drawn) - 1 / 14).max() < 0.012
+    space = vision.RandAugment()._AUGMENTATION_SPACE
+    words = {"saturation": "Color", "autocontrast": "AutoContrast"}
+    for name, values in {name: {value for other, value in drawn if other == name} for name in names}.items():
+        magnitudes, signed = space[words.get(name, name.title().replace("_", ""))]
+        table = magnitudes(31, 1, 1)
+        expected = 0.0 if table is None else float(table[9])
+        offset = OPERATIONS[name].offset
+        assert sorted(values) == pytest.approx(sorted({expected + offset, (-expected if signed else expected) + offset}), abs=1e-6)
+
+
+def test_randaugment_is_part_of_the_chain_when_asked_for(image):
+    numbers = draw(Augment(operations=2), np.random.default_rng(3))
+    assert len(numbers.operations) == 2
+    assert draw(Augment(), np.random.default_rng(3)).operations == ()
+    assert apply(image, numbers, 64).shape == (64, 64, 3)
