@@ -74,7 +74,7 @@ class TrainBatches:
     """The endless stream of training batches as random access: batch k is a function of (seed, k), whoever asks for it.
 
     Args:
-      share: which examples of the stream are this process's: every n-th from the p-th, (p, n).
+      share: (p, n): this process takes the p-th of the n parts of each common batch.
     """
 
     def __init__(
@@ -96,10 +96,11 @@ class TrainBatches:
         return 2**40
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        first, step = self.share
+        part, parts = self.share
+        first = (index * parts + part) * self.batch_size
         batch = Batch(self.batch_size, self.image_size)
         for row in range(self.batch_size):
-            batch.put(row, self._example(first + step * (index * self.batch_size + row), batch.image[row], batch.skipped))
+            batch.put(row, self._example(first + row, batch.image[row], batch.skipped))
         return batch.collect(("id",))
 
     def _example(self, position: int, out: np.ndarray, skipped: list[str]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def train_batches(
 
     Args:
       folders: prepared folders, read as one.
-      batch_size: of this process; process p of n takes every n-th example, so that together they take the same ones as one process.
+      batch_size: of this process; process p of n takes the p-th part of each of their common batches, which is the batch of one alone.
       augment: random changes, or None.
       sampling: "shuffle" or "balanced".
       workers: processes that decode and augment; 0 does it in threads.

@@ -79,23 +79,29 @@ def read_split(text: str, where: str) -> str:
 
 def read_labels(row: Mapping[str, str], tasks: Sequence[str], where: str, straddling: str = "refuse") -> dict[str, int]:
     """The classes of the tasks that the row has a cell for."""
-    found = {task: read_label(task, row[task], where, straddling) for task in tasks if task in row}
-    return {task: label for task, label in found.items() if label is not None}
+    found: dict[str, int] = {}
+    for task in tasks:
+        if task in row:
+            found |= read_age(row[task], where, straddling) if task == AGE.name else {task: read_label(task, row[task], where)}
+    return found
 
 
-def read_label(task: str, text: str, where: str, straddling: str = "refuse") -> int | None:
-    """A class from its name; ages also from years or a range of years. Raises UserError for anything else."""
+def read_label(task: str, text: str, where: str) -> int:
+    """A class from its name. Raises UserError for anything else."""
     classes = TASKS[task].classes
     name = SHORT.get(text.lower(), text.lower()) if task == "gender" else text.lower()
-    if name in classes:
-        return classes.index(name)
-    if task == AGE.name:
-        return read_age(name, where, straddling)
-    raise UserError(f"{where}: {task} {text!r} is out of range; known: {', '.join(classes)}")
+    if name not in classes:
+        raise UserError(f"{where}: {task} {text!r} is out of range; known: {', '.join(classes)}")
+    return classes.index(name)
 
 
-def read_age(text: str, where: str, straddling: str = "refuse") -> int | None:
-    """The age group of `34`, `34.5` or `30-34` years; of a range over several groups as `straddling` says."""
+def read_age(text: str, where: str, straddling: str = "refuse") -> dict[str, int]:
+    """The labels that an age gives: one of the groups by name, `34`, `34.5` or `30-34` years.
+
+    A range over several groups is refused, counted by its middle or gives no label, as `straddling` says.
+    """
+    if text in AGE.classes:
+        return {AGE.name: AGE.classes.index(text)}
     first, dash, last = text.partition("-") if not text.startswith("-") else (text, "", "")
     try:
         years = [float(part) for part in ((first, last) if dash else (first,))]
@@ -103,11 +109,11 @@ def read_age(text: str, where: str, straddling: str = "refuse") -> int | None:
     except (ValueError, UserError):
         raise UserError(f"{where}: age {text!r} is out of range (years 0 to 149, or one of {', '.join(AGE.classes)})") from None
     if len(groups) == 1:
-        return groups.pop()
+        return {AGE.name: groups.pop()}
     if straddling == "refuse":
         starts = ", ".join(map(str, AGE_STARTS))
         raise UserError(f"{where}: age {text!r} straddles two groups (they start at {starts}); see --read.straddling")
-    return age_group(sum(years) / 2) if straddling == "middle" else None
+    return {AGE.name: age_group(sum(years) / 2)} if straddling == "middle" else {}
 
 
 def read_box(row: Mapping[str, str], names: Sequence[str], where: str) -> Box | None:

@@ -28,5 +28,5 @@ class UtkFace(Source):
             if match is None:
                 yield Skipped(name, "the name is not [age]_[gender]_[race]_[date]")
                 continue
-            labels = {"age": read_age(match[1], name), "gender": int(match[2])}
+            labels = read_age(match[1], name) | {"gender": int(match[2])}
             yield Record(name, "test", path, labels, is_crop=bool(chips))

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxface.data.faces import Box
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
-from jaxface.data.sources.tables import read_label, rows
+from jaxface.data.sources.tables import read_age, read_label, rows
 from jaxface.errors import UserError
 
 TABLE, BOXES = "identity_meta.csv", "bb_landmark/loose_bb_test.csv"
@@ -31,7 +31,7 @@ class VggFace2(Source):
                 if person.name not in genders:
                     yield Skipped(printable(name), f"the person is not in {TABLE}")
                     continue
-                labels = {"gender": genders[person.name]} | ({"age": ages[name]} if name in ages else {})
+                labels = {"gender": genders[person.name]} | ages.get(name, {})
                 yield Record(f"{name}.jpg", "test", image, labels, boxes.get(name), person.name, is_crop=False)
 
 
@@ -53,14 +53,13 @@ def read_boxes(path: Path) -> dict[str, Box]:
     return found
 
 
-def read_ages(options: Reading) -> dict[str, int]:
-    """The age group of each image, by `n000001/0001_01`, from the user's table."""
+def read_ages(options: Reading) -> dict[str, dict[str, int]]:
+    """The labels of age of each image, by `n000001/0001_01`, from the user's table."""
     if not options.ages.is_file():
         raise UserError(f"--read.ages {options.ages}: no such file")
     found = {}
     for where, row in rows(options.ages, needed=(options.path_column, options.age_column)):
         if options.path_column in row and options.age_column in row:
-            group = read_label("age", row[options.age_column], where, options.straddling)
             path = Path(row[options.path_column])
-            found |= {} if group is None else {f"{path.parent.name}/{path.stem}": group}
+            found[f"{path.parent.name}/{path.stem}"] = read_age(row[options.age_column], where, options.straddling)
     return found
