@@ -1,5 +1,6 @@
 """Each augmentation beside torchvision's, on the same random numbers, and the numbers' distributions beside torchvision's own."""
 
+import importlib.util
 import math
 
 import cv2
@@ -11,6 +12,7 @@ from scipy.stats import ks_2samp
 from jaxface.data.augment import Augment, affine, apply, draw, erase, resize
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.data.synthetic import draw_face
+from jaxface.evaluation.reference import import_torch
 
 torch = pytest.importorskip("torch")
 DRAWS = 10_000
@@ -19,12 +21,9 @@ BILINEAR = "bilinear"
 
 @pytest.fixture(scope="module")
 def vision():
-    """torchvision, whose wheel is made for another torch: the two operators that it misses are declared, and not used."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("torchvision.transforms.v2")
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    return import_torch("torchvision.transforms.v2")[1]
 
 
 @pytest.fixture(scope="module")
