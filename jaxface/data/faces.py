@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,13 +124,21 @@ class Ssd:
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]
+        faces = self._look(image)
+        if not faces or max(face.area for face in faces) > height * width / 4:
+            # where a face fills the picture, the network also answers with that face moved by a third of the picture: it needs room
+            room = [height // 2, height // 2, width // 2, width // 2]
+            faces = self._look(cv2.copyMakeBorder(image, *room, cv2.BORDER_CONSTANT), left=width // 2, top=height // 2) or faces
+        return sorted((clipped(face, width, height) for face in faces if inside_share(face.box, width, height) > 0.6), key=by_score)
+
+    def _look(self, image: np.ndarray, left: int = 0, top: int = 0) -> list[Face]:
+        """The faces of one picture, measured from a point of it."""
+        height, width = image.shape[:2]
         self.net.setInput(cv2.dnn.blobFromImage(image, 1.0, (self.side, self.side), self.mean, swapRB=True))
         rows = self.net.forward()[0, 0]  # [N, 7]: image, class, score, and the corners in shares of the sides
-        boxes = rows[:, 3:7] * (width, height, width, height)
-        found = [
-            Face(tuple(map(float, box)), float(score)) for box, score in zip(boxes, rows[:, 2], strict=True) if score >= self.threshold
-        ]
-        return sorted((face for face in found if inside(face.box, width, height)), key=lambda face: -face.score)
+        rows = rows[(rows[:, 2] >= self.threshold) & np.isfinite(rows).all(axis=1)]
+        boxes = rows[:, 3:7] * (width, height, width, height) - (left, top, left, top)
+        return [Face(tuple(map(float, box)), float(score)) for box, score in zip(boxes, rows[:, 2], strict=True)]
 
 
 @register_detector("yunet")
@@ -152,7 +160,7 @@ class YuNet:
         self.net.setInputSize(small.shape[1::-1])
         rows = self.net.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]  # [N, 15]: x, y, width, height, five points, score
         faces = [] if rows is None else [self._face(row / scale, float(row[14])) for row in rows]
-        return sorted((face for face in faces if inside(face.box, width, height)), key=lambda face: -face.score)
+        return sorted((face for face in faces if inside(face.box, width, height)), key=by_score)
 
     @staticmethod
     def _face(row: np.ndarray, score: float) -> Face:
@@ -160,10 +168,27 @@ class YuNet:
         return Face((x, y, x + w, y + h), score, tuple((float(a), float(b)) for a, b in row[4:14].reshape(5, 2)))
 
 
+def by_score(face: Face) -> float:
+    """Sorts the most certain first."""
+    return -face.score
+
+
 def inside(box: Box, width: int, height: int) -> bool:
     """Whether some of the box's area lies in the image."""
+    return all(map(math.isfinite, box)) and inside_share(box, width, height) > 0
+
+
+def inside_share(box: Box, width: int, height: int) -> float:
+    """The part of the box's area that lies in the image; 0 for a box without area."""
     x0, y0, x1, y1 = box
-    return all(map(math.isfinite, box)) and min(x1, width) > max(x0, 0) and min(y1, height) > max(y0, 0)
+    common = max(min(x1, width) - max(x0, 0), 0) * max(min(y1, height) - max(y0, 0), 0)
+    return common / ((x1 - x0) * (y1 - y0)) if common else 0.0
+
+
+def clipped(face: Face, width: int, height: int) -> Face:
+    """The face with the part of its box that lies in the image."""
+    x0, y0, x1, y1 = face.box
+    return replace(face, box=(max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))))
 
 
 def largest(faces: Sequence[Face], width: int, height: int) -> Face:

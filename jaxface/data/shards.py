@@ -119,8 +119,12 @@ def features() -> Any:
 
 def serialize(image: bytes, record: Record, source: str, labels: dict[str, int]) -> bytes:
     """An example as TensorFlow Datasets writes it, the same bytes every time."""
+    example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source} | labels
+    return _serializer().get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
+
+
+@lru_cache(maxsize=1)
+def _serializer() -> Any:
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source} | labels
-    serializer = ExampleSerializer(features().get_serialized_info())
-    return serializer.get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
+    return ExampleSerializer(features().get_serialized_info())

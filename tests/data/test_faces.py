@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,8 +9,10 @@ import pytest
 import sklearn.datasets
 from faces import noise
 
+from jaxface.data.cropping import Cropping, cut_face, overlap
 from jaxface.data.faces import CHOICES, DETECTORS, Face, crop, crop_upright, get_detector, register_detector
 from jaxface.data.images import Unreadable, decode_photo
+from jaxface.data.records import Record
 from jaxface.errors import UserError
 
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
@@ -41,6 +44,16 @@ def test_the_ssd_invents_no_face_where_there_is_none(ssd):
     for photo in sklearn.datasets.load_sample_images().images:
         assert ssd(photo) == []
     assert ssd(noise(60, 80)) == []
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.15, 0.5])
+def test_a_face_that_fills_the_picture_is_found_once_and_in_its_place(ssd, portrait, margin):
+    whole = ssd(portrait)[0].box
+    close = crop(portrait, whole, margin)
+    (face,) = ssd(close)
+    offset = (whole[0] + whole[2] - close.shape[1]) / 2, (whole[1] + whole[3] - close.shape[0]) / 2
+    moved = [edge + offset[index % 2] for index, edge in enumerate(face.box)]
+    assert overlap(moved, whole) > 0.75
 
 
 def test_a_face_is_found_where_it_is_moved_to(ssd, portrait):
@@ -131,3 +144,43 @@ def test_levelling_brings_the_eyes_to_one_height():
     assert abs(centres[0][1] - centres[1][1]) < 1
     with pytest.raises(Unreadable, match="no landmarks"):
         crop_upright(image, Face((40, 40, 160, 160)), 0.1)
+
+
+@pytest.fixture
+def two_faces():
+    """A detector, by name, that finds a small face at the upper left and a large one at the lower right."""
+
+    @register_detector("two")
+    class Two:
+        def __init__(self, files, threshold=0.5): ...
+
+        def __call__(self, image):
+            return [Face((10, 10, 30, 30), 0.9), Face((50, 50, 90, 90), 0.8)]
+
+    yield Cropping(detector="two")
+    del DETECTORS["two"]
+
+
+def cut(cropping, **fields):
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[:45, :45], image[45:, 45:] = 100, 200
+    data = cv2.imencode(".png", image)[1].tobytes()
+    return cut_face(Record("a", "test", data, **fields), cropping, 0.0)[1]
+
+
+def test_a_named_detector_is_asked_even_where_the_authors_gave_a_box_and_takes_the_face_there(two_faces):
+    assert cut(two_faces).mean() > 190  # the largest
+    near = cut(two_faces, box=(8, 8, 33, 31))
+    assert near.shape == (20, 20, 3)
+    assert near.mean() == 100
+    with pytest.raises(Unreadable, match="no face found at the authors' box"):
+        cut(two_faces, box=(70, 0, 99, 20))
+
+
+def test_without_a_named_detector_boxes_and_crops_are_taken_as_they_are(two_faces):
+    assert cut(Cropping(), box=(0, 0, 40, 40)).mean() == 100
+    assert cut(Cropping()).shape == (100, 100, 3)
+    with pytest.raises(Unreadable, match="no landmarks"):
+        cut(replace(two_faces, level=True))
+    with pytest.raises(Unreadable, match=r"only 20 x 20 pixels \(at least 25\)"):
+        cut(replace(two_faces, min_size=25), box=(10, 10, 30, 30))
