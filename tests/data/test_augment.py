@@ -9,10 +9,13 @@ import pytest
 from faces import noise
 from scipy.stats import ks_2samp
 
+from jaxface.cli import parse
+from jaxface.config import Config, to_dict
 from jaxface.data.augment import Augment, affine, apply, draw, erase, resize
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.data.synthetic import draw_face
 from jaxface.evaluation.reference import import_torch
+from jaxface.training.runs import from_dict
 
 torch = pytest.importorskip("torch")
 DRAWS = 10_000
@@ -205,3 +208,10 @@ def test_randaugment_is_part_of_the_chain_when_asked_for(image):
     assert len(numbers.operations) == 2
     assert draw(Augment(), np.random.default_rng(3)).operations == ()
     assert apply(image, numbers, 64).shape == (64, 64, 3)
+
+
+def test_the_strength_of_all_changes_is_part_of_a_runs_configuration():
+    words = ["--data.changes.operations", "2", "--data.changes.scale", "0.8", "1.2"]
+    config = parse(Config, args=words)
+    assert config.data.changes == Augment(operations=2, scale=(0.8, 1.2))
+    assert from_dict(Config, to_dict(config)) == config

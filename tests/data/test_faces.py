@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from faces import noise
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxface.data.cropping import Cropping, cut_face, overlap
 from jaxface.data.faces import CHOICES, DETECTORS, Face, crop, crop_upright, get_detector, register_detector
@@ -132,6 +134,28 @@ def test_a_box_becomes_a_square_with_its_margin_and_black_outside_the_image():
     for box in ((5, 5, 5, 9), (90, 10, 99, 20), (-9, -9, -1, -1), (0, 0, float("nan"), 5), (0, 0, float("inf"), 5)):
         with pytest.raises(Unreadable, match="has no area inside the image of 80 x 100"):
             crop(image, box, 0.2)
+
+
+@given(
+    box=st.tuples(*[st.floats(-50, 150) for _ in range(4)]),
+    margin=st.floats(0, 1),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+)
+def test_any_box_gives_a_square_about_its_middle_or_says_why_not(box, margin, height, width):
+    image = np.full((height, width, 3), 7, np.uint8)
+    x0, y0, x1, y1 = box
+    touches = x1 > x0 and y1 > y0 and min(x1, width) > max(x0, 0) and min(y1, height) > max(y0, 0)
+    try:
+        square = crop(image, box, margin)
+    except Unreadable:
+        assert not touches
+        return
+    side = max(x1 - x0, y1 - y0) * (1 + 2 * margin)
+    assert touches
+    assert square.shape[0] == square.shape[1]
+    assert abs(square.shape[0] - side) <= 1
+    assert set(np.unique(square)) <= {0, 7}
 
 
 def test_levelling_brings_the_eyes_to_one_height():
