@@ -6,6 +6,7 @@ An engine is a function registered by name: it has `write_shard` called for ever
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -66,8 +67,9 @@ def local(shards: Sequence[Shard], workers: int, done: Callable[[Shard], None]) 
 
 
 def _start() -> None:
-    """A worker uses one core, and ends when its parent does, even by `kill -9`."""
+    """A worker uses one core, leaves Ctrl-C to its parent, and ends when that does, even by `kill -9`."""
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sentinel = parent_process().sentinel
     threading.Thread(target=lambda: connection.wait([sentinel]) and os._exit(1), daemon=True).start()
 

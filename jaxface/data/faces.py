@@ -168,6 +168,10 @@ class YuNet:
         return Face((x, y, x + w, y + h), score, tuple((float(a), float(b)) for a, b in row[4:14].reshape(5, 2)))
 
 
+LARGEST = 20_000
+"""The largest square that is cut out, in pixels a side."""
+
+
 def by_score(face: Face) -> float:
     """Sorts the most certain first."""
     return -face.score
@@ -213,13 +217,15 @@ def crop(image: np.ndarray, box: Box, margin: float) -> np.ndarray:
       box: x0, y0, x1, y1 in pixels.
       margin: 0 for the box's own longer side.
 
-    Raises Unreadable for a box without area or outside the image.
+    Raises Unreadable for a box without area or outside the image, and for one that no photo holds.
     """
     height, width = image.shape[:2]
     if not inside(box, width, height):
         raise Unreadable(f"face box {','.join(f'{edge:g}' for edge in box)} has no area inside the image of {width} x {height}")
     x0, y0, x1, y1 = box
     side = max(1, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
+    if side > LARGEST:
+        raise Unreadable(f"the square around the face box would have sides of {side} pixels (at most {LARGEST})")
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     square = np.zeros((side, side, 3), np.uint8)
     sx0, sy0, sx1, sy1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)

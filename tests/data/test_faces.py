@@ -134,6 +134,8 @@ def test_a_box_becomes_a_square_with_its_margin_and_black_outside_the_image():
     for box in ((5, 5, 5, 9), (90, 10, 99, 20), (-9, -9, -1, -1), (0, 0, float("nan"), 5), (0, 0, float("inf"), 5)):
         with pytest.raises(Unreadable, match="has no area inside the image of 80 x 100"):
             crop(image, box, 0.2)
+    with pytest.raises(Unreadable, match="would have sides of"):
+        crop(image, (0, 0, 1e9, 1e9), 0.2)
 
 
 @given(
