@@ -32,6 +32,8 @@ class Augment:
       erase_aspect: range of its height over width, drawn evenly in the logarithm.
       operations: how many of RandAugment's operations come before all that; the thesis has none.
       strength: of those, 0 to 1; 0.3 is torchvision's 9 of 30.
+      mixup: parameter of the beta distribution by which two images are blended, 0 for never (the thesis does not).
+      cutmix: the same for boxes that two images swap; with both, each half of the time.
     """
 
     flip: float = 0.5
@@ -44,6 +46,8 @@ class Augment:
     erase_aspect: tuple[float, float] = (0.3, 3.3)
     operations: int = 0
     strength: float = 0.3
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from absl import flags
 
 from jaxface.data.augment import Augment, apply, draw, resize
 from jaxface.data.images import Unreadable, decode
+from jaxface.data.mixing import mix_pairs
 from jaxface.data.records import Records, open_records, read_labels, splits
 from jaxface.data.sampling import make_order
 from jaxface.data.tasks import MISSING
@@ -101,7 +102,12 @@ class TrainBatches:
         batch = Batch(self.batch_size, self.image_size)
         for row in range(self.batch_size):
             batch.put(row, self._example(first + row, batch.image[row], batch.skipped))
-        return batch.collect(("id",))
+        collected = batch.collect(("id",))
+        if self.augment is not None and (self.augment.mixup or self.augment.cutmix):
+            rngs = [np.random.default_rng((self.seed, 2, first + row)) for row in range(0, self.batch_size - 1, 2)]
+            options = {"mixup": self.augment.mixup, "cutmix": self.augment.cutmix}
+            collected["mixed"] = mix_pairs(collected["image"], collected["labels"], rngs, **options)
+        return collected
 
     def _example(self, position: int, out: np.ndarray, skipped: list[str]) -> dict[str, Any]:
         """One record, its image written to `out`."""
