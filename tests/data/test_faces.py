@@ -139,7 +139,7 @@ def test_a_box_becomes_a_square_with_its_margin_and_black_outside_the_image():
 
 
 @given(
-    box=st.tuples(*[st.floats(-50, 150) for _ in range(4)]),
+    box=st.tuples(*[st.integers(-400, 1200).map(lambda eighth: eighth / 8) for _ in range(4)]),
     margin=st.floats(0, 1),
     height=st.integers(1, 90),
     width=st.integers(1, 90),
