@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxface.adapters.methods import AdapterOptions, get_method
+from jaxface.data.augment import Augment
 from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
@@ -61,6 +62,7 @@ class DataOptions:
       drawn: drawn faces instead, where no set is named.
       sampling: "shuffle", or "balanced": rare classes oftener (thesis, section 3.2).
       augment: flip, color jitter, affine, erasing on training images.
+      changes: how strong those are, and how many of RandAugment's operations come before them.
       workers: processes that decode and augment; 0 does it in threads of this one.
       cache_features: encode each image once where no later pass could see other features: the encoder is frozen (LP) and nothing
         augments. With augmentation every epoch has other pixels, and the encoder runs on each of them.
@@ -70,6 +72,7 @@ class DataOptions:
     drawn: Annotated[DrawnSet | None, tyro.conf.Fixed] = None
     sampling: Literal["shuffle", "balanced"] = "balanced"
     augment: bool = True
+    changes: Augment = field(default_factory=Augment)
     workers: int = 0
     cache_features: bool = True
 

@@ -1,4 +1,7 @@
-"""python -m jaxface.prepare SOURCE FOLDER --out DIR: checks a data set, crops its faces, and writes the records that training reads."""
+"""python -m jaxface.prepare SOURCE FOLDER --out DIR: checks a data set, crops its faces, and writes the records that training reads.
+
+python -m jaxface.prepare --look DIR...: writes a page of training batches of prepared folders as the model gets them.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.cli import parse
-from jaxface.data.preparation import prepare
-from jaxface.errors import run_command
+from jaxface.data.cropping import Cropping
+from jaxface.data.preparation import Leakage, prepare
+from jaxface.data.sources import Reading
+from jaxface.data.synthetic import DrawnSet
+from jaxface.data.tasks import get_task
+from jaxface.errors import UserError, run_command
+from jaxface.files import aside
 
 
 @dataclass(frozen=True)
@@ -31,15 +39,63 @@ class Options:
     """Which data set, and where to.
 
     Attributes:
-      source: raf_db, manifest, synthetic, or one registered elsewhere.
+      source: celeba_hq, fairface, lagenda, manifest, raf_db, synthetic, utkface, vggface2, or one registered elsewhere.
       folder: the data set on disk; for synthetic the name of a drawing style.
       out: the folder to write.
+      workers: processes; 0 takes one a core, as far as the work is worth it.
+      engine: local, or an engine for several machines that share the folders.
     """
 
     source: Annotated[str, tyro.conf.Positional]
     folder: Annotated[Path, tyro.conf.Positional]
     out: Path
+    read: Reading = field(default_factory=Reading)
+    crop: Cropping = field(default_factory=Cropping)
+    leakage: Annotated[Leakage, tyro.conf.arg(name="")] = field(default_factory=Leakage)
     drawn: Drawing = field(default_factory=Drawing)
+    workers: int = 0
+    engine: str = "local"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is shown of prepared folders.
+
+    Attributes:
+      look: prepared folders, read as one.
+      out: the page; `look.html` in the first folder if it is not given.
+      tasks: whose labels are shown, and decide what is drawn.
+      sampling: shuffle or balanced.
+      image_size: side in pixels.
+      count: images.
+      seed: of the draws.
+    """
+
+    look: tuple[Path, ...]
+    out: Path | None = None
+    tasks: tuple[str, ...] = ("age", "gender", "emotion")
+    sampling: str = "balanced"
+    image_size: int = 336
+    count: int = 48
+    seed: int = 0
+
+
+def look() -> None:
+    """Writes the page of `--look` and prints where it is."""
+    from jaxface.evaluation.data_sheets import batch_page
+
+    options = parse(Look, prog="python -m jaxface.prepare", description=__doc__)
+    if not options.look:
+        raise UserError("--look needs at least one prepared folder")
+    for task in options.tasks:
+        get_task(task)
+    out = options.out or options.look[0] / "look.html"
+    folders = [str(folder) for folder in options.look]
+    size = {"image_size": options.image_size, "count": options.count, "seed": options.seed}
+    text = batch_page(folders, options.tasks, sampling=options.sampling, **size)
+    with aside(out) as temporary:
+        temporary.write_text(text)
+    print(out)
 
 
 def show(summary: dict[str, Any], out: Path, console: Console) -> None:
@@ -57,14 +113,33 @@ def show(summary: dict[str, Any], out: Path, console: Console) -> None:
     if dropped["count"]:
         for entry in dropped["files"][:10]:
             print(f"left out {entry['id']}: {entry['reason']}", file=sys.stderr)
-        print(f"left out {dropped['count']} images, all listed in {out / 'summary.json'}", file=sys.stderr)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in list(dropped["reasons"].items())[:3])
+        print(f"left out {dropped['count']} images ({reasons}), all listed in {out / 'summary.json'}", file=sys.stderr)
+    for between, count in summary["duplicates"]["between"].items():
+        print(f"the same picture is in {between}: {count} times (listed in {out / 'summary.json'})", file=sys.stderr)
 
 
 def main() -> None:
-    """Prepares a data set and prints its summary."""
+    """Prepares a data set and prints its summary, or shows prepared ones."""
+    if "--look" in sys.argv:
+        return look()
     options = parse(Options, prog="python -m jaxface.prepare", description=__doc__)
-    drawing = vars(options.drawn) | {"style": options.folder.name} if options.source == "synthetic" else None
-    show(prepare(options.source, options.folder, options.out, options=drawing), options.out, Console())
+    drawn = DrawnSet(style=options.folder.name, **vars(options.drawn)) if options.source == "synthetic" else None
+    summary = prepare(
+        options.source,
+        options.folder,
+        options.out,
+        options=drawn or options.read,
+        cropping=options.crop,
+        leakage=options.leakage,
+        engine=options.engine,
+        workers=options.workers,
+    )
+    show(summary, options.out, Console())
+    if not (options.out / "summary.png").exists():
+        from jaxface.evaluation.data_sheets import write_summary_picture
+
+        write_summary_picture(options.out)
 
 
 if __name__ == "__main__":

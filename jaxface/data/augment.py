@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-GREY = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in an image's grey."""
+from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
+
 ERASED = 128
-"""The pixel value that normalises to zero."""
+"""The pixel value that normalises to zero (127.5 does; the step does not see the difference of 0.004)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Augment:
       erase: probability of erasing a rectangle.
       erase_area: range of the rectangle's share of the image.
       erase_aspect: range of its height over width, drawn evenly in the logarithm.
+      operations: how many of RandAugment's operations come before all that; the thesis has none.
+      strength: of those, 0 to 1; 0.3 is torchvision's 9 of 30.
+      mixup: parameter of the beta distribution by which two images are blended, 0 for never (the thesis does not).
+      cutmix: the same for boxes that two images swap; with both, each half of the time.
     """
 
     flip: float = 0.5
@@ -40,6 +44,10 @@ class Augment:
     erase: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.2)
     erase_aspect: tuple[float, float] = (0.3, 3.3)
+    operations: int = 0
+    strength: float = 0.3
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,12 @@ class Draw:
       flip: whether to mirror left and right.
       factors: of brightness, contrast, saturation.
       order: in which those three are applied.
-      angle: degrees, counter-clockwise as torchvision counts.
+      angle: degrees, clockwise as torchvision counts.
       shift: x, y in shares of the sides.
       zoom: factor.
-      hole: top, left, height, width of the erased rectangle in shares of the sides, or None.
+      hole: height, width of the erased rectangle in shares of the sides, or None.
+      place: of the rectangle: top, left in shares of the room that it leaves.
+      operations: names and values of RandAugment's operations.
     """
 
     flip: bool
@@ -62,7 +72,9 @@ class Draw:
     angle: float
     shift: tuple[float, float]
     zoom: float
-    hole: tuple[float, float, float, float] | None
+    hole: tuple[float, float] | None
+    place: tuple[float, float]
+    operations: tuple[tuple[str, float], ...] = ()
 
 
 def draw(augment: Augment, rng: np.random.Generator) -> Draw:
@@ -76,77 +88,74 @@ def draw(augment: Augment, rng: np.random.Generator) -> Draw:
         shift=tuple(rng.uniform(-t, t, 2)),
         zoom=float(rng.uniform(*augment.scale)),
         hole=_draw_hole(augment, rng) if rng.random() < augment.erase else None,
+        place=tuple(rng.random(2)),
+        operations=draw_operations(augment.operations, augment.strength, rng) if augment.operations else (),
     )
 
 
-def _draw_hole(augment: Augment, rng: np.random.Generator) -> tuple[float, float, float, float] | None:
+def _draw_hole(augment: Augment, rng: np.random.Generator) -> tuple[float, float] | None:
     for _ in range(10):  # as torchvision: ten tries for one that fits
         area = rng.uniform(*augment.erase_area)
         aspect = math.exp(rng.uniform(*np.log(augment.erase_aspect)))
         height, width = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if height < 1 and width < 1:
-            return rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width
+            return height, width
     return None
 
 
-def apply(image: np.ndarray, numbers: Draw, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], changed by the drawn numbers."""
-    if max(image.shape[:2]) > 2 * size:  # a warp does not antialias: shrink first, and keep some pixels for it
-        image = resize(image, 2 * size)
-    if numbers.flip:
-        image = image[:, ::-1]
+def apply(image: np.ndarray, numbers: Draw, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], changed by the drawn numbers; written into `out` where that is given."""
+    height, width = image.shape[:2]
+    shift = round(numbers.shift[0] * width) / width, round(numbers.shift[1] * height) / height  # whole pixels, as torchvision
+    if min(height, width) > size:  # a warp does not antialias
+        image = resize(image, size)
+    for name, value in numbers.operations:
+        image = OPERATIONS[name].change(image, value)
     for index in numbers.order:
         image = JITTER[index](image, numbers.factors[index])
-    image = affine(image, numbers.angle, numbers.shift, numbers.zoom, size)
-    return image if numbers.hole is None else erase(image, numbers.hole)
-
-
-def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """The image times a factor, clipped."""
-    return cv2.convertScaleAbs(np.ascontiguousarray(image), alpha=factor)
-
-
-def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """A blend with the image's mean grey."""
-    image = np.ascontiguousarray(image)
-    mean = float(np.dot(cv2.mean(image)[:3], GREY))
-    return cv2.LUT(image, np.clip(np.arange(256) * factor + (1 - factor) * mean, 0, 255).astype(np.uint8))
-
-
-def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """A blend with the grey image; linear in the channels, so one matrix does it."""
-    matrix = np.eye(3) * factor + (1 - factor) * np.tile(GREY, (3, 1))
-    return cv2.transform(np.ascontiguousarray(image), matrix.astype(np.float32))
+    image = affine(image, numbers.angle, shift, numbers.zoom, size, flip=numbers.flip, out=out)
+    return image if numbers.hole is None else erase(image, numbers.hole, numbers.place)
 
 
 JITTER = (brightness, contrast, saturation)
 
 
-def affine(image: np.ndarray, angle: float, shift: tuple[float, float], zoom: float, size: int) -> np.ndarray:
-    """Rotation and zoom about the centre, then the shift, then the squash to [size, size, 3]: one bilinear warp, black outside."""
+def affine(
+    image: np.ndarray,
+    angle: float,
+    shift: tuple[float, float],
+    zoom: float,
+    size: int,
+    *,
+    flip: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mirror, turn and zoom about the centre, a shift, the squash to [size, size, 3]: one bilinear warp, black outside."""
     height, width = image.shape[:2]
-    a = math.radians(angle)
-    turn = zoom * np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
-    centre = np.array([width, height]) / 2
-    # pixel centres lie at half numbers: p' = S (turn (p + 1/2 - centre) + centre + shift) - 1/2
-    squash = np.array([size / width, size / height])
-    moved = centre + np.array(shift) * (width, height) + turn @ (0.5 - centre)
-    matrix = np.column_stack([squash[:, None] * turn, squash * moved - 0.5])
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    cos, sin = zoom * math.cos(math.radians(angle)), zoom * math.sin(math.radians(angle))
+    # pixel centres lie at half numbers: p' = squash (turn mirror (p + 1/2 - centre) + centre + shift) - 1/2
+    mirror, sx, sy = (-1 if flip else 1), size / width, size / height
+    x, y = mirror * (0.5 - width / 2), 0.5 - height / 2
+    dx, dy = width / 2 + shift[0] * width, height / 2 + shift[1] * height
+    matrix = np.array(
+        [
+            [sx * cos * mirror, -sx * sin, sx * (cos * x - sin * y + dx) - 0.5],
+            [sy * sin * mirror, sy * cos, sy * (sin * x + cos * y + dy) - 0.5],
+        ]
+    )
+    return cv2.warpAffine(image, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
-def erase(image: np.ndarray, hole: tuple[float, float, float, float]) -> np.ndarray:
-    """Sets a rectangle to the value that normalises to zero."""
-    size = np.array(image.shape[:2])
-    top, left = np.round(np.array(hole[:2]) * size).astype(int)
-    height, width = np.maximum(np.round(np.array(hole[2:]) * size).astype(int), 1)
+def erase(image: np.ndarray, hole: tuple[float, float], place: tuple[float, float]) -> np.ndarray:
+    """Sets a rectangle to the value that normalises to zero; hole and place are those of `Draw`."""
+    rows, columns = image.shape[:2]
+    height, width = round(hole[0] * rows), round(hole[1] * columns)
+    top, left = int(place[0] * (rows - height + 1)), int(place[1] * (columns - width + 1))
     image[top : top + height, left : left + width] = ERASED
     return image
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
+def resize(image: np.ndarray, size: int, out: np.ndarray | None = None) -> np.ndarray:
     """Squashes to [size, size, 3]: area mean where it shrinks (PIL's bilinear filter antialiases too), bilinear where it grows."""
-    if image.shape[:2] == (size, size):
-        return image
     shrinks = min(image.shape[:2]) >= size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(image, (size, size), dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

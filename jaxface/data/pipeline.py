@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
 
 from jaxface.data.augment import Augment, apply, draw, resize
-from jaxface.data.faces import Unreadable, decode
-from jaxface.data.records import open_records, read_labels, splits
+from jaxface.data.images import Unreadable, decode
+from jaxface.data.mixing import mix_pairs
+from jaxface.data.records import Records, open_records, read_labels, splits
 from jaxface.data.sampling import make_order
 from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError
+
+cv2.setNumThreads(1)  # the images are small, and each core has a thread or a process of ours
 
 log = logging.getLogger(__name__)
 
@@ -48,65 +53,136 @@ class Joined:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        part, place = self._place(index)
+        return part[place] | {"labels": {task: int(self.labels[task][index]) for task in self.tasks}}
+
+    def _place(self, index: int) -> tuple[Records, int]:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        record = self.parts[part][index - int(self.starts[part])]
-        return record | {"labels": {task: record["labels"].get(task, MISSING) for task in self.tasks}}
+        return self.parts[part], index - int(self.starts[part])
+
+    def name(self, index: int) -> str:
+        """Words for a record, readable or not."""
+        part, place = self._place(index)
+        return f"{place} of {part.folder} {part.split}"
+
+    def blank(self, index: int) -> dict[str, Any]:
+        """A record without an image, in the place of one that cannot be read."""
+        labels = {task: int(self.labels[task][index]) for task in self.tasks}
+        return {"id": self.name(index), "source": "", "person": "", "labels": labels}
 
 
-class TrainExamples:
-    """The endless stream of training examples as random access: example k is a function of (seed, k)."""
+class TrainBatches:
+    """The endless stream of training batches as random access: batch k is a function of (seed, k), whoever asks for it.
 
-    def __init__(self, records: Joined, *, image_size: int, seed: int, augment: Augment | None, sampling: str) -> None:
-        self.records, self.image_size, self.seed, self.augment = records, image_size, seed, augment
+    Args:
+      share: (p, n): this process takes the p-th of the n parts of each common batch.
+    """
+
+    def __init__(
+        self,
+        records: Joined,
+        *,
+        image_size: int,
+        batch_size: int,
+        seed: int,
+        augment: Augment | None,
+        sampling: str,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.records, self.image_size, self.batch_size = records, image_size, batch_size
+        self.seed, self.augment, self.share = seed, augment, share
         self.order = make_order(sampling, records.labels, len(records), seed)
 
     def __len__(self) -> int:
         return 2**40
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part, parts = self.share
+        first = (index * parts + part) * self.batch_size
+        batch = Batch(self.batch_size, self.image_size)
+        for row in range(self.batch_size):
+            batch.put(row, self._example(first + row, batch.image[row], batch.skipped))
+        collected = batch.collect(("id",))
+        if self.augment is not None and (self.augment.mixup or self.augment.cutmix):
+            rngs = [np.random.default_rng((self.seed, 2, first + row)) for row in range(0, self.batch_size - 1, 2)]
+            options = {"mixup": self.augment.mixup, "cutmix": self.augment.cutmix}
+            collected["mixed"] = mix_pairs(collected["image"], collected["labels"], rngs, **options)
+        return collected
+
+    def _example(self, position: int, out: np.ndarray, skipped: list[str]) -> dict[str, Any]:
+        """One record, its image written to `out`."""
         rng = np.random.default_rng((self.seed, 1, position))
         for attempt in range(TRIES):
             # the record that stands in for an unreadable one is drawn from the example's own numbers: no state between examples
             index = self.order[position] if attempt == 0 else int(rng.integers(len(self.records)))
-            record = self.records[index]
             try:
-                image = decode(record["image"])
+                record = self.records[index]
+                image = decode(record["image"], least=self.image_size)
             except Unreadable as error:
-                log.warning("record %s left out: %s", record["id"], error)
+                skipped.append(_warn(self.records.name(index), error))
                 continue
-            image = resize(image, self.image_size) if self.augment is None else apply(image, draw(self.augment, rng), self.image_size)
-            return {"image": image, "labels": record["labels"], "id": record["id"]}
-        raise UserError(f"{TRIES} records in a row cannot be read; the last: {record['id']}")
+            if self.augment is None:
+                resize(image, self.image_size, out=out)
+            else:
+                apply(image, draw(self.augment, rng), self.image_size, out=out)
+            return record
+        raise UserError(f"{TRIES} records in a row cannot be read; the last: {skipped[-1]}")
 
 
-class EvalExamples:
+class EvalBatches:
     """Every record once, in order; unreadable ones and those past the end are marked as not valid."""
 
-    def __init__(self, records: Joined, *, image_size: int, length: int) -> None:
-        self.records, self.image_size, self.length = records, image_size, length
+    def __init__(self, records: Joined, *, image_size: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> None:
+        self.records, self.image_size, self.batch_size, self.share = records, image_size, batch_size, share
 
     def __len__(self) -> int:
-        return self.length
+        return -(-len(self.records) // (self.batch_size * self.share[1]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[min(index, len(self.records) - 1)]
-        valid = index < len(self.records)
-        try:
-            image = resize(decode(record["image"]), self.image_size)
-        except Unreadable as error:
-            log.warning("record %s left out: %s", record["id"], error)
-            image, valid = np.zeros((self.image_size, self.image_size, 3), np.uint8), False
-        return {"image": image, "valid": valid, **{name: record[name] for name in ("labels", "id", "source", "person")}}
+        first, step = self.share
+        batch = Batch(self.batch_size, self.image_size)
+        valid = np.zeros(self.batch_size, bool)
+        for row in range(self.batch_size):
+            position = first + step * (index * self.batch_size + row)
+            record = self.records.blank(min(position, len(self.records) - 1))
+            if position < len(self.records):
+                try:
+                    record = self.records[position]
+                    resize(decode(record["image"]), self.image_size, out=batch.image[row])
+                    valid[row] = True
+                except Unreadable as error:
+                    batch.skipped.append(_warn(self.records.name(position), error))
+            batch.put(row, record)
+        return batch.collect(("id", "source", "person")) | {"valid": valid}
 
 
-def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Examples -> one batch: images uint8 [B, H, W, 3], labels int32 [B] per task, names as object arrays [B]."""
-    batch = {name: np.array([example[name] for example in examples], object) for name in ("id", "source", "person") if name in examples[0]}
-    batch["image"] = np.stack([example["image"] for example in examples])
-    batch["labels"] = {task: np.array([e["labels"][task] for e in examples], np.int32) for task in examples[0]["labels"]}
-    if "valid" in examples[0]:
-        batch["valid"] = np.array([example["valid"] for example in examples])
-    return batch
+class Batch:
+    """A batch while it is filled: each image is warped straight into its row."""
+
+    def __init__(self, size: int, image_size: int) -> None:
+        self.image = np.zeros((size, image_size, image_size, 3), np.uint8)
+        self.records: list[dict[str, Any]] = [{}] * size
+        self.skipped: list[str] = []
+
+    def put(self, row: int, record: dict[str, Any]) -> None:
+        self.records[row] = record
+
+    def collect(self, names: Sequence[str]) -> dict[str, Any]:
+        """Images uint8 [B, H, W, 3], labels int32 [B] per task, names as object arrays [B], and what was skipped, with why."""
+        columns = {name: np.array([record[name] for record in self.records], object) for name in names}
+        labels = {task: np.array([record["labels"][task] for record in self.records], np.int32) for task in self.records[0]["labels"]}
+        return {"image": self.image, "labels": labels, **columns, "skipped": np.array(self.skipped, object)}
+
+
+@lru_cache(maxsize=10_000)
+def _warned(name: str, reason: str) -> None:
+    log.warning("record %s left out: %s", name, reason)
+
+
+def _warn(name: str, error: Unreadable) -> str:
+    """Says once that a record cannot be read."""
+    _warned(name, str(error))
+    return f"{name}: {error}"
 
 
 def train_batches(
@@ -127,15 +203,22 @@ def train_batches(
 
     Args:
       folders: prepared folders, read as one.
-      batch_size: of this process; process p of n takes every n-th example, so that together they take the same ones as one process.
+      batch_size: of this process; process p of n takes the p-th part of each of their common batches, which is the batch of one alone.
       augment: random changes, or None.
       sampling: "shuffle" or "balanced".
       workers: processes that decode and augment; 0 does it in threads.
       start: batches that are left out at the beginning: a run that goes on after so many steps, on any number of processes.
     """
-    examples = TrainExamples(Joined(folders, "train", tasks), image_size=image_size, seed=seed, augment=augment, sampling=sampling)
-    data = grain.MapDataset.source(examples)[process_index::process_count].batch(batch_size, batch_fn=collate)
-    return iter(_read(data[start:], workers))
+    batches = TrainBatches(
+        Joined(folders, "train", tasks),
+        image_size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+        augment=augment,
+        sampling=sampling,
+        share=(process_index, process_count),
+    )
+    return iter(_read(grain.MapDataset.source(batches)[start:], workers))
 
 
 def eval_batches(
@@ -150,11 +233,9 @@ def eval_batches(
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """The records of a split, each once and in order, in full batches: rows with `valid` False fill the last one up."""
-    records = Joined(folders, split, tasks)
-    length = -(-len(records) // (batch_size * process_count)) * batch_size * process_count
-    examples = EvalExamples(records, image_size=image_size, length=length)
-    data = grain.MapDataset.source(examples)[process_index::process_count].batch(batch_size, batch_fn=collate)
-    return iter(_read(data, workers))
+    records, share = Joined(folders, split, tasks), (process_index, process_count)
+    batches = EvalBatches(records, image_size=image_size, batch_size=batch_size, share=share)
+    return iter(_read(grain.MapDataset.source(batches), workers))
 
 
 def _read(data: grain.MapDataset, workers: int) -> grain.IterDataset:

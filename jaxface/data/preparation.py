@@ -1,114 +1,180 @@
-"""From a data set on disk to a prepared folder: checked, cropped, written aside and renamed."""
+"""From a data set on disk to a prepared folder: checked, cropped, written aside and renamed; killed at any moment, it goes on."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
 import json
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxface.data.records import LABELS, SUMMARY, label_counts, read_summary
+from jaxface.data.cropping import Cropping
+from jaxface.data.leakage import Leak, find_leaks, own_hashes, without
+from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_hashes, read_summary
+from jaxface.data.shards import Shard, make_shards
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
+from jaxface.progress import Track
 
 
-def prepare(source_name: str, folder: Path, out: Path, *, options: dict[str, Any] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Leakage:
+    """Faces that are in two splits, of this set or of others.
+
+    Attributes:
+      duplicates: report them, or remove this set's record, too: of its own two, the one farther from the test.
+      against: prepared folders that will be used together with this one.
+    """
+
+    duplicates: Literal["report", "remove"] = "report"
+    against: tuple[Path, ...] = ()
+
+
+def prepare(
+    source_name: str,
+    folder: Path,
+    out: Path,
+    *,
+    options: Any = None,
+    cropping: Cropping | None = None,
+    leakage: Leakage | None = None,
+    engine: str = "local",
+    workers: int = 0,
+) -> dict[str, Any]:
     """Writes the records of a data set into `out` and returns the summary.
 
-    Nothing is done where `out` holds the same set already. What cannot be read is left out, counted and listed in `summary.json`.
+    Nothing is done where `out` holds the same set already. What cannot be used is left out, counted and listed in `summary.json`.
+
+    Args:
+      options: how the source is read: a `Reading`, or for drawn faces a `DrawnSet`.
+      engine: who writes (see `jaxface.data.engines`), with `workers` processes, 0 for as many as are worth it.
 
     Raises UserError if the folder is not laid out as the source needs it, holds nothing usable, or `out` holds something else.
     """
-    from jaxface.data.sources import SOURCES
-    from jaxface.data.sources.base import Faces, get_source, sort_into_splits
+    from jaxface.data.engines import get_engine
+    from jaxface.data.sources import Reading, get_source
+    from jaxface.data.sources.base import sort_into_splits
 
-    source = get_source(source_name)
-    settings = {"source": source.name, "folder": str(folder), "options": options or {}}
+    source, options = get_source(source_name), options or Reading()
+    cropping, leakage, run = cropping or Cropping(), leakage or Leakage(), get_engine(engine)
+    cropping.check()
+    for other in leakage.against:
+        read_hashes(other)
+    settings = {
+        "source": source.name,
+        "folder": str(folder),
+        "options": _plain(options),
+        "crop": _plain(cropping),
+        "leakage": _plain(leakage),
+    }
+    work = out.parent / f".{out.name}.partial"
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed after its last step
         return _existing(out, settings)
-    if source.name != "synthetic":
-        _check_folder(folder, SOURCES[source.name].layout)
-    records = sort_into_splits(source, source.records(folder, options or {}))
-    aside = out.parent / f".{out.name}.{os.getpid()}"
-    try:
-        builder = Faces(source=source, records=records, data_dir=aside)
-        _write(builder, folder)
-        labels = _labels(builder)
-        summary = {**settings, **_summary(builder, labels)}
-        prepared = Path(builder.data_dir)
-        np.savez(prepared / LABELS, **labels)
-        (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            out.rmdir()
-        prepared.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    source.check(folder)
+    records, skipped = sort_into_splits(source, source.records(folder, options))
+    with _held(work):
+        shards = {split: make_shards(work, split, rows, source.name, source.margin, cropping) for split, rows in records.items()}
+        everything = [shard for parts in shards.values() for shard in parts]
+        with Track(f"preparing {source.name}", sum(len(shard.records) for shard in everything), unit="images") as track:
+            run(everything, workers, lambda shard: track.advance(len(shard.records)))
+        leaks = find_leaks(shards, leakage.against)
+        shards, removed = without(shards, leaks) if leakage.duplicates == "remove" else (shards, [])
+        _refuse_empty(folder, shards, work)
+        dropped = [(entry.id, entry.reason) for entry in skipped]
+        dropped += [(name, reason) for shard in everything for name, reason in shard.outcome["dropped"]]
+        summary = settings | _summary(shards, dropped + removed, leaks)
+        _assemble(work, shards, summary, out)
     return summary
 
 
-def _write(builder: Any, folder: Path) -> None:
-    """Writes all splits. Raises UserError if nothing of one of them can be used."""
+@contextlib.contextmanager
+def _held(work: Path) -> Iterator[None]:
+    """The folder of unfinished work, for this process alone; it stays after an error. Raises UserError if another process holds it."""
     try:
-        with _quiet():
-            builder.download_and_prepare()
-    except AssertionError:  # how the writer says that a split came out empty
-        split = next((split for split, rows in builder.labels.items() if not rows and builder.dropped), None)
-        if split is None:
-            raise
-        name, reason = builder.dropped[-1]
-        raise UserError(f"{folder}: none of its {len(builder.records[split])} {split} images can be used ({name}: {reason})") from None
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{work}: cannot be written: {error.strerror}") from None
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{work} is being written by another process") from None
+        yield
+
+
+def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any], out: Path) -> None:
+    """Makes the prepared folder of finished shards, and gives it its name at the very end."""
+    from jaxface.data.builder import Faces
+
+    aside = work / "assembled"
+    shutil.rmtree(aside, ignore_errors=True)
+    filled = {split: [shard for shard in parts if shard.outcome["kept"]] for split, parts in shards.items()}
+    files = {split: [(shard.file, len(shard.outcome["kept"])) for shard in parts] for split, parts in filled.items()}
+    prepared = Faces(files=files, data_dir=aside).write()
+    labels = {f"{split}/{task}": values for split, parts in shards.items() for task, values in _labels(parts).items()}
+    np.savez(prepared / LABELS, **labels)
+    np.savez(prepared / HASHES, **own_hashes(shards))
+    (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    if out.exists():
+        out.rmdir()
+    prepared.rename(out)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _refuse_empty(folder: Path, shards: dict[str, list[Shard]], work: Path) -> None:
+    """Raises UserError if nothing of a split can be used, and leaves no work behind."""
+    for split, parts in shards.items():
+        if not any(shard.outcome["kept"] for shard in parts):
+            shutil.rmtree(work)
+            dropped = [f"{name}: {reason}" for shard in parts for name, reason in shard.outcome["dropped"]]
+            count = sum(len(shard.records) for shard in parts)
+            why = dropped[-1] if dropped else "each of them is in another split, too"
+            raise UserError(f"{folder}: none of its {count} {split} images can be used ({why})")
 
 
 def _existing(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     summary = read_summary(out)
-    different = [name for name, value in settings.items() if summary.get(name) != json.loads(json.dumps(value))]
+    different = [name for name, value in settings.items() if summary.get(name) != value]
     if different:
         raise UserError(f"{out} holds another prepared set (different: {', '.join(different)}): choose another --out, or remove it")
     return summary
 
 
-def _check_folder(folder: Path, layout: str) -> None:
-    if not folder.exists():
-        raise UserError(f"no folder {folder}; expected {layout}")
-    if folder.is_dir() and not any(folder.iterdir()):
-        raise UserError(f"{folder} is empty; expected {layout}")
+def _plain(options: Any) -> dict[str, Any]:
+    """Options as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
-def _labels(builder: Any) -> dict[str, np.ndarray]:
-    """`split/task` -> labels [N], for the tasks that some record carries, in the order of the records."""
-    arrays = {split: np.asarray(rows, np.int64).reshape(-1, len(builder.tasks)) for split, rows in builder.labels.items()}
-    return {f"{split}/{task}": rows[:, i] for split, rows in arrays.items() for i, task in enumerate(builder.tasks)}
+def _labels(parts: Sequence[Shard]) -> dict[str, np.ndarray]:
+    """The labels [N] of each task, in the order of the records."""
+    rows = np.array([row for shard in parts for row in shard.outcome["labels"]], np.int64).reshape(-1, len(TASKS))
+    return {task: rows[:, index] for index, task in enumerate(TASKS)}
 
 
-def _summary(builder: Any, labels: dict[str, np.ndarray]) -> dict[str, Any]:
-    classes = {task: TASKS[task].num_classes for task in builder.tasks}
+def _summary(shards: dict[str, list[Shard]], dropped: Sequence[tuple[str, str]], leaks: Sequence[Leak]) -> dict[str, Any]:
     splits = {}
-    for split, rows in builder.labels.items():
-        own = {task: labels[f"{split}/{task}"] for task in builder.tasks}
-        splits[split] = {"records": len(rows), "labels": label_counts(own, classes)}
+    for split, parts in shards.items():
+        counts = label_counts(_labels(parts), {task: TASKS[task].num_classes for task in TASKS})
+        splits[split] = {"records": sum(len(shard.outcome["kept"]) for shard in parts), "labels": counts}
     return {
-        "classes": {task: TASKS[task].classes for task in builder.tasks},
+        "classes": {task: list(TASKS[task].classes) for task in TASKS},
         "splits": splits,
         "dropped": {
-            "count": len(builder.dropped),
-            "reasons": dict(Counter(reason for _, reason in builder.dropped).most_common()),
-            "files": [{"id": name, "reason": reason} for name, reason in builder.dropped],
+            "count": len(dropped),
+            "reasons": dict(Counter(reason for _, reason in dropped).most_common()),
+            "files": [{"id": name, "reason": reason} for name, reason in dropped],
+        },
+        "duplicates": {
+            "count": len(leaks),
+            "between": dict(Counter(leak.between for leak in leaks).most_common()),
+            "pairs": [dataclasses.asdict(leak) for leak in leaks],
         },
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TensorFlow Datasets' own progress bars and announcements off the terminal, whose progress is ours."""
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield

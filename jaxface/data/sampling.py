@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from jaxface.data.tasks import MISSING
+from jaxface.errors import UserError
 
 Labels = Mapping[str, np.ndarray]
 
@@ -45,7 +46,22 @@ class Weighted:
         return int(min(np.searchsorted(self.cumulative, u, side="right"), len(self.cumulative) - 1))
 
 
-def sample_weights(labels: Labels) -> np.ndarray:
+REPLICATED = {"emotion": 1 / 3}
+"""The least share of the records that carry a task: those that do are taken several times (thesis, section 3.7.2)."""
+
+
+def replicas(labels: Labels) -> np.ndarray:
+    """How often each record stands in the set, [N] float: once, or as often as gives a rare task its share of it."""
+    copies = np.any([values != MISSING for values in labels.values()], axis=0).astype(float)
+    for task, share in REPLICATED.items():
+        carries = labels[task] != MISSING if task in labels else np.zeros(len(copies), bool)
+        with_task, others = copies[carries].sum(), copies[~carries].sum()
+        if 0 < with_task < share * (with_task + others):
+            copies[carries] *= others * share / (1 - share) / with_task
+    return copies
+
+
+def sample_weights(labels: Labels, copies: np.ndarray | None = None) -> np.ndarray:
     """The weight of each record: the mean over its labels of N_task / (K n_class) (thesis, section 3.2).
 
     N_task counts the records that carry the task, K its classes that occur, n_class the records of the class. A record without any
@@ -53,30 +69,47 @@ def sample_weights(labels: Labels) -> np.ndarray:
 
     Args:
       labels: [N] int of each task, `MISSING` where a record has none.
+      copies: how often each record stands in the set and is counted, [N]; once where it is not given.
     """
-    total = np.zeros(len(next(iter(labels.values()))))
-    carried = np.zeros_like(total)
+    copies = np.ones(len(next(iter(labels.values())))) if copies is None else copies
+    total, carried = np.zeros_like(copies), np.zeros_like(copies)
     for values in labels.values():
         known = values != MISSING
-        counts = np.bincount(values[known])
-        weight = known.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        counts = np.bincount(values[known], copies[known])
+        weight = copies[known].sum() / (np.count_nonzero(counts) * np.maximum(counts, 1e-9))
         total[known] += weight[values[known]]
         carried[known] += 1
-    return np.divide(total, carried, out=np.zeros_like(total), where=carried > 0)
+    return copies * np.divide(total, carried, out=np.zeros_like(total), where=carried > 0)
 
 
-def weighted_shares(labels: Labels, classes: Mapping[str, int], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The share of each class among the drawn records that carry a task: the thesis's Table 3.2."""
-    shares = {}
+def shares(labels: Labels, classes: Mapping[str, int], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The share of each class among the drawn records that carry a task: the columns of the thesis's Table 3.2.
+
+    Args:
+      weights: of the records, [N]; ones for the set as it is.
+    """
+    found = {}
     for task, values in labels.items():
         known = values != MISSING
         drawn = np.bincount(values[known], weights[known], minlength=classes[task])
-        shares[task] = drawn / drawn.sum() if drawn.sum() else drawn
-    return shares
+        found[task] = drawn / drawn.sum() if drawn.sum() else drawn
+    return found
+
+
+def task_shares(labels: Labels, weights: np.ndarray) -> dict[str, float]:
+    """The share of the drawn records that carry each task."""
+    return {task: float(weights[values != MISSING].sum() / weights.sum()) for task, values in labels.items()}
+
+
+SAMPLINGS: dict[str, Callable[[Labels, int, int], Order]] = {
+    "shuffle": lambda labels, size, seed: Shuffled(size, seed),
+    "balanced": lambda labels, size, seed: Weighted(sample_weights(labels, replicas(labels)), seed),
+}
+"""How training records are ordered, by name: from their labels, their number and a seed."""
 
 
 def make_order(sampling: str, labels: Labels, size: int, seed: int) -> Order:
-    """The order of training records. `sampling`: "shuffle" or "balanced"."""
-    if sampling == "shuffle":
-        return Shuffled(size, seed)
-    return Weighted(sample_weights(labels), seed)
+    """The order of training records. Raises UserError for an unknown name."""
+    if sampling not in SAMPLINGS:
+        raise UserError(f"no sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
+    return SAMPLINGS[sampling](labels, size, seed)

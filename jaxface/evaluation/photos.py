@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxface.data.augment import resize
-from jaxface.data.faces import Unreadable, decode
+from jaxface.data.images import Unreadable, decode
 from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError
 

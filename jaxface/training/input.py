@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from jaxface.config import Config
-from jaxface.data.augment import Augment
 from jaxface.data.pipeline import TRIES, count_records, eval_batches, train_batches
 from jaxface.data.sampling import make_order
 from jaxface.data.sources.synthetic import prepare_synthetic
@@ -62,7 +61,7 @@ class Images:
             image_size=self.image_size,
             batch_size=config.batch_size // jax.process_count(),
             seed=config.seed,
-            augment=Augment() if config.data.augment else None,
+            augment=config.data.changes if config.data.augment else None,
             sampling=config.data.sampling,
             workers=config.data.workers,
             process_index=jax.process_index(),

@@ -179,7 +179,7 @@ class Run:
         with EpochDisplay(title, self.steps_per_epoch * batch, self.config.tasks, done=first * batch) as display:
             for _ in range(first, self.steps_per_epoch):
                 item = next(self.batches)
-                arrays = {name: item[name] for name in ("image", "features", "labels") if name in item}
+                arrays = {name: item[name] for name in ("image", "features", "labels", "mixed") if name in item}
                 self.state, metrics = self.step(self.state, self.frozen, shard(arrays))
                 self.done += 1
                 pending.append((self.done, item["id"], metrics))

@@ -54,7 +54,7 @@ def get_loss(name: str) -> Loss:
     return LOSSES[name]
 
 
-def masked_sum(loss: Loss, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+def masked_sum(loss: Loss, outputs: jax.Array, labels: jax.Array, mixed: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
     """The loss summed over the samples that carry a label.
 
     The sums of all devices divided by the number of all labels give the mean over the whole batch, however the labels are spread.
@@ -62,8 +62,13 @@ def masked_sum(loss: Loss, outputs: jax.Array, labels: jax.Array) -> jax.Array:
     Args:
       outputs: [B, ...] float32.
       labels: [B] int, negative where missing.
+      mixed: of mixed images the share [B] that has these labels, and the labels [B] of the rest, missing where these are.
     """
-    return jnp.sum(jnp.where(labels >= 0, loss.values(outputs, jnp.maximum(labels, 0)), 0))
+    values = loss.values(outputs, jnp.maximum(labels, 0))
+    if mixed is not None:
+        share, other = mixed
+        values = share * values + (1 - share) * loss.values(outputs, jnp.maximum(other, 0))
+    return jnp.sum(jnp.where(labels >= 0, values, 0))
 
 
 def masked_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:

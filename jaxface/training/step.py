@@ -103,12 +103,12 @@ def make_step(
 
     Returns:
       a function (state, frozen, batch) -> (state, metrics); every leaf has a leading axis of devices, and the state is donated. A batch
-      has "labels" and either "image" or, where the encoder's output is cached, "features".
+      has "labels" and either "image" or, where the encoder's output is cached, "features"; with mixed images also "mixed".
     """
     kinds = {task: get_loss((losses or {}).get(task, "cross_entropy")) for task in tasks}
 
-    def task_losses(outputs: dict[str, jax.Array], labels: dict[str, jax.Array], counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        sums = {task: masked_sum(kinds[task], outputs[task], labels[task]) for task in tasks}
+    def task_losses(outputs: dict[str, jax.Array], piece: Batch, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        sums = {task: masked_sum(kinds[task], outputs[task], piece["labels"][task], mixed_in(piece, task)) for task in tasks}
         return {task: jax.lax.psum(value, AXIS) / jnp.maximum(counts[task], 1) for task, value in sums.items()}
 
     def piece_loss(
@@ -118,7 +118,7 @@ def make_step(
         model = structure.build(frozen, statistics, model_part(trained))
         features = features_of(model, piece)
         outputs = model.classify(features, Training(key, AXIS))
-        values = task_losses(outputs, piece["labels"], counts)
+        values = task_losses(outputs, piece, counts)
         right = {task: masked_correct(model.heads[task].to_logits(outputs[task]), piece["labels"][task]) for task in tasks}
         total = balancer.total(values, present_in(counts), balance_part(trained), state.balance, share=1 / accumulate)
         metrics = {"loss": total, "losses": values, "correct": jax.lax.psum(right, AXIS)}
@@ -133,7 +133,7 @@ def make_step(
 
         def of(features: jax.Array) -> dict[str, jax.Array]:
             model = structure.build(frozen, statistics, model_part(trained))
-            return task_losses(model.classify(features, Training(key, AXIS)), piece["labels"], counts)
+            return task_losses(model.classify(features, Training(key, AXIS)), piece, counts)
 
         # the transpose of a sum over devices sums the cotangents of all of them: one for each copy of the loss
         gradients = jax.jacrev(of)(jax.lax.stop_gradient(features))
@@ -204,6 +204,11 @@ def mean_over_devices(tree: Any) -> Any:
 def features_of(model: Classifier, batch: Batch) -> jax.Array:
     """The encoder's output for a batch, computed or cached: [B, D]."""
     return batch["features"] if "features" in batch else model.features(normalize_images(batch["image"]))
+
+
+def mixed_in(batch: Batch, task: str) -> tuple[jax.Array, jax.Array] | None:
+    """The share [B] of the images that has their own labels of a task, and the labels [B] of the rest, where images are mixed."""
+    return (batch["mixed"]["share"], batch["mixed"]["labels"][task]) if "mixed" in batch else None
 
 
 def present_in(counts: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,8 +25,11 @@ class Synthetic(Source):
 
     layout = "the name of a drawing style in place of the folder (paint, charcoal)"
 
-    def records(self, folder: Path, options: dict[str, Any]) -> Iterator[Record]:
-        drawings = DrawnSet(**{"style": folder.name, **options})
+    def check(self, folder: Path) -> None:
+        """There is no folder to look into."""
+
+    def records(self, folder: Path, options: DrawnSet) -> Iterator[Record]:
+        drawings = replace(options, style=folder.name)
         split_of = ["train"] * drawings.count + ["test"] * drawings.test_count
         # spawned: the parent may hold threads of JAX by now
         with (
@@ -51,4 +54,4 @@ def prepare_synthetic(out: Path, **drawings: Any) -> None:
     """Writes drawn faces into a prepared folder; does nothing where the same ones stand already. Raises UserError as `prepare`."""
     from jaxface.data.preparation import prepare
 
-    prepare("synthetic", Path(drawings["style"]), out, options=dataclasses.asdict(DrawnSet(**drawings)))
+    prepare("synthetic", Path(drawings["style"]), out, options=DrawnSet(**drawings))

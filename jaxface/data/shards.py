@@ -1,0 +1,130 @@
+"""The unit of work of `jaxface.prepare`: a few hundred records of one split become one file, the same whoever writes it and when.
+
+A shard's file is there or not: a run that was killed goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxface.data.cropping import Cropping, cut_face
+from jaxface.data.duplicates import fingerprint
+from jaxface.data.images import Unreadable
+from jaxface.data.records import Record
+from jaxface.data.tasks import MISSING, TASKS
+from jaxface.files import aside, write_json
+
+WRITER = "group_size:1"
+"""One record a group: any record can be read without another."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Records that go into one file.
+
+    Attributes:
+      stem: the file's path without its suffix; its name holds a hash of all that decides its content.
+      records: of one split, in order.
+      source: the data set's name.
+      margin: the source's own.
+    """
+
+    stem: Path
+    records: tuple[Record, ...]
+    source: str
+    margin: float
+    cropping: Cropping
+
+    @property
+    def file(self) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.array_record")
+
+    @property
+    def done(self) -> Path:
+        """Written last: what came out, as JSON."""
+        return self.stem.with_name(f"{self.stem.name}.json")
+
+    @cached_property
+    def outcome(self) -> dict[str, Any]:
+        """Of the N records written `labels` [N, tasks], `hashes` (hexadecimal) and `kept` (positions); of others `dropped` (id, reason)."""
+        return json.loads(self.done.read_text())
+
+
+def make_shards(folder: Path, split: str, records: list[Record], source: str, margin: float, cropping: Cropping) -> list[Shard]:
+    """The shards of a split: how many depends on the number of records alone, never on the machine."""
+    size = min(1024, max(64, -(-len(records) // 64)))
+    shards = []
+    for index, start in enumerate(range(0, len(records), size)):
+        part = tuple(records[start : start + size])
+        content = repr((source, margin, cropping, TASKS, [(replace(record, image=b""), *_version(record.image)) for record in part]))
+        name = f"{split}-{index:05d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        shards.append(Shard(folder / name, part, source, margin, cropping))
+    return shards
+
+
+def _version(image: Path | bytes) -> tuple[Any, ...]:
+    """Tells whether an image is the one that it was."""
+    if isinstance(image, bytes):
+        return (hashlib.sha256(image).hexdigest(),)
+    try:
+        stat = image.stat()
+        return str(image), stat.st_size, stat.st_mtime_ns
+    except (OSError, ValueError):
+        return (str(image),)
+
+
+def write_shard(shard: Shard) -> None:
+    """Writes the shard's file and what came out of it, unless they are there."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    if shard.done.exists():
+        return
+    outcome: dict[str, Any] = {"labels": [], "hashes": [], "kept": [], "dropped": []}
+    with aside(shard.file) as temporary:
+        writer = ArrayRecordWriter(str(temporary), WRITER)
+        for position, record in enumerate(shard.records):
+            try:
+                data, image = cut_face(record, shard.cropping, shard.margin)
+            except Unreadable as error:
+                outcome["dropped"].append((record.id, str(error)))
+                continue
+            except OSError as error:
+                outcome["dropped"].append((record.id, error.strerror or str(error)))
+                continue
+            labels = {task: record.labels.get(task, MISSING) for task in TASKS}
+            writer.write(serialize(data, record, shard.source, labels))
+            outcome["labels"].append(list(labels.values()))
+            outcome["hashes"].append(fingerprint(image).tobytes().hex())
+            outcome["kept"].append(position)
+        writer.close()
+    write_json(shard.done, outcome)
+
+
+@lru_cache(maxsize=1)
+def features() -> Any:
+    """What an example holds, for TensorFlow Datasets."""
+    import tensorflow_datasets as tfds
+
+    fields = {"image": tfds.features.Image(shape=(None, None, 3)), **{name: tfds.features.Text() for name in ("id", "person", "source")}}
+    return tfds.features.FeaturesDict(fields | dict.fromkeys(TASKS, np.int64))
+
+
+def serialize(image: bytes, record: Record, source: str, labels: dict[str, int]) -> bytes:
+    """An example as TensorFlow Datasets writes it, the same bytes every time."""
+    example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source} | labels
+    return _serializer().get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
+
+
+@lru_cache(maxsize=1)
+def _serializer() -> Any:
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    return ExampleSerializer(features().get_serialized_info())

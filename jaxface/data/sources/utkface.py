@@ -1,0 +1,32 @@
+"""UTKFace (Zhang et al. 2017): age and gender in the file's name, all of it for testing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxface.data.records import Record
+from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
+from jaxface.data.sources.tables import read_age
+
+NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?")
+
+
+@register_source("utkface")
+class UtkFace(Source):
+    """`[age]_[gender]_[race]_[date].jpg` (whole photos) or `....jpg.chip.jpg` (cut out and aligned); gender 0 male, 1 female."""
+
+    layout = "images [age]_[gender]_[race]_[date].jpg or .jpg.chip.jpg, in the folder or in folders below it (part1, part2, part3)"
+
+    def records(self, folder: Path, options: Reading) -> Iterator[Record | Skipped]:
+        images = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(".jpg"))
+        chips = [path for path in images if path.name.endswith(".chip.jpg")]
+        for path in chips or images:
+            name = printable(str(path.relative_to(folder)))
+            match = NAME.fullmatch(path.name)
+            if match is None:
+                yield Skipped(name, "the name is not [age]_[gender]_[race]_[date]")
+                continue
+            labels = read_age(match[1], name) | {"gender": int(match[2])}
+            yield Record(name, "test", path, labels, is_crop=bool(chips))
