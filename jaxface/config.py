@@ -118,6 +118,8 @@ class Config:
       report: write `report.html` at the end.
       bad_steps: steps in a row without a finite loss and gradient that end the run; each is skipped.
       cluster: several processes.
+      seeds: one run for each in place of `seed`, in a folder of its own below this one's.
+      grid: one run for each combination, as in `balancing=uw,ema optimizer.backbone=1e-5,1e-4`: an option of this list and its values.
       after: the run that this one starts from; made first if it is not there.
     """
 
@@ -142,6 +144,8 @@ class Config:
     report: bool = False
     bad_steps: int = 5
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    seeds: tuple[int, ...] = ()
+    grid: tuple[str, ...] = ()
     after: Annotated[Any, tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:

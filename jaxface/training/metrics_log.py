@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from jaxface.files import aside
 class MetricsLog:
     """Appends one JSON object per step or evaluation to `metrics.jsonl`, and the same numbers as TensorBoard events.
 
-    On resume from a step, lines of later steps are dropped: they will be written again.
+    Args:
+      step: that the run goes on from: lines of later steps are dropped, they will be written again.
+      again: splits whose line of this very step will be written again, too.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, again: Collection[str] = ()) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if line["step"] <= step and not (line["split"] == "test" and step)] if step else []
+        kept = [line for line in self._lines() if line["step"] < step or (line["step"] == step and line["split"] not in again)]
         seconds = max((line["time"] for line in kept), default=0.0)
         with aside(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -39,6 +39,12 @@ from jaxface.training.optimizer import group_parameters
 
 Arrays = dict[str, Any]
 
+FREE = (
+    *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
+    *("accumulate", "data.workers", "encoder.remat"),
+)
+"""Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -164,9 +170,7 @@ def check_same_config(folder: Path, config: Config) -> bool:
     """Whether the folder holds this run already. Raises UserError if it holds a run of another configuration."""
     if not (folder / "config.json").exists():
         return False
-    ignored = ("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster")
-    mine, theirs = ({k: v for k, v in to_dict(c).items() if k not in ignored} for c in (config, read_config(folder)))
-    names = differences(mine, theirs)
+    names = [name for name in differences(to_dict(config), to_dict(read_config(folder))) if not name.startswith(FREE)]
     if names:
         raise UserError(
             f"{folder} belongs to another configuration (different: {', '.join(names)}): choose another --name, or remove that folder"

@@ -29,7 +29,7 @@ def make(method, *, dropout=0.0, rates=1e-3, balancing="uw", **options):
     balancer = get_balancer(balancing)
     optimizer = make_optimizer(OptimizerOptions(backbone=rates, pool=rates, head=rates), parts.groups, 100)
     state = start_state(parts.trained, parts.statistics, TASKS, balancer, optimizer, options.get("average", 0.0))
-    return make_step(parts.structure, TASKS, balancer, optimizer, seed=0, **options), replicate(state), replicate(parts.frozen)
+    return make_step(parts.structure, TASKS, balancer, optimizer, **options), replicate(state), replicate(parts.frozen)
 
 
 def random_batch(size=BATCH, seed=0):

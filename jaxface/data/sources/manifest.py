@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from jaxface.data.records import SPLITS, Record
 from jaxface.data.sources.base import Source, register_source
-from jaxface.data.tasks import AGE, AGE_STARTS, TASKS, age_group
+from jaxface.data.tasks import AGE, AGE_STARTS, TASKS, age_group, age_labels
 from jaxface.errors import UserError
 
 BOX = ("box_x0", "box_y0", "box_x1", "box_y1")
@@ -48,7 +48,7 @@ class Manifest(Source):
                 id=row["path"],
                 split=read_split(row.get("split", "train"), where),
                 image=image,
-                labels={task: read_label(task, row[task], where) for task in labelled if task in row},
+                labels={task: read_label(task, row[task], where) for task in labelled if task in row} | read_years(row.get(AGE.name, "")),
                 box=read_box(row, where),
                 person=row.get("person", ""),
             )
@@ -93,6 +93,11 @@ def read_age(text: str, where: str) -> int:
         starts = ", ".join(map(str, AGE_STARTS))
         raise UserError(f"{where}: age {text!r} straddles two groups (they start at {starts})")
     return groups.pop()
+
+
+def read_years(text: str) -> dict[str, int]:
+    """The labels of an age that is given as a number of years, which `read_age` has looked at; none for a group."""
+    return age_labels(float(text)) if text.replace(".", "", 1).isdecimal() else {}
 
 
 def read_box(row: dict[str, str], where: str) -> tuple[float, float, float, float] | None:
