@@ -106,7 +106,7 @@ class Config:
       out: folder of run folders.
       tasks: what is predicted.
       losses: of single tasks, where not cross_entropy: coral (ordinal regression), soft (labels smeared over neighbours).
-      balancing: how the tasks' losses become one: uw, ema, dwa, gradnorm, fixed.
+      balancing: how the losses of several tasks become one: uw, ema, dwa, gradnorm, fixed.
       batch_size: over all devices of all hosts.
       accumulate: pieces that a device's part of the batch is computed in, where memory is short.
       epochs: at most.

@@ -53,7 +53,7 @@ class Run:
         self.steps_per_epoch = max(1, self.images.epoch_size() // config.batch_size)
         self.parts = make_parts(config)
         self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size
-        self.balancer = get_balancer(config.balancing)
+        self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
         options = config.optimizer
         optimizer = make_optimizer(options, self.parts.groups, config.epochs * self.steps_per_epoch)
         parts, rules = self.parts, (config.tasks, self.balancer, optimizer)
