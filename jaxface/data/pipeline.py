@@ -127,14 +127,14 @@ def train_batches(
 
     Args:
       folders: prepared folders, read as one.
-      batch_size: of this process; process p of n takes every n-th example, so that together they take the same ones as one process.
+      batch_size: of this process; process p of n takes the p-th part of each of their common batches, which is the batch of one alone.
       augment: random changes, or None.
       sampling: "shuffle" or "balanced".
       workers: processes that decode and augment; 0 does it in threads.
       start: batches that are left out at the beginning: a run that goes on after so many steps, on any number of processes.
     """
     examples = TrainExamples(Joined(folders, "train", tasks), image_size=image_size, seed=seed, augment=augment, sampling=sampling)
-    data = grain.MapDataset.source(examples)[process_index::process_count].batch(batch_size, batch_fn=collate)
+    data = grain.MapDataset.source(examples).batch(batch_size, batch_fn=collate)[process_index::process_count]
     return iter(_read(data[start:], workers))
 
 

@@ -146,8 +146,8 @@ class Features:
             return index
 
         while True:
-            first = start * config.batch_size + jax.process_index()
-            rows = [index_at(first + k * jax.process_count()) for k in range(share)]
+            first = start * config.batch_size + jax.process_index() * share
+            rows = [index_at(first + k) for k in range(share)]
             yield jax.tree.map(lambda array, rows=rows: array[rows], {**records, "labels": labels})
             start += 1
 

@@ -31,7 +31,7 @@ from jaxface.training.input import Features, Images, prepared_sets
 from jaxface.training.metrics_log import MetricsLog
 from jaxface.training.optimizer import EarlyStop, Plateau, make_optimizer
 from jaxface.training.outcome import figures, write_outcome
-from jaxface.training.runs import check_same_config, fingerprint, make_parts, save_best
+from jaxface.training.runs import alone_in, check_same_config, fingerprint, make_parts, save_best
 from jaxface.training.step import make_classify, make_predict, make_step, model_part, replicate, shard, start_state, unreplicate
 from jaxface.training.stopping import Stopped, StopRequest
 
@@ -110,7 +110,7 @@ class Run:
         stack.enter_context(end_together())
         stack.enter_context(self.stop)
         if is_first():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(self.folder))
             write_json(self.folder / "config.json", to_dict(replace(self.config, after=None)))
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         stack.callback(self.checkpoints.close)

@@ -48,7 +48,7 @@ def test_two_processes_together_take_what_one_takes(folder):
     for _ in range(4):
         whole, halves = next(one), [next(part) for part in two]
         for index in range(4):
-            assert np.array_equal(whole["image"][index], halves[index % 2]["image"][index // 2])
+            assert np.array_equal(whole["image"][index], halves[index // 2]["image"][index % 2])
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 50])
