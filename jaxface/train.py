@@ -87,7 +87,8 @@ def show(config: Config, folders: list[Path]) -> None:
     if config.report:
         from jaxface.report import write_report
 
-        page = write_report(folders, config.folder / "report.html" if sweep or len(folders) == 1 else folders[-1].parent / "report.html")
+        one = len(folders) == 1 or config.seeds or config.grid
+        page = write_report(folders, (config.folder if one else config.folder.parent) / "report.html")
         console.print(f"report: {page}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,14 +45,25 @@ class Spread:
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by what they are, their seeds left out of it: the options in which the groups differ, or the name of the only one."""
-    options = [dict(_flat({key: value for key, value in run.config.items() if key not in IGNORED})) for run in runs]
+    """Runs that differ in their seed alone, two or more of them, by the options in which the groups differ (the only one by its name)."""
+    found: dict[str, dict[Any, Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(_options(run), sort_keys=True), {})[run.option("seed")] = run
+    several = [list(by_seed.values()) for by_seed in found.values() if len(by_seed) > 1]
+    options = [_options(members[0]) for members in several]
     keys = dict.fromkeys(key for own in options for key in own)
-    differing = [key for key in keys if len({json.dumps(own.get(key)) for own in options}) > 1]
-    found: dict[str, list[Run]] = {}
-    for run, own in zip(runs, options, strict=True):
-        found.setdefault(", ".join(f"{key} {_words(own.get(key))}" for key in differing) or run.name.rpartition("/")[0], []).append(run)
-    return found
+    differing = [key for key in keys if any(own.get(key) != options[0].get(key) for own in options)]
+    names = [", ".join(f"{key} {_words(own.get(key))}" for key in differing) for own in options]
+    return {name or _common_name(members): members for name, members in zip(names, several, strict=True)}
+
+
+def _options(run: Run) -> dict[str, Any]:
+    return dict(_flat({key: value for key, value in run.config.items() if key not in IGNORED}))
+
+
+def _common_name(runs: Sequence[Run]) -> str:
+    """What the names of a sweep's runs begin with."""
+    return os.path.commonpath([run.name for run in runs]) or runs[0].name
 
 
 def spreads(runs: Sequence[Run]) -> dict[str, dict[str, Spread]]:
@@ -77,29 +89,23 @@ def _rows(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
             yield name, task, str(len(members)), *shares, *(figures[key].text(digits=3) for key in ("mean_absolute_error", "weight"))
 
 
-def _is_sweep(runs: Sequence[Run]) -> bool:
-    return any(len(members) > 1 for members in groups(runs).values())
-
-
 def sweep_table(runs: Sequence[Run]) -> rich.table.Table | None:
     """The groups for a terminal; None where no two runs differ in their seed alone."""
-    if not _is_sweep(runs):
-        return None
     shown = rich.table.Table(*HEADER, title="mean ± standard deviation over seeds, test split")
     for row in _rows(runs):
         shown.add_row(*row)
-    return shown
+    return shown if shown.rows else None
 
 
 def seeds(runs: Mapping[str, Run]) -> Html:
     """The section of the report; empty where no two runs differ in their seed alone."""
-    if not _is_sweep(list(runs.values())):
+    rows = [[Cell(name, class_="left"), Cell(task, class_="left"), *rest] for name, task, *rest in _rows(list(runs.values()))]
+    if not rows:
         return Html()
     text = (
         "Runs that differ in nothing but their seed, taken together: mean and standard deviation (of the sample) on the test split, and "
         "the weight that the task had in the loss at the end."
     )
-    rows = [[Cell(name, class_="left"), Cell(task, class_="left"), *rest] for name, task, *rest in _rows(list(runs.values()))]
     return join([tag("p", text), table([*(Cell(name, class_="left") for name in HEADER[:2]), *HEADER[2:]], rows)])
 
 
