@@ -20,8 +20,11 @@ from jaxface.errors import UserError
 SILENCE = 30
 """Seconds without a sign of life after which a process counts as dead."""
 
-LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 """Environment variables in which launchers say how many processes there are."""
+
+INDEXED_JOB = "JOB_COMPLETION_INDEX"
+"""What Kubernetes tells the pods of an indexed Job alone; JAX asks its API for the rest (`pip install 'jax[k8s]'`)."""
 
 
 def connect(options: ClusterOptions) -> None:
@@ -29,7 +32,7 @@ def connect(options: ClusterOptions) -> None:
 
     Raises UserError if they do not all come.
     """
-    launched = any(os.environ.get(name, "1") not in ("", "1") for name in LAUNCHERS)
+    launched = INDEXED_JOB in os.environ or any(os.environ.get(name, "1") not in ("", "1") for name in LAUNCHERS)
     if jax.distributed.is_initialized() or not (options.coordinator or launched):
         return
     if options.coordinator and not 0 <= options.process < options.processes:
