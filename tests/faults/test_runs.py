@@ -95,7 +95,7 @@ def test_too_many_such_batches_in_a_row_end_the_run_and_name_their_records(confi
     run = Run(replace(config, out=str(tmp_path)))
     ids = run.input.split("train")["id"]
     spoil(monkeypatch, slice(None))
-    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, up to step 2: .* not_finite\.json") as caught:
+    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, up to step 2: .*not_finite\.json") as caught:
         run.run()
     assert "\n" not in str(caught.value)
     named = json.loads((run.folder / "not_finite.json").read_text())
