@@ -38,6 +38,9 @@ from jaxface.training.stopping import Stopped, StopRequest
 SAVE_SECONDS = 10.0
 """An epoch's end saves the state unless it was saved less than this many seconds ago."""
 
+READER_TRIES = 3
+"""Times that a batch is asked for before a run gives up."""
+
 
 class Run:
     """One training run. `run()` does all of it and returns the run folder; an interrupted one goes on where it stood."""
@@ -126,7 +129,7 @@ class Run:
         state = self.initial if saved is None else saved.state
         self.done = int(state.step)
         self.batches = self.input.train(self.done)
-        stack.callback(self.batches.close)
+        stack.callback(lambda: self.batches.close())
         self.start_split = "before" if self.config.before and not (self.folder / "predictions_before.parquet").exists() else ""
         again = {"test", self.start_split} | ({"validation"} if self.due else set())
         self.log = MetricsLog(self.folder, self.done, again) if is_first() else None
@@ -165,7 +168,7 @@ class Run:
         pending: deque[tuple[int, np.ndarray, Any]] = deque()
         with EpochDisplay(title, self.steps_per_epoch * batch, self.config.tasks, done=first * batch) as display:
             for _ in range(first, self.steps_per_epoch):
-                item = next(self.batches)
+                item = self._next_batch()
                 arrays = {name: item[name] for name in ("image", "features", "labels") if name in item}
                 self.state, metrics = self.step(self.state, self.frozen, shard(arrays))
                 self.done += 1
@@ -182,6 +185,20 @@ class Run:
             while pending:
                 self._read_step(*pending.popleft(), display)
         self.due = True
+
+    def _next_batch(self) -> dict[str, Any]:
+        """The batch after those that are done; readers that have died are started again, at the same place."""
+        for _ in range(READER_TRIES):
+            try:
+                return next(self.batches)
+            except RuntimeError as error:  # grain's word for a process that is gone
+                reason = str(error).splitlines()[0]
+                self._say(f"reading failed at step {self.done} ({reason}): it is started again")
+                self.batches.close()
+                self.batches = self.input.train(self.done)
+        self._save()
+        self.checkpoints.wait()
+        raise UserError(f"reading failed {READER_TRIES} times at step {self.done} ({reason}); the state is saved")
 
     def _must_save(self) -> bool:
         if self.done % self.steps_per_epoch == 0:  # saved after validation instead

@@ -8,7 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from jaxface.files import aside
 
@@ -29,7 +31,9 @@ class MetricsLog:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._start = time.monotonic() - seconds
         self._file = self.path.open("a")
-        self._events = SummaryWriter(str(folder / "events"), purge_step=step or None)
+        (folder / "events").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events" / "events"))  # not SummaryWriter, whose thread dies alone on a full disk
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a killed run logged after the step
 
     def _lines(self) -> list[dict[str, Any]]:
         lines = []
@@ -46,7 +50,11 @@ class MetricsLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+            self._event(step, summary=scalar(f"{split}/{name}", value))
+        self._events.flush()
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def close(self) -> None:
         """Writes out what is left."""

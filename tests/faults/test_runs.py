@@ -118,11 +118,53 @@ def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_to_the_same_end_wh
 
     monkeypatch.setattr(os, "fsync", fsync)
     config = replace(config, out=str(tmp_path))
-    with pytest.raises(UserError, match=r"cannot be written: No space left on device$"):
+    with pytest.raises(UserError, match=r"No space left on device") as caught:
         Run(config).run()
+    assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.safetensors"))
     assert_same(Run(config).run(), undisturbed)
+
+
+class Mortal:
+    """Batches whose readers die before some of them, as grain says it."""
+
+    def __init__(self, batches, deaths):
+        self.batches, self.deaths = batches, deaths
+
+    def __next__(self):
+        if self.deaths:
+            self.deaths.pop()
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search the logs.\nmore")
+        return next(self.batches)
+
+    def close(self):
+        self.batches.close()
+
+
+def test_readers_that_die_are_started_again_at_the_same_place(config, undisturbed, tmp_path, monkeypatch):
+    run, deaths = Run(replace(config, out=str(tmp_path))), []
+    train, step = run.input.train, run.step
+
+    def kill_after_two(*arguments):
+        if run.done == 2:
+            deaths.extend("xx")
+        return step(*arguments)
+
+    monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), deaths))
+    monkeypatch.setattr(run, "step", kill_after_two)
+    assert_same(run.run(), undisturbed)
+    assert not deaths
+
+
+def test_readers_that_die_again_and_again_end_the_run_in_one_line(config, tmp_path, monkeypatch):
+    run = Run(replace(config, out=str(tmp_path)))
+    train = run.input.train
+    monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), ["x"] * 9))
+    with pytest.raises(
+        UserError, match=r"reading failed 3 times at step 0 \(Worker process .* -9\. Search the logs\.\); the state is saved$"
+    ):
+        run.run()
 
 
 def test_a_run_folder_that_vanishes_is_one_line(config, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Losses, balancers and schedules against independent references."""
 
 import math
+from importlib import import_module
 
 import coral_pytorch.dataset
 import coral_pytorch.layers
@@ -266,7 +267,9 @@ def test_loraplus_puts_every_matrix_into_the_group_that_peft_puts_it_into():
     blocks = r".*(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))|attn_pool\.(proj|mlp\.(fc1|fc2)))"
     original = build_original("timm", towers, random_tensors(towers)).modules[0]
     model = peft.get_peft_model(original, peft.LoraConfig(r=4, target_modules=blocks))
-    optimizer = peft.optimizers.create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-5, loraplus_lr_ratio=options.plus_ratio)
+    optimizer = import_module("peft.optimizers").create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=1e-5, loraplus_lr_ratio=options.plus_ratio
+    )
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     theirs = {
         name.removeprefix("base_model.model.").removesuffix(".default.weight"): rates[id(p)]
