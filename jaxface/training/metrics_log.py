@@ -10,6 +10,7 @@ from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 
 from jaxface.files import aside
@@ -49,8 +50,7 @@ class MetricsLog:
         line = {"step": step, "epoch": epoch, "split": split, "time": round(time.monotonic() - self._start, 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._event(step, summary=scalar(f"{split}/{name}", value))
+        self._event(step, summary=Summary(value=[scalar(f"{split}/{name}", value).value[0] for name, value in values.items()]))
         self._events.flush()
 
     def _event(self, step: int, **what: Any) -> None:
