@@ -48,7 +48,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = config.folder
-        self.finished = check_same_config(self.folder, config) and (self.folder / "result.json").exists()
+        self.finished = from_first(check_same_config(self.folder, config) and (self.folder / "result.json").exists())
         if self.finished:
             return
         self._check_devices()
@@ -130,8 +130,8 @@ class Run:
         self.done = int(state.step)
         self.batches = self.input.train(self.done)
         stack.callback(lambda: self.batches.close())
-        self.start_split = "before" if self.config.before and not (self.folder / "predictions_before.parquet").exists() else ""
-        again = {"test", self.start_split} | ({"validation"} if self.due else set())
+        self.before = from_first(self.config.before and self.done == 0 and not (self.folder / "predictions_before.parquet").exists())
+        again = {"test"} | ({"validation"} if self.due else set()) | ({"before"} if self.before else set())
         self.log = MetricsLog(self.folder, self.done, again) if is_first() else None
         if self.log:
             stack.callback(self.log.close)
@@ -281,7 +281,7 @@ class Run:
             yield batch
 
     def _test_before(self) -> None:
-        if self.start_split and self.done == 0:
+        if self.before:
             predictions = self._predict(self.images.test_split(), self._evaluated(), "before")
             if self.log:
                 self.log.write("before", self.done, self.epoch, figures(predictions))
