@@ -64,12 +64,18 @@ class Images:
         return count_records(self.sets, split, missing_ok=missing_ok)
 
     def epoch_size(self) -> int:
-        """The training records that an epoch counts: where they are drawn by their labels, those that carry one of the run's tasks."""
-        if self.config.data.sampling == "shuffle":
-            return self.count("train")
-        labels = [read_labels(folder, "train") for folder in self.sets if "train" in splits(folder)]
-        none = np.array(MISSING)
-        return sum(int(np.any([known.get(task, none) != MISSING for task in self.config.tasks], axis=0).sum()) for known in labels)
+        """The training records that an epoch counts: where they are drawn by their labels, those that carry one of the run's tasks.
+
+        Raises UserError if none does.
+        """
+        total, tasks, labelled = self.count("train"), self.config.tasks, 0
+        for folder in self.sets:
+            if "train" in splits(folder):
+                carried = [values != MISSING for task, values in read_labels(folder, "train").items() if task in tasks]
+                labelled += int(np.any(carried, axis=0).sum())
+        if not labelled:
+            raise UserError(f"none of the {total} training records of {', '.join(self.sets)} has a label of {', '.join(tasks)}")
+        return total if self.config.data.sampling == "shuffle" else labelled
 
     def test_split(self) -> str:
         """`test`, or `validation` for sets without one."""

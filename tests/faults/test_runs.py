@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 from jaxface.adapters.methods import AdapterOptions
 from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
 from jaxface.data.preparation import prepare
+from jaxface.data.records import read_labels
 from jaxface.errors import UserError
 from jaxface.models.variants import VARIANTS, EncoderConfig
-from jaxface.training.input import Features
+from jaxface.training.input import Features, Images
 from jaxface.training.loop import Run
 from jaxface.training.optimizer import OptimizerOptions
 from jaxface.training.stopping import Stopped
@@ -216,3 +217,15 @@ def test_what_a_kill_leaves_half_written_is_cleared_away_and_a_second_command_is
     original, run.step = run.step, step
     folder = run.run()
     assert not list(folder.rglob(".*"))
+
+
+def test_an_epoch_counts_the_records_that_carry_a_label_of_the_tasks_and_none_at_all_is_one_line(config):
+    def size(sampling, *tasks):
+        return Images(replace(config, tasks=tasks, data=replace(config.data, sampling=sampling)), config.data.sets).epoch_size()
+
+    labels = read_labels(config.data.sets[0], "train")
+    assert size("shuffle", "age") == len(labels["age"])
+    assert size("balanced", "age") == (labels["age"] >= 0).sum() < len(labels["age"])
+    assert size("balanced", "age", "emotion", "age_years") == ((labels["age"] >= 0) | (labels["emotion"] >= 0)).sum()
+    with pytest.raises(UserError, match=r"none of the \d+ training records of .* has a label of age_years$"):
+        size("balanced", "age_years")
