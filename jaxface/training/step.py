@@ -75,7 +75,7 @@ def start_state(
         average=dict(trained) if average else {},
         skipped=zero,
         bad=zero,
-        key=np.asarray(jax.random.key_data(jax.random.key(seed))),
+        key=jax.random.key_data(jax.random.key(seed)),
     )
 
 
