@@ -68,6 +68,7 @@ class Run:
         self.input = self._cached() or self.images
         self.base_hash = fingerprint(self.parts.frozen)
         self.stop = StopRequest()
+        self.pending: deque[tuple[int, np.ndarray, Any]] = deque()
         self.seen: deque[tuple[int, np.ndarray]] = deque(maxlen=config.bad_steps)
 
     def _check_devices(self) -> None:
@@ -151,6 +152,7 @@ class Run:
         return self.epoch >= self.config.epochs or self.early.is_over
 
     def _save(self) -> None:
+        self._read_steps()  # every line up to here is logged, or a run that goes on from here would lack one
         host = {"plateau": asdict(self.plateau), "early": asdict(self.early), "due": self.due}
         self.checkpoints.save(Saved(unreplicate(self.state), host))
         self.last_save = time.monotonic()
@@ -165,25 +167,21 @@ class Run:
     def _epoch(self) -> None:
         first, batch = self.done % self.steps_per_epoch, self.config.batch_size
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
-        pending: deque[tuple[int, np.ndarray, Any]] = deque()
-        with EpochDisplay(title, self.steps_per_epoch * batch, self.config.tasks, done=first * batch) as display:
+        with EpochDisplay(title, self.steps_per_epoch * batch, self.config.tasks, done=first * batch) as self.display:
             for _ in range(first, self.steps_per_epoch):
                 item = self._next_batch()
                 arrays = {name: item[name] for name in ("image", "features", "labels") if name in item}
                 self.state, metrics = self.step(self.state, self.frozen, shard(arrays))
                 self.done += 1
                 self.stop.exchange()
-                pending.append((self.done, item["id"], metrics))
-                if len(pending) > 1:  # the device is busy with this step while the host reads the one before
-                    self._read_step(*pending.popleft(), display)
-                display.advance(batch)
-                if self._must_save():  # with every line up to here, or a run that goes on from here would lack one
-                    self._read_step(*pending.popleft(), display)
-                    if self.stop.heard:
-                        self._save_and_stop(self.stop.heard)
+                self.pending.append((self.done, item["id"], metrics))
+                self._read_steps(behind=1)  # the device is busy with this step while the host reads the one before
+                self.display.advance(batch)
+                if self._must_save():
                     self._save()
-            while pending:
-                self._read_step(*pending.popleft(), display)
+                if self.stop.heard and self.done % self.steps_per_epoch:  # at the end of an epoch the validation hears of it
+                    self._save_and_stop(self.stop.heard)
+            self._read_steps()
         self.due = True
 
     def _next_batch(self) -> dict[str, Any]:
@@ -192,6 +190,8 @@ class Run:
             try:
                 return next(self.batches)
             except RuntimeError as error:  # grain's word for a process that is gone
+                if self.stop.alone:  # they were asked to stop, too
+                    self._save_and_stop(self.stop.alone)
                 reason = str(error).splitlines()[0]
                 self._say(f"reading failed at step {self.done} ({reason}): it is started again")
                 self.batches.close()
@@ -201,32 +201,37 @@ class Run:
         raise UserError(f"reading failed {READER_TRIES} times at step {self.done} ({reason}); the state is saved")
 
     def _must_save(self) -> bool:
-        if self.done % self.steps_per_epoch == 0:  # saved after validation instead
-            return False
-        return bool(self.stop.heard) or time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
+        """Whether it is time; what an epoch ends with is saved after its validation."""
+        return self.done % self.steps_per_epoch != 0 and time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
 
-    def _read_step(self, step: int, ids: np.ndarray, metrics: Any, display: EpochDisplay) -> None:
-        """Logs a step, and ends the run after too many that had to be skipped."""
-        self.seen.append((step, ids))
-        bad = int(unreplicate(metrics["bad"]))
-        if bad >= self.config.bad_steps:
-            path = self.folder / ("not_finite.json" if is_first() else f"not_finite-{jax.process_index()}.json")
-            write_json(path, [{"step": step, "ids": [str(name) for name in ids]} for step, ids in self.seen])
-            raise UserError(
-                f"the loss or its gradient was not finite in {bad} steps in a row, up to step {step}: lower the learning rates, or look at "
-                f"the records named in {path}; the last good state is in checkpoints/"
-            )
-        if step % self.config.log_every:
-            return
-        values = jax.tree.map(float, unreplicate(metrics))
+    def _read_steps(self, behind: int = 0) -> None:
+        """Logs the steps that are not logged yet but for the last `behind`, and ends the run after too many that had to be skipped."""
+        while len(self.pending) > behind:
+            step, ids, metrics = self.pending.popleft()
+            self.seen.append((step, ids))
+            bad = int(unreplicate(metrics["bad"]))
+            if bad >= self.config.bad_steps:
+                self._give_up(step, bad)
+            if step % self.config.log_every == 0:
+                self._log_step(step, jax.tree.map(float, unreplicate(metrics)))
+
+    def _give_up(self, step: int, bad: int) -> None:
+        path = self.folder / ("not_finite.json" if is_first() else f"not_finite-{jax.process_index()}.json")
+        write_json(path, [{"step": step, "ids": [str(name) for name in ids]} for step, ids in self.seen])
+        raise UserError(
+            f"the loss or its gradient was not finite in {bad} steps in a row, up to step {step}: lower the learning rates, or look at "
+            f"the records named in {path}; the last good state is in checkpoints/"
+        )
+
+    def _log_step(self, step: int, values: dict[str, Any]) -> None:
         line = {name: values[name] for name in ("loss", "gradient_norm") if math.isfinite(values[name])}
-        line |= {"images_per_second": round(display.rate, 2), "skipped": int(values["skipped"])}
+        line |= {"images_per_second": round(self.display.rate, 2), "skipped": int(values["skipped"])}
         for name, key in (("losses", "loss"), ("accuracy", "accuracy"), ("weights", "weight")):
             line |= {f"{key}/{task}": value for task, value in values[name].items() if values["count"][task] or name == "weights"}
         line |= self._learning_rates(step)
         if self.log:
             self.log.write("train", step, (step - 1) // self.steps_per_epoch, {k: v for k, v in line.items() if math.isfinite(v)})
-        display.show({"loss": math.nan} | line)
+        self.display.show({"loss": math.nan} | line)
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         options = self.config.optimizer

@@ -168,6 +168,25 @@ def test_readers_that_die_again_and_again_end_the_run_in_one_line(config, tmp_pa
         run.run()
 
 
+def test_readers_that_die_of_the_same_signal_do_not_keep_the_run_from_stopping(config, undisturbed, tmp_path, monkeypatch):
+    run, deaths = Run(replace(config, out=str(tmp_path))), []
+    train, step = run.input.train, run.step
+
+    def stop_after_two(*arguments):
+        if run.done == 1:
+            deaths.append("x")
+            monkeypatch.setattr(run.stop, "mine", signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(type(run.stop), "heard", 0)  # as if the signal came while the next batch is read
+    monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), deaths))
+    monkeypatch.setattr(run, "step", stop_after_two)
+    with pytest.raises(Stopped, match="stopped at step 2, state saved"):
+        run.run()
+    monkeypatch.undo()
+    assert_same(Run(run.config).run(), undisturbed)
+
+
 def test_a_run_folder_that_vanishes_is_one_line(config, tmp_path, monkeypatch):
     run = Run(replace(config, out=str(tmp_path)))
     save = run._save
