@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 # The PyTorch originals that the parity tests compare against. The last line goes without dependencies: they would replace the CPU torch.
 $(TEST_STAMP): $(STAMP) pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test,detect,reference]'
-	$(BIN)/pip install --quiet --no-deps 'timm==1.0.31' 'open_clip_torch==3.3.0' 'peft==0.21.2' 'transformers==5.24.0' 'torchvision==0.29.1'
+	$(BIN)/pip install --quiet --no-deps 'timm==1.0.31' 'open_clip_torch==3.3.0' 'peft==0.21.2' 'transformers==5.24.0' 'torchvision==0.29.1' 'coral-pytorch==1.4.0'
 	@touch $@
 
 quickstart: $(STAMP)

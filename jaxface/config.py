@@ -109,7 +109,7 @@ class Config:
       out: folder of run folders.
       tasks: what is predicted.
       losses: of single tasks, where not cross_entropy: coral (ordinal regression), soft (labels smeared over neighbours).
-      balancing: how the tasks' losses become one: uw, ema, dwa, gradnorm, fixed.
+      balancing: how the losses of several tasks become one: uw, ema, dwa, gradnorm, fixed.
       batch_size: over all devices of all hosts.
       accumulate: pieces that a device's part of the batch is computed in, where memory is short.
       epochs: at most.
@@ -121,6 +121,8 @@ class Config:
       report: write `report.html` at the end.
       bad_steps: steps in a row without a finite loss and gradient that end the run; each is skipped.
       cluster: several processes.
+      seeds: one run for each in place of `seed`, in a folder of its own below this one's.
+      grid: one run for each combination, as in `balancing=uw,ema optimizer.backbone=1e-5,1e-4`: an option of this list and its values.
       after: the run that this one starts from; made first if it is not there.
     """
 
@@ -145,6 +147,8 @@ class Config:
     report: bool = False
     bad_steps: int = 5
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    seeds: tuple[int, ...] = ()
+    grid: tuple[str, ...] = ()
     after: Annotated[Any, tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:

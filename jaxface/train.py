@@ -7,6 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,8 @@ from rich.table import Table
 from jaxface.cli import parse
 from jaxface.config import Config, load_config
 from jaxface.errors import UserError, run_command
-from jaxface.evaluation.runs import read_metrics
+from jaxface.evaluation.runs import read_metrics, read_run
+from jaxface.evaluation.sweep import sweep_table
 from jaxface.memory import use_large_pages
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
@@ -35,19 +37,23 @@ def read_command_line(arguments: list[str], prog: str = "python -m jaxface.train
     config = parse(Config, args=arguments, default=load_config(path), prog=prog, description=description)
     if config.after is None:
         return config
-    after = replace(config.after, out=config.out)
+    after = replace(config.after, out=config.out, cluster=config.cluster)
     if config.encoder.weights is None:
         config = replace(config, encoder=replace(config.encoder, weights=str(after.folder)))
     return replace(config, after=after)
 
 
 def train(config: Config) -> list[Path]:
-    """Trains the run and, first, the one that it starts from. Returns their folders, the first one's first."""
+    """Trains the runs that the configuration stands for and, first, the one that they start from. Returns their folders in that order."""
     from jaxface.training.loop import Run  # slow to import: not for --help
+    from jaxface.training.sweep import members
 
+    runs = members(config)
     folders = [] if config.after is None else train(config.after)
-    print(f"{config.folder}: {config.method.name} for {', '.join(config.tasks)}", file=sys.stderr)
-    return [*folders, Run(config).run()]
+    for run in runs:
+        print(f"{run.folder}: {run.method.name} for {', '.join(run.tasks)}", file=sys.stderr)
+        folders.append(Run(run).run())
+    return folders
 
 
 def results_table(folder: Path) -> Table:
@@ -70,25 +76,43 @@ def results_table(folder: Path) -> Table:
     return table
 
 
+def show(config: Config, folders: list[Path]) -> None:
+    """Prints what came out, and writes the report if the configuration asks for it."""
+    console = Console()
+    for folder in folders:
+        console.print(results_table(folder))
+    sweep = sweep_table([read_run(folder) for folder in folders])
+    if sweep is not None:
+        console.print(sweep)
+    if config.report:
+        from jaxface.report import write_report
+
+        one = len(folders) == 1 or config.seeds or config.grid
+        page = write_report(folders, (config.folder if one else config.folder.parent) / "report.html")
+        console.print(f"report: {page}")
+
+
 def main() -> int:
     """Trains and prints what came out."""
     config = read_command_line(sys.argv[1:])
-    from jaxface.training.loop import Stopped
+    signal.signal(signal.SIGTERM, _stop_early)  # a run takes it over from its first step on
+    from jaxface.training.cluster import connect, is_first
+    from jaxface.training.stopping import Stopped
 
+    connect(config.cluster)
     try:
         folders = train(config)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 0 if stopped.signal == signal.SIGTERM else 130
-    console = Console()
-    for folder in folders:
-        console.print(results_table(folder))
-    if config.report:
-        from jaxface.report import write_report
-
-        page = write_report(folders, folders[-1].parent / "report.html" if len(folders) > 1 else folders[-1] / "report.html")
-        console.print(f"report: {page}")
+    if is_first():
+        show(config, folders)
     return 0
+
+
+def _stop_early(number: int, frame: FrameType | None) -> None:
+    print("stopped while getting ready, nothing is lost: the same command starts again", file=sys.stderr)
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":

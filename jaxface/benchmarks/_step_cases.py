@@ -95,7 +95,7 @@ def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], An
     )
     parts = make_parts(config)
     balancer, optimizer = get_balancer("uw"), make_optimizer(config.optimizer, parts.groups, 100)
-    step = make_step(parts.structure, config.tasks, balancer, optimizer, 0)
+    step = make_step(parts.structure, config.tasks, balancer, optimizer)
     held = [replicate(start_state(parts.trained, parts.statistics, config.tasks, balancer, optimizer))]
     frozen, data = replicate(parts.frozen), jax.device_put(shard(batch))
     del parts

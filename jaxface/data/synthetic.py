@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from jaxface.data.drawing import EXPRESSIONS, Canvas, Colour, Traits, draw_person, mix
-from jaxface.data.tasks import AGE, AGE_STARTS, EMOTION, GENDER, MISSING
+from jaxface.data.tasks import AGE, AGE_STARTS, EMOTION, GENDER, MISSING, Task
 from jaxface.errors import UserError
 
 SUPERSAMPLING = 2
@@ -46,6 +46,9 @@ class DrawnSet:
       size: side in pixels.
       seed: of the drawings.
       missing: share of the training labels that are left out.
+      skew: how many times as frequent as its last class a task's first one is in training, those between evenly spaced in logarithms.
+      noisy: the task whose training labels are partly wrong, '' for none.
+      noise: share of them that are drawn at random.
     """
 
     style: str = "paint"
@@ -54,6 +57,9 @@ class DrawnSet:
     size: int = 60
     seed: int = 0
     missing: float = 1 / 3
+    skew: float = 1.0
+    noisy: str = ""
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,24 +116,32 @@ SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 120), (198, 134, 90), (150
 HAIRS = ((20, 16, 16), (45, 30, 24), (75, 46, 30), (88, 40, 24))
 
 
-def draw_face(seed: int, index: int, *, style: str = "paint", size: int = 60, missing: float = 0.0) -> Drawn:
+def draw_face(seed: int, index: int, *, style: str = "paint", size: int = 60, missing: float = 0.0, skew: float = 1.0) -> Drawn:
     """Draws one face; the same arguments always give the same one.
 
     Args:
       missing: probability that a task's label is left out; one label always stays.
+      skew: how many times as frequent as its last class a task's first one is.
 
     Raises UserError for an unknown style.
     """
     if style not in STYLES:
         raise UserError(f"no drawing style {style!r}; known: {', '.join(STYLES)}")
     rng = np.random.default_rng((seed, index))
-    labels = {task.name: int(rng.integers(task.num_classes)) for task in (AGE, GENDER, EMOTION)}
+    labels = {task.name: _draw_class(task, skew, rng) for task in (AGE, GENDER, EMOTION)}
     traits = make_traits(labels, rng)
     image = STYLES[style].finish(_picture(traits, STYLES[style], size, rng), rng)
     dropped = rng.random(3) < missing
     dropped[rng.integers(3)] = False
     kept = {task: MISSING if drop else label for (task, label), drop in zip(labels.items(), dropped, strict=True)}
     return Drawn(image, years_of(traits.stage), kept)
+
+
+def _draw_class(task: Task, skew: float, rng: np.random.Generator) -> int:
+    if skew == 1:
+        return int(rng.integers(task.num_classes))
+    share = np.geomspace(skew, 1, task.num_classes)
+    return int(rng.choice(task.num_classes, p=share / share.sum()))
 
 
 def years_of(stage: float) -> float:

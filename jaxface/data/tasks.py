@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxface.errors import UserError
@@ -18,11 +19,15 @@ class Task:
       name: the word that commands, batches and output columns use.
       classes: the names of its classes; a label is an index into them.
       ordinal: whether the classes have an order, so that being off by one class means something.
+      coarse: the task whose classes are groups of this one's, which answers are mapped back to; '' for none.
+      group: the coarse class of each class.
     """
 
     name: str
     classes: tuple[str, ...]
     ordinal: bool = False
+    coarse: str = ""
+    group: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -49,6 +54,11 @@ AGE_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
 """The first year of each age group."""
 
 
+def with_coarse(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks, and after them those that their answers are mapped back to: what is evaluated."""
+    return tuple(dict.fromkeys((*tasks, *(task.coarse for task in map(get_task, tasks) if task.coarse))))
+
+
 def get_task(name: str) -> Task:
     """The task of that name. Raises UserError that lists the known ones."""
     if name not in TASKS:
@@ -61,3 +71,23 @@ def age_group(years: float) -> int:
     if not 0 <= years < 150:
         raise UserError(f"an age of {years} years is out of range (0 to 149)")
     return sum(years >= start for start in AGE_STARTS) - 1
+
+
+OLDEST = 100
+"""Years from which on ages are not told apart."""
+
+AGE_YEARS = register_task(
+    Task(
+        "age_years",
+        (*map(str, range(OLDEST)), f"{OLDEST}+"),
+        ordinal=True,
+        coarse=AGE.name,
+        group=tuple(age_group(years) for years in range(OLDEST + 1)),
+    )
+)
+"""Age in single years, for ordinal regression (thesis, future work)."""
+
+
+def age_labels(years: float) -> dict[str, int]:
+    """The labels that an age in years gives, of both tasks. Raises UserError outside 0 to 149."""
+    return {AGE.name: age_group(years), AGE_YEARS.name: min(int(years), OLDEST)}

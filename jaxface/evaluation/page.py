@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.evaluation import examples, sections
+from jaxface.evaluation import examples, sections, sweep
 from jaxface.evaluation.markup import Cell, Html, details, join, page, section, table, tag
 from jaxface.evaluation.runs import RANDOM, Run, read_run
 from jaxface.evaluation.sections import Runs, tasks_of
@@ -132,6 +132,7 @@ def _is_drawn(run: Run) -> bool:
 
 SECTIONS: list[tuple[str, str, str, Callable[[Runs], Html]]] = [
     ("results", "Results", "Results", sections.results),
+    ("seeds", "Seeds", "Over seeds", sweep.seeds),
     ("faces", "Faces", "Predicted faces", examples.faces),
     ("classes", "Classes", "Class by class", sections.classes),
     ("training", "Training", "Training", sections.training),

@@ -2,6 +2,9 @@
 
 A checkpoint is one file, `step-00000042.safetensors`: every array of the state under its path, and in the metadata what the loop
 carries and a hash over all of it. It is written aside, forced to the disk, and renamed.
+
+Orbax is not used: it keeps a checkpoint as a folder of many files with no hash over them, where a file cut short can be noticed late or
+not at all; one file that is renamed when it is whole cannot be half written, and any byte that is lost shows when it is read.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxface.errors import UserError
 from jaxface.files import write_tensors
+from jaxface.training.cluster import from_first, is_first
 from jaxface.training.runs import fingerprint
 from jaxface.training.step import TrainState
 
@@ -39,14 +43,15 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run; several processes share a folder, and the first of them writes."""
+    """The checkpoints of one run; of several processes the first writes and reads, and tells the others."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.writes = folder, jax.process_index() == 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write checkpoints there ({error.strerror or error})") from error
+        self.folder = folder
+        if is_first():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{folder}: cannot write checkpoints there ({error.strerror or error})") from error
         self._writer = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
@@ -57,7 +62,7 @@ class Checkpoints:
     def save(self, saved: Saved) -> None:
         """Starts writing, after the save before. Raises UserError if that one could not be written."""
         self.wait()
-        if self.writes:
+        if is_first():
             arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.state)}
             self._last = self._writer.submit(self._write, int(saved.state.step), arrays, json.dumps(saved.host))
 
@@ -72,14 +77,20 @@ class Checkpoints:
             self._path(old).unlink(missing_ok=True)
 
     def restore(self, like: TrainState) -> Saved | None:
-        """The newest state that can be read, shaped as `like`; None if there is none. One that cannot be read is passed over, and said."""
+        """The newest state that can be read, shaped as `like`, in every process; None if there is none.
+
+        One that cannot be read is passed over, and said.
+        """
+        return from_first(self._newest(like) if is_first() else None)
+
+    def _newest(self, like: TrainState) -> Saved | None:
         for step in self.steps():
+            path = self._path(step)
             try:
-                return self._read(self._path(step), like)
-            except (SafetensorError, OSError, KeyError, ValueError) as error:
-                logging.getLogger(__name__).warning("%s is left out: %s", self._path(step), str(error).splitlines()[0])
-                if self.writes:
-                    self._path(step).rename(self._path(step).with_suffix(".broken"))
+                return self._read(path, like)
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                logging.getLogger(__name__).warning("%s is left out: %s", path, str(error).splitlines()[0])
+                path.rename(path.with_suffix(".broken"))
         return None
 
     def _read(self, path: Path, like: TrainState) -> Saved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +13,20 @@ import numpy as np
 
 from jaxface.config import Config
 from jaxface.data.pipeline import TRIES, count_records, eval_batches, train_batches
+from jaxface.data.records import SUMMARY, read_labels, splits
 from jaxface.data.sampling import make_order
 from jaxface.data.sources.synthetic import prepare_synthetic
+from jaxface.data.synthetic import DrawnSet
+from jaxface.data.tasks import MISSING, with_coarse
 from jaxface.errors import UserError
 from jaxface.progress import Track
+from jaxface.training.cluster import is_first
 from jaxface.training.step import shard
 
 Batches = Iterator[dict[str, Any]]
+
+SPECIAL = ("missing", "skew", "noisy", "noise")
+"""What the name of a folder of drawn faces tells only where it is not as usual."""
 
 
 def prepared_sets(config: Config) -> tuple[str, ...]:
@@ -31,8 +39,14 @@ def prepared_sets(config: Config) -> tuple[str, ...]:
     if config.data.drawn is None:
         raise UserError("no data: --data.sets FOLDER... (folders written by `python -m jaxface.prepare`)")
     drawn = config.data.drawn
-    out = Path(config.out) / "drawn" / f"{drawn.style}-{drawn.count}-{drawn.test_count}-{drawn.size}px-seed{drawn.seed}"
-    prepare_synthetic(out, **asdict(drawn))
+    usual = DrawnSet()
+    special = [f"-{key}{getattr(drawn, key)}" for key in SPECIAL if getattr(drawn, key) != getattr(usual, key)]
+    name = f"{drawn.style}-{drawn.count}-{drawn.test_count}-{drawn.size}px-seed{drawn.seed}" + "".join(special)
+    out = Path(config.out) / "drawn" / name
+    if is_first():
+        prepare_synthetic(out, **asdict(drawn))
+    while not (out / SUMMARY).exists():  # the first process draws for all
+        time.sleep(0.2)
     return (str(out),)
 
 
@@ -47,6 +61,20 @@ class Images:
     def count(self, split: str, *, missing_ok: bool = False) -> int:
         """The number of records of a split. Raises UserError if no set has it, unless `missing_ok`."""
         return count_records(self.sets, split, missing_ok=missing_ok)
+
+    def epoch_size(self) -> int:
+        """The training records that an epoch counts: where they are drawn by their labels, those that carry one of the run's tasks.
+
+        Raises UserError if none does.
+        """
+        total, tasks, labelled = self.count("train"), self.config.tasks, 0
+        for folder in self.sets:
+            if "train" in splits(folder):
+                carried = [values != MISSING for task, values in read_labels(folder, "train").items() if task in tasks]
+                labelled += int(np.any(carried, axis=0).sum())
+        if not labelled:
+            raise UserError(f"none of the {total} training records of {', '.join(self.sets)} has a label of {', '.join(tasks)}")
+        return total if self.config.data.sampling == "shuffle" else labelled
 
     def test_split(self) -> str:
         """`test`, or `validation` for sets without one."""
@@ -74,7 +102,7 @@ class Images:
         return eval_batches(
             self.sets,
             split,
-            self.config.tasks,
+            with_coarse(self.config.tasks),
             image_size=self.image_size,
             batch_size=self.config.batch_size // jax.process_count(),
             workers=0,
@@ -110,7 +138,8 @@ class Features:
         """As `Images.train` without augmentation."""
         config, records = self.images.config, self.split("train")
         size, share = len(records["valid"]), config.batch_size // jax.process_count()
-        order = make_order(config.data.sampling, records["labels"], size, config.seed)
+        labels = {task: records["labels"][task] for task in config.tasks}
+        order = make_order(config.data.sampling, labels, size, config.seed)
 
         def index_at(position: int) -> int:
             index = order[position]
@@ -122,9 +151,9 @@ class Features:
             return index
 
         while True:
-            first = start * config.batch_size + jax.process_index()
-            rows = [index_at(first + k * jax.process_count()) for k in range(share)]
-            yield jax.tree.map(lambda array, rows=rows: array[rows], records)
+            first = start * config.batch_size + jax.process_index() * share
+            rows = [index_at(first + k) for k in range(share)]
+            yield jax.tree.map(lambda array, rows=rows: array[rows], {**records, "labels": labels})
             start += 1
 
     def evaluation(self, split: str) -> Iterable[dict[str, Any]]:

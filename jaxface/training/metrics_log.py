@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
 
 from jaxface.files import aside
 
@@ -15,18 +19,22 @@ from jaxface.files import aside
 class MetricsLog:
     """Appends one JSON object per step or evaluation to `metrics.jsonl`, and the same numbers as TensorBoard events.
 
-    On resume from a step, lines of later steps are dropped: they will be written again.
+    Args:
+      step: that the run goes on from: lines of later steps are dropped, they will be written again.
+      again: splits whose line of this very step will be written again, too.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, again: Collection[str] = ()) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if line["step"] <= step and not (line["split"] == "test" and step)] if step else []
+        kept = [line for line in self._lines() if line["step"] < step or (line["step"] == step and line["split"] not in again)]
         seconds = max((line["time"] for line in kept), default=0.0)
         with aside(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._start = time.monotonic() - seconds
         self._file = self.path.open("a")
-        self._events = SummaryWriter(str(folder / "events"), purge_step=step or None)
+        (folder / "events").mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / "events" / "events"))  # not SummaryWriter, whose thread dies alone on a full disk
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a killed run logged after the step
 
     def _lines(self) -> list[dict[str, Any]]:
         lines = []
@@ -42,8 +50,11 @@ class MetricsLog:
         line = {"step": step, "epoch": epoch, "split": split, "time": round(time.monotonic() - self._start, 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        self._event(step, summary=Summary(value=[scalar(f"{split}/{name}", value).value[0] for name, value in values.items()]))
+        self._events.flush()
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def close(self) -> None:
         """Writes out what is left."""

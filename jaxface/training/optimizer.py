@@ -54,9 +54,11 @@ class OptimizerOptions:
         return getattr(self, group.rate) * (self.plus_ratio if group.plus else 1.0)
 
     def schedule(self, total_steps: int) -> optax.Schedule:
-        """The factor on all rates at a step, without the plateau's."""
+        """The factor on all rates at a step, without the plateau's. Raises UserError for a warm-up that leaves no step to the cosine."""
         if self.cosine:
-            return optax.warmup_cosine_decay_schedule(0.0 if self.warmup_steps else 1.0, 1.0, self.warmup_steps, max(total_steps, 1))
+            if self.warmup_steps >= total_steps:
+                raise UserError(f"optimizer.warmup_steps {self.warmup_steps}: expected fewer than the run's {total_steps} steps")
+            return optax.warmup_cosine_decay_schedule(0.0 if self.warmup_steps else 1.0, 1.0, self.warmup_steps, total_steps)
         return optax.linear_schedule(0.0, 1.0, self.warmup_steps) if self.warmup_steps else optax.constant_schedule(1.0)
 
     def factor_at(self, step: int, total_steps: int) -> float:
@@ -125,3 +127,34 @@ class Plateau:
             if self.scale - lowered > self.eps:
                 self.scale = lowered
         return self.scale
+
+
+@dataclass
+class EarlyStop:
+    """Which epoch is kept, and when there were enough without improvement (thesis, section 3.1).
+
+    Kept is the epoch with the best accuracy. An improvement is a lower loss with one task, and a better accuracy with several, whose
+    losses differ in scale.
+
+    Attributes:
+      patience: epochs in a row without improvement that end the training.
+      by_loss: whether the loss counts, not the accuracy.
+    """
+
+    patience: int
+    by_loss: bool
+    loss: float = float("inf")
+    accuracy: float = float("-inf")
+    stale: int = 0
+
+    def update(self, loss: float, accuracy: float) -> bool:
+        """Takes an epoch's values and returns whether it is the best so far."""
+        is_best = accuracy > self.accuracy
+        improved = loss < self.loss if self.by_loss else is_best
+        self.stale = 0 if improved else self.stale + 1
+        self.loss, self.accuracy = min(loss, self.loss), max(accuracy, self.accuracy)
+        return is_best
+
+    @property
+    def is_over(self) -> bool:
+        return self.stale >= self.patience

@@ -9,11 +9,14 @@ best/                trained.safetensors (what trained, batch statistics) and in
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,12 @@ from jaxface.training.losses import get_loss
 from jaxface.training.optimizer import group_parameters
 
 Arrays = dict[str, Any]
+
+FREE = (
+    *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
+    *("accumulate", "data.workers", "encoder.remat"),
+)
+"""Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +173,30 @@ def check_same_config(folder: Path, config: Config) -> bool:
     """Whether the folder holds this run already. Raises UserError if it holds a run of another configuration."""
     if not (folder / "config.json").exists():
         return False
-    ignored = ("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster")
-    mine, theirs = ({k: v for k, v in to_dict(c).items() if k not in ignored} for c in (config, read_config(folder)))
-    names = differences(mine, theirs)
+    names = [name for name in differences(to_dict(config), to_dict(read_config(folder))) if not name.startswith(FREE)]
     if names:
         raise UserError(
             f"{folder} belongs to another configuration (different: {', '.join(names)}): choose another --name, or remove that folder"
         )
     return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other commands out of a run folder, and clears away what a killed one left half written. Raises UserError if one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{folder}: another command is training there: wait for it, or choose another --name") from None
+        for left in folder.rglob(".*.partial"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def load_run(folder: str | Path) -> tuple[Config, Classifier]:

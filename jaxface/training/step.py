@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxface.data.tasks import get_task
 from jaxface.models.heads import Classifier, Training
 from jaxface.models.tree import Structure, arrays_of
 from jaxface.training.balancing import Balancer
@@ -37,6 +38,7 @@ class TrainState(NamedTuple):
       average: the moving average of `trained`; empty without one.
       skipped: steps whose loss or gradient was not finite.
       bad: how many of the last steps, without a good one between, those were.
+      key: the seed's random key; a step folds its number into it. Part of the state, so that runs of several seeds share one program.
     """
 
     step: jax.Array
@@ -48,6 +50,7 @@ class TrainState(NamedTuple):
     average: Arrays
     skipped: jax.Array
     bad: jax.Array
+    key: jax.Array
 
 
 def start_state(
@@ -57,6 +60,7 @@ def start_state(
     balancer: Balancer,
     optimizer: optax.GradientTransformation,
     average: float = 0.0,
+    seed: int = 0,
 ) -> TrainState:
     """The state before the first step."""
     trained = trained | {BALANCE + task: leaf for task, leaf in balancer.parameters(tasks).items()}
@@ -71,6 +75,7 @@ def start_state(
         average=dict(trained) if average else {},
         skipped=zero,
         bad=zero,
+        key=jax.random.key_data(jax.random.key(seed)),
     )
 
 
@@ -84,7 +89,6 @@ def make_step(
     tasks: tuple[str, ...],
     balancer: Balancer,
     optimizer: optax.GradientTransformation,
-    seed: int,
     *,
     losses: Mapping[str, str] | None = None,
     accumulate: int = 1,
@@ -141,7 +145,7 @@ def make_step(
 
     def gradients_of(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[Arrays, Arrays, Metrics]:
         counts = {task: jax.lax.psum(jnp.sum(batch["labels"][task] >= 0), AXIS) for task in tasks}
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         gradient = jax.grad(piece_loss, has_aux=True)
         if accumulate == 1:
             gradients, (statistics, metrics) = gradient(state.trained, state.statistics, state, frozen, batch, key, counts)
@@ -187,7 +191,7 @@ def make_step(
             good, apply, lambda: {name: getattr(state, name) for name in ("trained", "statistics", "optimizer", "balance", "average")}
         )
         bad = jnp.where(good, 0, state.bad + 1)
-        new = TrainState(step=state.step + 1, scale=state.scale, skipped=state.skipped + ~good, bad=bad, **kept)
+        new = state._replace(step=state.step + 1, skipped=state.skipped + ~good, bad=bad, **kept)
         correct = metrics.pop("correct")
         metrics["accuracy"] = {task: correct[task] / jnp.maximum(metrics["count"][task], 1) for task in tasks}
         metrics["weights"] = balancer.weights(balance_part(state.trained), state.balance, tasks)
@@ -217,19 +221,39 @@ def present_in(counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def make_predict(structure: Structure) -> Callable[[Arrays, jax.Array], tuple[dict[str, jax.Array], jax.Array]]:
-    """Evaluation over all local devices: (arrays by name, images uint8 [devices, B, H, W, 3]) -> (logits of each task, features)."""
+    """Evaluation over all local devices: (arrays by name, images uint8 [devices, B, H, W, 3]) -> (logits of each task, features).
+
+    The tasks are those of `jaxface.data.tasks.with_coarse`.
+    """
 
     def predict(arrays: Arrays, images: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         model = structure.build(arrays)
         features = model.features(normalize_images(images))
-        return model.classify(features), features
+        return with_coarse_logits(model.classify(features)), features
 
-    return jax.pmap(predict, axis_name=AXIS)
+    return jax.pmap(predict, axis_name=AXIS, devices=jax.local_devices())
 
 
 def make_classify(structure: Structure) -> Callable[[Arrays, jax.Array], tuple[dict[str, jax.Array], jax.Array]]:
     """The heads' part of `make_predict`: (arrays by name, features [devices, B, D]) -> (logits of each task, the features)."""
-    return jax.pmap(lambda arrays, features: (structure.build(arrays).classify(features), features), axis_name=AXIS)
+
+    def classify(arrays: Arrays, features: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        return with_coarse_logits(structure.build(arrays).classify(features)), features
+
+    return jax.pmap(classify, axis_name=AXIS, devices=jax.local_devices())
+
+
+def with_coarse_logits(logits: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Adds log-probabilities [B, G] of the groups that fine classes fall into; the largest is the group of the fine answer."""
+    coarse = {}
+    for name, fine in logits.items():
+        task = get_task(name)
+        if task.coarse and task.coarse not in logits:
+            member = jax.nn.one_hot(jnp.array(task.group), get_task(task.coarse).num_classes)
+            values = jnp.log(jnp.maximum(jax.nn.softmax(fine) @ member, 1e-7))
+            answer = member[jnp.argmax(fine, -1)] > 0
+            coarse[task.coarse] = jnp.where(answer, jnp.maximum(values, values.max(-1, keepdims=True) + 1e-3), values)
+    return logits | coarse
 
 
 def model_part(trained: Arrays) -> Arrays:

@@ -175,20 +175,23 @@ def losses(folder):
     return [{key: value for key, value in line.items() if key not in ("time", "images_per_second")} for line in lines]
 
 
-def test_raf_db_trains_from_the_weights_of_another_run(workplace, tmp_path):
+def test_raf_db_trains_from_the_weights_of_another_run_with_two_seeds(workplace, tmp_path):
     write_raf_db(tmp_path / "raf", train=12, test=4)
     prepare("raf_db", tmp_path / "raf", tmp_path / "faces")
     words = ["--config", "configs/lp.py", "--encoder.weights", workplace / "runs/first", "--data.sets", tmp_path / "faces"]
-    words += ["--tasks", "emotion", "--out", tmp_path / "runs", "--epochs", 1, "--batch-size", 4]
+    words += ["--tasks", "emotion", "--out", tmp_path / "runs", "--epochs", 1, "--batch-size", 4, "--seeds", 0, 1, "--report"]
     done = run(*words)
     assert done.returncode == 0, done.stderr
     assert "emotion" in done.stdout
+    assert "±" in done.stdout
+    assert {path.parent.name for path in tmp_path.glob("runs/lp/*/result.json")} == {"seed=0", "seed=1"}
+    assert "Over seeds" in (tmp_path / "runs/lp/report.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config", "configs/nothing.py"], "no configuration configs/nothing.py; in configs: ap.py"),
+        (["--config", "configs/nothing.py"], "no configuration configs/nothing.py; in configs: age_ordinal.py"),
         (["--epoch", "3"], "unrecognized options: --epoch"),
         (["--tasks", "age", "height"], "no task 'height'; known: age, gender, emotion"),
         (["--batch-size", "-1"], "batch_size -1: expected more than 0"),

@@ -1,20 +1,38 @@
 """Losses, balancers and schedules against independent references."""
 
 import math
+from importlib import import_module
 
+import coral_pytorch.dataset
+import coral_pytorch.layers
+import coral_pytorch.losses
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxface.adapters.methods import Group
+from jaxface.adapters.methods import Group, adapt_with_groups, make_options
+from jaxface.adapters.peft_format import timm_modules
+from jaxface.data.tasks import AGE, AGE_STARTS, AGE_YEARS
 from jaxface.errors import UserError
+from jaxface.evaluation.reference import build_original, import_torch
+from jaxface.models.encoder import Encoder
+from jaxface.models.heads import Head
+from jaxface.models.tree import flatten
 from jaxface.training.balancing import MovingAverage, Uncertainty, get_balancer
 from jaxface.training.losses import get_loss, masked_correct, masked_sum
-from jaxface.training.optimizer import OptimizerOptions, Plateau, group_parameters, make_optimizer
+from jaxface.training.optimizer import EarlyStop, OptimizerOptions, Plateau, group_parameters, make_optimizer
+from jaxface.training.step import with_coarse_logits
+from small_models import KINDS, random_tensors
+
+torch, peft = import_torch("peft")
+
+
+def numbers(**values):
+    return {name: jnp.float32(value) for name, value in values.items()}
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -101,3 +119,162 @@ def test_adamw_with_groups_steps_as_torchs_adamw_with_parameter_groups():
 def test_a_group_that_matches_no_parameter_is_named():
     with pytest.raises(UserError, match="no parameter matches 'typo'"):
         group_parameters(["x.kernel.a"], [Group("a$", rate="head"), Group("typo", rate="head")])
+
+
+def test_coral_equals_its_authors_loss_layer_and_answer():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(8, 5)).astype(np.float32), rng.integers(0, 7, 8)
+    layer = coral_pytorch.layers.CoralLayer(5, 7)
+    head = Head(5, 7, deep=False, batch_norm=False, dropout=0, output="ranks", rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(head.out.bias[...], layer.coral_bias.detach(), rtol=1e-6)  # both start from falling thresholds
+    head.out.kernel = nnx.Param(jnp.asarray(layer.coral_weights.weight.detach().numpy().T))
+    ranks = layer(torch.tensor(features))
+    levels = coral_pytorch.dataset.levels_from_labelbatch(torch.tensor(labels), 7)
+    expected = coral_pytorch.losses.coral_loss(ranks, levels, reduction=None).detach().numpy()
+    np.testing.assert_allclose(get_loss("coral").values(head.out(features), jnp.asarray(labels)), expected, rtol=1e-5)
+    answers = coral_pytorch.dataset.proba_to_label(torch.sigmoid(ranks)).numpy()
+    assert np.array_equal(np.argmax(head(jnp.asarray(features)), -1), answers)
+    p = jax.nn.softmax(head(jnp.asarray(features)))
+    assert np.all(p > 0)
+
+
+def test_soft_labels_are_a_bell_around_the_class():
+    logits = np.random.default_rng(0).normal(size=(3, 9)).astype(np.float32)
+    labels = [0, 4, 8]
+    target = [[math.exp(-((k - label) ** 2) / 2) for k in range(9)] for label in labels]
+    target = torch.tensor(target) / torch.tensor(target).sum(1, keepdim=True)
+    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), target, reduction="none")
+    np.testing.assert_allclose(get_loss("soft").values(jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 100), st.integers(0, 2**30))
+def test_single_years_map_to_the_group_of_the_likeliest_year(year, seed):
+    logits = np.random.default_rng(seed).normal(size=(1, 101)).astype(np.float32)
+    logits[0, year] = 4.0 + logits.max()
+    grouped = with_coarse_logits({AGE_YEARS.name: jnp.asarray(logits)})[AGE.name]
+    assert int(jnp.argmax(grouped)) == max(k for k, start in enumerate(AGE_STARTS) if year >= start)
+    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    expected = [p[a:b].sum() for a, b in zip(AGE_STARTS, (*AGE_STARTS[1:], 101), strict=True)]
+    if int(np.argmax(expected)) == int(jnp.argmax(grouped)):
+        np.testing.assert_allclose(jnp.exp(grouped[0]), expected, atol=2e-3)
+
+
+def test_dynamic_averaging_follows_its_paper():
+    tasks, balancer = ("a", "b"), get_balancer("dwa")
+    state, means = balancer.state(tasks), {task: [] for task in tasks}
+    rng = np.random.default_rng(0)
+    for epoch in range(4):
+        weights = balancer.weights({}, state, tasks)
+        rate = {task: means[task][-1] / means[task][-2] if epoch >= 2 else 1.0 for task in tasks}
+        whole = sum(math.exp(rate[task] / 2) for task in tasks)
+        for task in tasks:
+            assert float(weights[task]) == pytest.approx(2 * math.exp(rate[task] / 2) / whole, rel=1e-5)
+        losses = rng.uniform(0.5, 2, (3, 2))
+        for a, b in losses:
+            state = balancer.after_step(numbers(a=a, b=b), numbers(a=1, b=1), state, {})
+        state = balancer.after_epoch(state)
+        for task, values in zip(tasks, losses.T, strict=True):
+            means[task].append(float(values.mean()))
+
+
+def test_gradnorm_takes_the_gradient_step_of_its_papers_loss():
+    tasks, balancer = ("a", "b", "c"), get_balancer("gradnorm")
+    state, weight, first = balancer.state(tasks), torch.ones(3), None
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        losses, norms = rng.uniform(0.5, 2, 3).astype(np.float32), rng.uniform(0.1, 3, 3).astype(np.float32)
+        state = balancer.after_step(
+            numbers(**dict(zip(tasks, losses, strict=True))), numbers(a=1, b=1, c=1), state, numbers(**dict(zip(tasks, norms, strict=True)))
+        )
+        first = losses if first is None else first
+        weight = weight.detach().requires_grad_()
+        size = weight * torch.tensor(norms)
+        mean = size.mean().detach()
+        rate = torch.tensor(losses / first)
+        target = (mean * (rate / rate.mean()) ** balancer.alpha).detach()
+        (size - target).abs().sum().backward()
+        with torch.no_grad():
+            weight = weight - balancer.rate * weight.grad / mean
+            weight = 3 * weight / weight.sum()
+        got = balancer.weights({}, state, tasks)
+        np.testing.assert_allclose([float(got[task]) for task in tasks], weight.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("by_loss", "kept", "over"),
+    [(True, [0, 1, 3], 5), (False, [0, 1, 3], 6)],  # accuracy improves at epoch 3, the loss last at epoch 2
+)
+def test_one_task_stops_by_its_loss_and_several_by_their_accuracy_and_the_best_accuracy_is_kept(by_loss, kept, over):
+    losses, accuracies = [3.0, 2.0, 1.0, 1.5, 1.4, 1.3, 1.2], [0.1, 0.3, 0.2, 0.4, 0.4, 0.3, 0.2]
+    early, best, ended = EarlyStop(3, by_loss), [], None
+    for epoch, values in enumerate(zip(losses, accuracies, strict=True)):
+        if early.update(*values):
+            best.append(epoch)
+        if early.is_over and ended is None:
+            ended = epoch
+    assert (best, ended) == (kept, over)
+
+
+def test_the_cosine_with_warm_up_is_torchs():
+    options = OptimizerOptions(cosine=True, warmup_steps=4)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-12, total_iters=4)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=16)
+    reference = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [4])
+    schedule = options.schedule(20)
+    for step in range(20):
+        rate = optimizer.param_groups[0]["lr"]
+        assert float(schedule(step)) == pytest.approx(rate, abs=1e-6)
+        assert options.factor_at(step, 20) == pytest.approx(rate, abs=1e-6)
+        optimizer.step()
+        reference.step()
+    with pytest.raises(UserError, match=r"warmup_steps 4: expected fewer than the run's 4 steps"):
+        options.schedule(4)
+
+
+def test_gradients_are_clipped_as_torch_does():
+    gradients = {"a": np.array([3.0, 0.0], np.float32), "b": np.array([[4.0, 12.0]], np.float32)}
+    options = OptimizerOptions(head=1.0, clip_norm=1.0, weight_decay=0.0)
+    ours = {name: jnp.zeros_like(g) for name, g in gradients.items()}
+    theirs = {name: torch.zeros(g.shape, requires_grad=True) for name, g in gradients.items()}
+    optimizer, reference = make_optimizer(options, {}, 10), torch.optim.AdamW(theirs.values(), lr=1.0, weight_decay=0.0)
+    state = optimizer.init(ours)
+    for scale in (1.0, 0.01, 5.0):  # Adam forgets a common scale of all gradients, but not that one of them was cut
+        updates, state = optimizer.update({name: jnp.asarray(scale * g) for name, g in gradients.items()}, state, ours)
+        ours = {name: ours[name] + updates[name] for name in ours}
+        for name, p in theirs.items():
+            p.grad = torch.tensor(scale * gradients[name])
+        torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        reference.step()
+    for name, p in theirs.items():
+        np.testing.assert_allclose(ours[name], p.detach().numpy(), rtol=1e-4)
+
+
+def test_loraplus_puts_every_matrix_into_the_group_that_peft_puts_it_into():
+    towers = KINDS["core"]
+    encoder, groups = adapt_with_groups(Encoder(towers.vision, rngs=nnx.Rngs(0)), "lora", make_options({"rank": 4}), nnx.Rngs(0))
+    named = group_parameters(flatten(encoder)[0], [group for group in groups if group.rate != "head"])
+    options = OptimizerOptions(backbone=1e-5, pool=1e-5)
+    ours = {}
+    linears = {id(linear): names for linear, names in timm_modules(encoder)}
+    for path, module in nnx.iter_modules(encoder):
+        if id(module) in linears:
+            for kind, theirs in (("a", "lora_A"), ("b", "lora_B")):
+                group = named.get(".".join(map(str, (*path, "kernel", kind))))
+                if group is not None:
+                    ours |= {f"{name}.{theirs}": options.rate(group) for name in linears[id(module)]}
+    blocks = r".*(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))|attn_pool\.(proj|mlp\.(fc1|fc2)))"
+    original = build_original("timm", towers, random_tensors(towers)).modules[0]
+    model = peft.get_peft_model(original, peft.LoraConfig(r=4, target_modules=blocks))
+    optimizer = import_module("peft.optimizers").create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=1e-5, loraplus_lr_ratio=options.plus_ratio
+    )
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    theirs = {
+        name.removeprefix("base_model.model.").removesuffix(".default.weight"): rates[id(p)]
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    assert ours == pytest.approx(theirs)
+    assert len(ours) == 2 * (4 * towers.vision.depth + 3)

@@ -22,14 +22,14 @@ TASKS = ("age", "gender")
 BATCH = 3
 
 
-def make(method, *, dropout=0.0, rates=1e-3, balancing="uw", **options):
+def make(method, *, dropout=0.0, rates=1e-3, balancing="uw", batch_norm=True, **options):
     """A step on the tiny encoder, its state and its frozen arrays."""
     encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
-    parts = take_apart(Classifier(encoder, {"age": 9, "gender": 2}, dropout=dropout, rngs=nnx.Rngs(1)), groups)
+    parts = take_apart(Classifier(encoder, {"age": 9, "gender": 2}, dropout=dropout, batch_norm=batch_norm, rngs=nnx.Rngs(1)), groups)
     balancer = get_balancer(balancing)
     optimizer = make_optimizer(OptimizerOptions(backbone=rates, pool=rates, head=rates), parts.groups, 100)
     state = start_state(parts.trained, parts.statistics, TASKS, balancer, optimizer, options.get("average", 0.0))
-    return make_step(parts.structure, TASKS, balancer, optimizer, seed=0, **options), replicate(state), replicate(parts.frozen)
+    return make_step(parts.structure, TASKS, balancer, optimizer, **options), replicate(state), replicate(parts.frozen)
 
 
 def random_batch(size=BATCH, seed=0):
@@ -88,6 +88,49 @@ def test_training_lowers_the_loss_of_a_batch_and_leaves_frozen_arrays_alone(meth
 
 def test_pixels_are_normalised_to_minus_one_to_one():
     np.testing.assert_allclose(normalize_images(jnp.array([0, 255], jnp.uint8)), [-1, 1])
+
+
+@pytest.mark.parametrize("balancing", ["uw", "gradnorm"])
+def test_pieces_of_a_batch_give_the_step_of_the_whole_one_however_the_labels_fall(balancing):
+    batch = random_batch(4)  # both genders that are known fall into the first of two pieces
+    ends = []
+    for pieces in (1, 2):
+        step, state, frozen = make("lp", balancing=balancing, accumulate=pieces, batch_norm=False)
+        for _ in range(4):
+            state, metrics = step(state, frozen, shard(batch))
+        ends.append((unreplicate(state), unreplicate(metrics)))
+    (whole, metrics), (pieces, piece_metrics) = ends
+    for name, leaf in whole.trained.items():
+        np.testing.assert_allclose(pieces.trained[name], leaf, atol=2e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4), metrics, piece_metrics)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_counters():
+    step, state, frozen = make("lp", balancing="ema", average=0.9)
+    good = {"features": np.random.default_rng(0).normal(size=(4, TINY.output)).astype(np.float32), "labels": random_batch(4)["labels"]}
+    bad = good | {"features": np.where(np.arange(4)[:, None] == 2, np.nan, good["features"]).astype(np.float32)}
+    counts = []
+    for batch in (good, bad, bad, good):
+        before = unreplicate(state)
+        state, metrics = step(state, frozen, shard(batch))
+        after = unreplicate(state)
+        changed = any(not np.array_equal(after.trained[name], before.trained[name]) for name in before.trained)
+        kept = jax.tree.map(np.array_equal, after._replace(step=0, skipped=0, bad=0), before._replace(step=0, skipped=0, bad=0))
+        assert changed == (batch is good)
+        assert all(jax.tree.leaves(kept)) == (batch is bad)
+        counts.append((int(after.step), int(metrics["skipped"][0]), int(metrics["bad"][0])))
+    assert counts == [(1, 0, 0), (2, 1, 1), (3, 2, 2), (4, 2, 0)]
+
+
+def test_the_averaged_parameters_follow_what_trains():
+    step, state, frozen = make("lp", average=0.9)
+    expected = {name: np.asarray(leaf) for name, leaf in unreplicate(state).trained.items()}
+    for _ in range(3):
+        state, _ = step(state, frozen, shard(random_batch()))
+        for name, leaf in unreplicate(state).trained.items():
+            expected[name] = 0.9 * expected[name] + 0.1 * leaf
+    for name, leaf in unreplicate(state).average.items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-7)
 
 
 STEPS = """

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Source, register_source
 from jaxface.data.synthetic import DrawnSet, draw_face
+from jaxface.data.tasks import AGE, MISSING, TASKS, age_labels
 from jaxface.progress import Track
 
 
@@ -45,9 +47,19 @@ class Synthetic(Source):
 def draw_record(drawings: DrawnSet, index: int, split: str) -> Record:
     """One drawn face as a record, its image a PNG."""
     missing = 0.0 if split == "test" else drawings.missing
-    face = draw_face(drawings.seed, index, style=drawings.style, size=drawings.size, missing=missing)
+    skew = 1.0 if split == "test" else drawings.skew
+    face = draw_face(drawings.seed, index, style=drawings.style, size=drawings.size, missing=missing, skew=skew)
     png = cv2.imencode(".png", cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR))[1].tobytes()
-    return Record(id=f"{drawings.style}/{drawings.seed}/{index}", split=split, image=png, labels=face.labels)
+    labels = face.labels if face.labels[AGE.name] == MISSING else {**face.labels, **age_labels(face.years)}
+    if split != "test" and labels.get(drawings.noisy, MISSING) != MISSING:
+        labels = {**labels, drawings.noisy: blurred(labels[drawings.noisy], drawings, index)}
+    return Record(id=f"{drawings.style}/{drawings.seed}/{index}", split=split, image=png, labels=labels)
+
+
+def blurred(label: int, drawings: DrawnSet, index: int) -> int:
+    """The label, or in `drawings.noise` of all cases one drawn at random."""
+    rng = np.random.default_rng((drawings.seed, index, 1))
+    return int(rng.integers(TASKS[drawings.noisy].num_classes)) if rng.random() < drawings.noise else label
 
 
 def prepare_synthetic(out: Path, **drawings: Any) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 
 from jaxface.data.faces import Box
 from jaxface.data.records import SPLITS
-from jaxface.data.tasks import AGE, AGE_STARTS, TASKS, age_group
+from jaxface.data.tasks import AGE, AGE_STARTS, TASKS, age_group, age_labels
 from jaxface.errors import UserError
 
 SHORT = {"m": "male", "f": "female"}
@@ -108,6 +108,8 @@ def read_age(text: str, where: str, straddling: str = "refuse") -> dict[str, int
         groups = {age_group(year) for year in years}
     except (ValueError, UserError):
         raise UserError(f"{where}: age {text!r} is out of range (years 0 to 149, or one of {', '.join(AGE.classes)})") from None
+    if len(years) == 1:
+        return age_labels(years[0])
     if len(groups) == 1:
         return {AGE.name: groups.pop()}
     if straddling == "refuse":

@@ -1,0 +1,250 @@
+"""Whole small runs that something happens to."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from faces import write_manifest
+from safetensors.numpy import load_file
+
+from jaxface.adapters.methods import AdapterOptions
+from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
+from jaxface.data.preparation import prepare
+from jaxface.data.records import read_labels
+from jaxface.errors import UserError
+from jaxface.models.variants import VARIANTS, EncoderConfig
+from jaxface.training.input import Features, Images
+from jaxface.training.loop import Run
+from jaxface.training.optimizer import OptimizerOptions
+from jaxface.training.stopping import Stopped
+
+VARIANTS["tiny"] = EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A linear probe on features that are computed once, three steps an epoch, saved at every step."""
+    folder = tmp_path_factory.mktemp("faults")
+    prepare("manifest", write_manifest(folder / "m", 24), folder / "faces")
+    return Config(
+        name="run",
+        out=str(folder / "runs"),
+        encoder=EncoderOptions(weights=RANDOM, variant="tiny"),
+        method=MethodOptions("lp", AdapterOptions(rank=2)),
+        data=DataOptions(sets=(str(folder / "faces"),), sampling="shuffle", augment=False),
+        optimizer=OptimizerOptions(head=1e-2, average=0.5),
+        batch_size=4,
+        epochs=2,
+        checkpoint_minutes=0,
+        log_every=1,
+        bad_steps=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config):
+    return Run(config).run()
+
+
+def outcome(folder):
+    """What two runs that went the same way have in common."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [{key: value for key, value in line.items() if key not in ("time", "images_per_second")} for line in lines]
+    newest = max((folder / "checkpoints").glob("step-*.safetensors"))
+    return lines, load_file(newest), load_file(folder / "best" / "trained.safetensors")
+
+
+def assert_same(folder, other):
+    (lines, *arrays), (other_lines, *other_arrays) = outcome(folder), outcome(other)
+    assert lines == other_lines
+    for ours, theirs in zip(arrays, other_arrays, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def spoil(monkeypatch, rows):
+    """Makes the features of these training records NaN."""
+    whole = Features.split
+
+    def split(self, name):
+        records = whole(self, name)
+        if name == "train":
+            records = {**records, "features": records["features"].copy()}
+            records["features"][rows] = np.nan
+        return records
+
+    monkeypatch.setattr(Features, "split", split)
+
+
+def test_a_batch_that_is_not_finite_is_skipped_and_counted_and_changes_nothing_else(config, tmp_path, monkeypatch):
+    spoil(monkeypatch, [3])  # one record: one batch of each epoch
+    folder = Run(replace(config, out=str(tmp_path))).run()
+    assert json.loads((folder / "result.json").read_text())["skipped"] == 2
+    lines, state, best = outcome(folder)
+    assert [line["skipped"] for line in lines if line["split"] == "train"][-1] == 2
+    assert sum("loss" in line for line in lines if line["split"] == "train") == len([x for x in lines if x["split"] == "train"]) - 2
+    assert all(np.isfinite(array).all() for array in (*state.values(), *best.values()))
+
+
+def test_too_many_such_batches_in_a_row_end_the_run_and_name_their_records(config, tmp_path, monkeypatch):
+    run = Run(replace(config, out=str(tmp_path)))
+    ids = run.input.split("train")["id"]
+    spoil(monkeypatch, slice(None))
+    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, up to step 2: .*not_finite\.json") as caught:
+        run.run()
+    assert "\n" not in str(caught.value)
+    named = json.loads((run.folder / "not_finite.json").read_text())
+    assert [entry["step"] for entry in named] == [1, 2]
+    assert all(len(entry["ids"]) == 4 and set(entry["ids"]) <= set(ids) for entry in named)
+    state = load_file(max((run.folder / "checkpoints").glob("step-*.safetensors")))
+    assert all(np.array_equal(state[f".trained['{name}']"], leaf) for name, leaf in run.initial.trained.items())
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_to_the_same_end_when_there_is_room(
+    config, undisturbed, tmp_path, monkeypatch
+):
+    left, really = [4], os.fsync
+
+    def fsync(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    config = replace(config, out=str(tmp_path))
+    with pytest.raises(UserError, match=r"No space left on device") as caught:
+        Run(config).run()
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.safetensors"))
+    assert_same(Run(config).run(), undisturbed)
+
+
+class Mortal:
+    """Batches whose readers die before some of them, as grain says it."""
+
+    def __init__(self, batches, deaths):
+        self.batches, self.deaths = batches, deaths
+
+    def __next__(self):
+        if self.deaths:
+            self.deaths.pop()
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search the logs.\nmore")
+        return next(self.batches)
+
+    def close(self):
+        self.batches.close()
+
+
+def test_readers_that_die_are_started_again_at_the_same_place(config, undisturbed, tmp_path, monkeypatch):
+    run, deaths = Run(replace(config, out=str(tmp_path))), []
+    train, step = run.input.train, run.step
+
+    def kill_after_two(*arguments):
+        if run.done == 2:
+            deaths.extend("xx")
+        return step(*arguments)
+
+    monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), deaths))
+    monkeypatch.setattr(run, "step", kill_after_two)
+    assert_same(run.run(), undisturbed)
+    assert not deaths
+
+
+def test_readers_that_die_again_and_again_end_the_run_in_one_line(config, tmp_path, monkeypatch):
+    run = Run(replace(config, out=str(tmp_path)))
+    train = run.input.train
+    monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), ["x"] * 9))
+    with pytest.raises(
+        UserError, match=r"reading failed 3 times at step 0 \(Worker process .* -9\. Search the logs\.\); the state is saved$"
+    ):
+        run.run()
+
+
+def test_readers_that_die_of_the_same_signal_do_not_keep_the_run_from_stopping(config, undisturbed, tmp_path, monkeypatch):
+    run, deaths = Run(replace(config, out=str(tmp_path))), []
+    train, step = run.input.train, run.step
+
+    def stop_after_two(*arguments):
+        if run.done == 1:
+            deaths.append("x")
+            monkeypatch.setattr(run.stop, "mine", signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(type(run.stop), "heard", 0)  # as if the signal came while the next batch is read
+    monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), deaths))
+    monkeypatch.setattr(run, "step", stop_after_two)
+    with pytest.raises(Stopped, match="stopped at step 2, state saved"):
+        run.run()
+    monkeypatch.undo()
+    assert_same(Run(run.config).run(), undisturbed)
+
+
+def test_a_run_folder_that_vanishes_is_one_line(config, tmp_path, monkeypatch):
+    run = Run(replace(config, out=str(tmp_path)))
+    save = run._save
+
+    def vanish():
+        save()
+        run.checkpoints.wait()
+        shutil.rmtree(run.folder)
+
+    monkeypatch.setattr(run, "_save", vanish)
+    with pytest.raises(UserError, match=re.escape(str(run.folder))) as caught:
+        run.run()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [0, 1])  # one batch validates: in the first epoch, or in the last
+def test_a_stop_during_validation_saves_and_goes_on_to_the_same_end(config, undisturbed, tmp_path, monkeypatch, number):
+    config, seen = replace(config, out=str(tmp_path)), []
+    run = Run(config)
+    evaluation = run.input.evaluation
+
+    def evaluate(split):
+        for batch in evaluation(split):
+            seen.append(split)
+            if len(seen) == number + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(run.input, "evaluation", evaluate)
+    with pytest.raises(Stopped, match=f"stopped at step {3 + 3 * number}, state saved: the same command goes on from there") as caught:
+        run.run()
+    assert caught.value.signal == signal.SIGTERM
+    assert seen[-1] == "validation"
+    assert_same(Run(config).run(), undisturbed)
+
+
+def test_what_a_kill_leaves_half_written_is_cleared_away_and_a_second_command_is_kept_out(config, tmp_path):
+    run, other = Run(replace(config, out=str(tmp_path))), Run(replace(config, out=str(tmp_path)))
+    (run.folder / "best").mkdir(parents=True)
+    (run.folder / "best" / ".trained.safetensors.123.partial").write_text("half")
+
+    def step(*arguments):
+        with pytest.raises(UserError, match="another command is training there"):
+            other.run()
+        return original(*arguments)
+
+    original, run.step = run.step, step
+    folder = run.run()
+    assert not list(folder.rglob(".*"))
+
+
+def test_an_epoch_counts_the_records_that_carry_a_label_of_the_tasks_and_none_at_all_is_one_line(config):
+    def size(sampling, *tasks):
+        return Images(replace(config, tasks=tasks, data=replace(config.data, sampling=sampling)), config.data.sets).epoch_size()
+
+    labels = read_labels(config.data.sets[0], "train")
+    assert size("shuffle", "age") == len(labels["age"])
+    assert size("balanced", "age") == (labels["age"] >= 0).sum() < len(labels["age"])
+    assert size("balanced", "age", "emotion", "age_years") == ((labels["age"] >= 0) | (labels["emotion"] >= 0)).sum()
+    with pytest.raises(UserError, match=r"none of the \d+ training records of .* has a label of age_years$"):
+        size("balanced", "age_years")
