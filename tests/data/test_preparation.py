@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from faces import noise, write_manifest, write_raf_db
 
-from jaxface.data.faces import Unreadable, crop, decode, encode, face_bytes
+from jaxface.data.faces import face_bytes
+from jaxface.data.images import decode, encode
 from jaxface.data.preparation import prepare
 from jaxface.data.records import Record, open_records, read_labels, read_summary
 from jaxface.data.sources.base import SOURCES, Source, register_source, validates
@@ -74,7 +75,7 @@ def test_unreadable_images_among_good_ones_are_left_out_counted_and_listed(tmp_p
     reasons = {entry["id"]: entry["reason"] for entry in dropped["files"]}
     assert dropped["count"] == 4
     assert reasons == {
-        "train_00003.jpg": "the JPEG is cut off",
+        "train_00003.jpg": "the file is cut off",
         "train_00004.jpg": "the file is empty",
         "train_00005.jpg": "cannot be decoded as an image",
         "train_00006.jpg": "No such file or directory",
@@ -115,16 +116,6 @@ def test_drawn_faces_have_all_labels_in_the_test_split_only(tmp_path):
     prepare_synthetic(tmp_path / "drawn", style="paint", count=40, test_count=10, size=16, seed=0, missing=0.5)
     assert all((values >= 0).all() for values in read_labels(tmp_path / "drawn", "test").values())
     assert any((values < 0).any() for values in read_labels(tmp_path / "drawn", "train").values())
-
-
-def test_a_box_becomes_a_square_with_its_margin_and_black_outside_the_image():
-    image = np.full((100, 80, 3), 200, np.uint8)
-    square = crop(image, (10, 20, 30, 60), margin=0.25)
-    assert square.shape == (60, 60, 3)
-    assert crop(image, (0, 0, 40, 40), margin=0.5)[:20].max() == 0
-    for box in ((5, 5, 5, 9), (90, 10, 99, 20), (-9, -9, -1, -1)):
-        with pytest.raises(Unreadable, match="has no area inside the image of 80 x 100"):
-            crop(image, box, 0.2)
 
 
 def test_a_turned_photo_is_stored_as_it_is_shown():

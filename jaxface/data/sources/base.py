@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxface.data.faces import Unreadable, face_bytes
+from jaxface.data.faces import face_bytes
+from jaxface.data.images import Unreadable
 from jaxface.data.records import SPLITS, Record
 from jaxface.data.tasks import MISSING, TASKS
 from jaxface.errors import UserError

