@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxface.data.tasks import TASKS, Task
 from jaxface.errors import UserError
+from jaxface.evaluation.calibration import read_temperatures
 from jaxface.evaluation.predictions import Predictions, read_predictions
 
 Row = Mapping[str, Any]
@@ -35,6 +36,8 @@ class Run:
       baselines: per baseline and task an accuracy: `majority`, `pixels`.
       summary: counts of parameters and operations.
       faces: test images by record id, uint8 `[H, W, 3]`.
+      hardest: images of the hardest test records, likewise.
+      temperatures: per task, that calibrate the answers.
     """
 
     path: Path
@@ -45,6 +48,8 @@ class Run:
     baselines: Mapping[str, Mapping[str, float]]
     summary: Mapping[str, Any]
     faces: Mapping[str, np.ndarray]
+    hardest: Mapping[str, np.ndarray]
+    temperatures: Mapping[str, float]
 
     @property
     def name(self) -> str:
@@ -102,6 +107,8 @@ def read_run(path: Path | str) -> Run:
         baselines=_if_there(path / "baselines.json", _read_json, {}),
         summary=_if_there(path / "summary.json", _read_json, {}),
         faces=_if_there(path / "faces.npz", _read_faces, {}),
+        hardest=_if_there(path / "hardest.npz", _read_faces, {}),
+        temperatures=read_temperatures(path),
     )
 
 

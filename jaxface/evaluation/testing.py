@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import safe_open
+
 from jaxface.errors import UserError
 from jaxface.evaluation import figures, metrics
 from jaxface.evaluation.calibration import read_temperatures, write_temperatures
+from jaxface.evaluation.costs import run_costs
+from jaxface.evaluation.examples import hardest_of
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.inference import predict_all
 from jaxface.evaluation.predictions import Predictions, read_predictions, write_predictions
@@ -94,10 +100,37 @@ def evaluate_run(
         validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
         write_temperatures(folder, validation, trained.digest)
     write_predictions(out / "predictions.parquet", predictions)
+    write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
+    write_json(out / "summary.json", run_costs(model, _trained_size(folder), trained.image_size))
     if features and trained.config.encoder.weights is not None:
         start = answer(trained, make_parts(trained.config).build(), sets, split, title="before training", **options)
         write_predictions(out / "predictions_before.parquet", replace(start, about=about))
     return predictions, write_scores(out, predictions, read_temperatures(folder, trained.digest))
+
+
+def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Predictions, size: int) -> None:
+    """Images of each task's hardest records, uint8 [K, size, size, 3], for the report."""
+    from jaxface.data.augment import resize
+    from jaxface.data.images import decode
+    from jaxface.data.pipeline import Joined
+
+    names = {record for task in predictions.tasks for _, record, *_ in hardest_of(predictions, task)}
+    records = Joined(sets, split, ())
+    found = {}
+    for index in range(len(records)) if names else ():
+        record = records[index]
+        if record["id"] in names:
+            found[record["id"]] = resize(decode(record["image"]), size)
+    images = np.stack(list(found.values())) if found else np.zeros((0, size, size, 3), np.uint8)
+    with aside(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, id=np.array(list(found), str), image=images)
+
+
+def _trained_size(folder: Path) -> int:
+    """The number of values that a run has trained, batch statistics left out."""
+    with safe_open(folder / "best" / "trained.safetensors", "numpy") as file:
+        names = [name for name in file.keys() if not name.endswith((".norm.mean", ".norm.variance"))]  # noqa: SIM118 (no mapping)
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def evaluate_again(folder: Path, groups: Sequence[Path] = ()) -> tuple[Predictions, Json]:

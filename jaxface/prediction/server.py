@@ -9,6 +9,7 @@ GET  /          the page
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -32,14 +33,18 @@ from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
 try:
     import uvicorn
     from fastapi import FastAPI, Request
-    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as missing:
     raise UserError(f"the server needs {missing.name}: pip install 'jaxface[serve]'") from None
 
 log = logging.getLogger(__name__)
-POLICY = "default-src 'none'; img-src 'self' blob: data:; media-src blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; img-src 'self' blob: data:; media-src blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'"
+)
 
 
 class Refused(Exception):
@@ -48,6 +53,26 @@ class Refused(Exception):
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
         self.status = status
+
+
+class Refusal(JSONResponse):
+    """Says why, and only then lets the rest of the photo run out for a while: a client that is still sending when the connection is closed
+    would never read the answer."""
+
+    def __init__(self, refused: Refused, limits: Limits) -> None:
+        headers = {"connection": "close"} | ({"retry-after": "1"} if refused.status == 429 else {})
+        super().__init__({"error": str(refused)}, refused.status, headers)
+        self.most, self.seconds = 4e6 * limits.megabytes, min(limits.upload_seconds, 5.0)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        read = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.seconds):
+                while read < self.most and (message := await receive()).get("more_body", False):
+                    read += len(message.get("body", b""))
+        await send({"type": "http.response.body", "body": b""})
 
 
 class Service:
@@ -161,22 +186,24 @@ def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
     page = resources.files("jaxface.prediction").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.post("/predict")
-    async def predict(request: Request) -> JSONResponse:
+    async def predict(request: Request) -> Response:
         service: Service = app.state.service
         start, status = time.perf_counter(), 500
         try:
-            content: Json = await service.answer(request)
-            status, headers = 200, {}
+            answer = JSONResponse(await service.answer(request))
             service.seconds += time.perf_counter() - start
+            status = 200
         except Refused as refused:
-            content, status = {"error": str(refused)}, refused.status
-            # what has not been read of the body must not be taken for the next request
-            headers = {"connection": "close"} | ({"retry-after": "1"} if status == 429 else {})
+            answer, status = Refusal(refused, limits), refused.status
         except ClientDisconnect:
-            content, status, headers = {"error": "the client has gone"}, 499, {}
+            answer, status = Response(status_code=499), 499  # nobody reads it
         finally:
             service.answered[status] += 1
-        return JSONResponse(content, status, headers)
+        return answer
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
 
     @app.get("/health")
     async def health() -> Json:
