@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,6 @@ from typing import Annotated, Any
 import tyro
 
 from jaxface.cli import parse
-from jaxface.config import ClusterOptions
 from jaxface.errors import UserError, run_command
 from jaxface.memory import use_large_pages
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
@@ -35,9 +36,9 @@ class Options:
       every: look at every n-th frame of a video.
       batch_size: faces that the model sees at once, over all local devices.
       threads: that read, decode and find faces; as many as there are cores if not given.
-      shard: I/N: only the files whose names' hash falls on I of N; each shard writes a file of its own.
+      shard: I/N: only the files whose names' hash falls on I of N; each shard writes a file of its own. Processes that SLURM, Open MPI or
+        Kubernetes (JAX_NUM_PROCESSES, JAX_PROCESS_ID) started know theirs.
       find: how faces are found.
-      cluster: several processes (SLURM's, Kubernetes's and Open MPI's tell theirs): each takes its shard.
       serve: answer photos over HTTP instead, with a page to try it.
       limits: of the server.
     """
@@ -51,7 +52,6 @@ class Options:
     threads: int | None = None
     shard: str | None = None
     find: tyro.conf.OmitArgPrefixes[FaceOptions] = field(default_factory=FaceOptions)
-    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     serve: bool = False
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
@@ -65,21 +65,28 @@ class Options:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
 
 
-def shard_of(options: Options) -> tuple[int, int]:
-    """Which part of the files is this process's: I of N. Raises UserError for a shard that there is not."""
-    if options.shard is None:
-        import jax
+LAUNCHERS = {
+    "SLURM_NTASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "JAX_NUM_PROCESSES": "JAX_PROCESS_ID",
+}
+"""Environment variables in which launchers say how many processes there are, and which one this is."""
 
-        from jaxface.training.cluster import connect
 
-        connect(options.cluster)
-        return jax.process_index(), jax.process_count()
+def shard_of(word: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which part of the files is this process's, I of N: as told, or as a launcher says.
+
+    The processes never meet, so that none waits for another or dies with it. Raises UserError for a shard that there is not.
+    """
+    for size, rank in LAUNCHERS.items() if word is None else ():
+        if environment.get(size, "1") not in ("", "1"):
+            word = f"{environment.get(rank)}/{environment[size]}"
     try:
-        index, count = map(int, options.shard.split("/"))
+        index, count = map(int, (word or "0/1").split("/"))
     except ValueError:
-        raise UserError(f"--shard {options.shard}: expected I/N, such as 0/4") from None
+        raise UserError(f"--shard {word}: expected I/N, such as 0/4") from None
     if not 0 <= index < count:
-        raise UserError(f"--shard {options.shard}: expected 0/{max(count, 1)} to {max(count, 1) - 1}/{max(count, 1)}")
+        raise UserError(f"--shard {word}: expected 0/{max(count, 1)} to {max(count, 1) - 1}/{max(count, 1)}")
     return index, count
 
 
@@ -95,7 +102,7 @@ def predict(options: Options) -> Counter[str]:
     from jaxface.prediction.stream import predict_stream
     from jaxface.progress import Track
 
-    index, count = shard_of(options)
+    index, count = shard_of(options.shard, os.environ)
     paths = [path for path in find_paths(options.paths, sys.stdin) if in_shard(path, index, count)]
     predictor = Predictor(options.run, options.find, options.batch_size)
     about = predictor.about() | {"every": options.every, "shard": f"{index}/{count}"}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from jaxface.config import RANDOM
 from jaxface.errors import UserError
 from jaxface.evaluation import figures, metrics
 from jaxface.evaluation.calibration import read_temperatures, write_temperatures
@@ -73,7 +74,7 @@ def evaluate_run(
       split: of them; `test` where they have one.
       out: the folder to write into; the run's if None.
       batch_size: over all local devices.
-      features: keep the encoder's output with the answers, also that of the model that training started from.
+      features: keep the encoder's output with the answers, and in `features_before.parquet` that of the model that training started from.
       groups: further columns of groups (see `read_groups`).
 
     Returns:
@@ -102,9 +103,9 @@ def evaluate_run(
     write_predictions(out / "predictions.parquet", predictions)
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
     write_json(out / "summary.json", run_costs(model, _trained_size(folder), trained.image_size))
-    if features and trained.config.encoder.weights is not None:
+    if features and trained.config.encoder.weights not in (None, RANDOM):
         start = answer(trained, make_parts(trained.config).build(), sets, split, title="before training", **options)
-        write_predictions(out / "predictions_before.parquet", replace(start, about=about))
+        write_predictions(out / "features_before.parquet", replace(start, about=about))
     return predictions, write_scores(out, predictions, read_temperatures(folder, trained.digest))
 
 

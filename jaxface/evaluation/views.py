@@ -26,7 +26,7 @@ def features(runs: Runs) -> Html:
     """PCA and t-SNE of the encoder's output, before and after training, coloured by each task's labels."""
     parts = []
     for name, run in runs.items():
-        clouds = {when: _clouds(predictions) for when, predictions in (("before", run.before), ("after", run.predictions))}
+        clouds = {when: _clouds(predictions) for when, predictions in (("before", run.start), ("after", run.predictions))}
         content = []
         for task in run.tasks:
             shown = {when: cloud for when, found in clouds.items() if (cloud := found.get(task.name) or found.get("")) is not None}

@@ -44,7 +44,7 @@ def test_answers_figures_temperatures_and_pictures_are_written(evaluated):
 
 def test_features_are_kept_per_task_where_tasks_have_their_own(evaluated):
     after = read_predictions(evaluated / "predictions.parquet")
-    before = read_predictions(evaluated / "predictions_before.parquet")
+    before = read_predictions(evaluated / "features_before.parquet")
     assert {task: values.shape for task, values in after.task_features.items()} == dict.fromkeys(("age", "gender", "emotion"), (12, 24))
     assert not np.allclose(after.task_features["age"], after.task_features["gender"])
     assert before.id.tolist() == after.id.tolist()

@@ -13,7 +13,7 @@ import pytest
 from faces import write_photo, write_video
 
 from jaxface.errors import run_command
-from jaxface.predict import Options, main, predict, shard_path
+from jaxface.predict import Options, main, predict, shard_of, shard_path
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,20 @@ def test_shards_together_have_each_file_once(trained_run, photos, tmp_path):
         predict(options)
         seen += pq.read_table(shard_path(out, index, 3))["path"].to_pylist()
     assert sorted(seen) == sorted(map(str, photos.rglob("*.jpg")))
+
+
+@pytest.mark.parametrize(
+    ("word", "environment", "expected"),
+    [
+        (None, {}, (0, 1)),
+        (None, {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, (3, 4)),
+        (None, {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, (1, 2)),
+        (None, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (0, 1)),
+        ("1/3", {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, (1, 3)),
+    ],
+)
+def test_a_process_knows_its_shard(word, environment, expected):
+    assert shard_of(word, environment) == expected
 
 
 def whole():

@@ -163,8 +163,8 @@ def test_averages_are_shown_only_of_runs_that_saw_every_set_of_a_task(make_run):
 
 def test_features_before_and_after_are_shown_per_task(make_run, tmp_path):
     folder = make_run(tasks=(GENDER, AGE))
-    for name in ("predictions", "predictions_before"):
-        stored = read_predictions(folder / f"{name}.parquet")
+    stored = read_predictions(folder / "predictions.parquet")
+    for name in ("predictions", "features_before"):
         random = np.random.default_rng(0).normal(size=(2, len(stored), 6)).astype(np.float32)
         per_task = {"gender": random[0], "age": random[1]} if name == "predictions" else {}
         changed = replace(stored, features=None if per_task else random[0], task_features=per_task)
