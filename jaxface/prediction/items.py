@@ -32,11 +32,13 @@ class Item:
       path: as it is written into the results.
       frame: number of a video's frame, None for a photo.
       video: reads the frame.
+      broken: why it cannot be read, where that is known already.
     """
 
     path: str
     frame: int | None = None
     video: Video | None = field(default=None, compare=False)
+    broken: str | None = None
 
     @property
     def key(self) -> Key:
@@ -44,6 +46,8 @@ class Item:
 
     def load(self) -> np.ndarray | None:
         """uint8 [H, W, 3] RGB; None for a frame behind the video's end. Raises Unreadable."""
+        if self.broken is not None:
+            raise Unreadable(self.broken)
         return read_pixels(Path(self.path)) if self.video is None else self.video.read(self.frame or 0)
 
 
@@ -126,15 +130,15 @@ def is_video(path: str) -> bool:
 
 
 def items_of(paths: Iterable[str], done: set[Key], every: int = 1) -> list[Item]:
-    """The images of files, but for those that are done. A video that cannot be read is one item, whose `load` says so."""
+    """The images of files, but for those that are done; a video that cannot be read is one broken item."""
     items: list[Item] = []
     for path in paths:
         if is_video(path):
             try:
                 left = [frame for frame in frames_of(path, every) if (path, frame) not in done]
-            except Unreadable:
+            except Unreadable as error:
                 left = []
-                items += [] if (path, None) in done else [Item(path)]
+                items += [] if (path, None) in done else [Item(path, broken=str(error))]
             video = Video(path, left)
             items += [Item(path, frame, video) for frame in left]
         elif (path, None) not in done:

@@ -7,8 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import MethodOptions
 from jaxface.errors import UserError, run_command
 from jaxface.export import main
 from jaxface.exports import export_run, manifest
@@ -29,8 +27,7 @@ def specific(tmp_path_factory):
     """An MTLoRA run with ordinal ages: features and updates per task, and a head of ranks."""
     from trained_run import write_trained_run
 
-    options = MethodOptions("mtlora", AdapterOptions(rank=2))
-    return write_trained_run(tmp_path_factory.mktemp("specific"), "mtlora", method=options, losses={"age": "coral"})
+    return write_trained_run(tmp_path_factory.mktemp("specific"), "mtlora", losses={"age": "coral"})
 
 
 @pytest.mark.parametrize("kind", ["dora", "mtlora"])
@@ -149,7 +146,7 @@ def test_updates_per_task_have_no_place_in_one_kernel(specific, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(["RUN", "--to", "coreml"], "known: "), (["nowhere", "--to", "onnx"], "nowhere"), (["RUN"], "to")]
+    ("words", "says"), [(["RUN", "--to", "coreml"], "known: "), (["nowhere", "--to", "onnx"], "nowhere"), (["RUN"], "export: --to")]
 )
 def test_wrong_input_is_one_line_and_exit_status_2(trained_run, monkeypatch, capsys, words, says):
     monkeypatch.setattr(sys, "argv", ["export", *(str(trained_run) if word == "RUN" else word for word in words)])

@@ -61,7 +61,7 @@ def test_a_frame_behind_the_end_is_nothing(tmp_path):
 def test_a_broken_video_is_one_item_that_says_so(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"no video at all")
     (item,) = items_of([str(tmp_path / "clip.mp4")], set())
-    with pytest.raises(UserError, match="cannot be"):
+    with pytest.raises(UserError, match="cannot be read as a video"):
         item.load()
 
 

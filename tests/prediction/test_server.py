@@ -20,6 +20,8 @@ from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import Predictor
 from jaxface.prediction.server import listen, make_app, protocol
 
+PATIENCE = 120
+"""Seconds that a client waits: no figure that is tested, but the end of a test that hangs."""
 LIMITS = Limits(port=0, megabytes=0.3, megapixels=0.5, waiting=8, upload_seconds=1.5)
 
 
@@ -40,7 +42,7 @@ def port(predictor):
         time.sleep(0.01)
     yield listener.getsockname()[1]
     server.should_exit = True
-    thread.join(20)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -52,7 +54,7 @@ def photo(tmp_path_factory):
 
 
 def ask(port, body, path="/predict", method="POST", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request(method, path, body, headers)
     response = connection.getresponse()
     text = response.read().decode()
@@ -110,19 +112,19 @@ def test_what_is_no_photo_is_refused_in_one_line(port, photo, body, status, says
 
 
 def test_a_length_that_is_declared_too_large_is_refused_before_the_photo_is_sent(port):
-    with socket.create_connection(("127.0.0.1", port), 10) as client:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\nx")
         assert b" 413 " in client.recv(1000).splitlines()[0]
 
 
 def test_a_client_that_sends_too_slowly_is_told_so(port):
-    with socket.create_connection(("127.0.0.1", port), 10) as client:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
         assert b" 408 " in client.recv(1000).splitlines()[0]
 
 
 def test_a_connection_that_says_nothing_is_closed(port):
-    with socket.create_connection(("127.0.0.1", port), 10) as client:
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall(b"POST /pred")
         assert client.recv(100) == b""
 
@@ -130,7 +132,7 @@ def test_a_connection_that_says_nothing_is_closed(port):
 def test_clients_that_go_away_leave_nothing_behind(port, photo):
     data = photo.read_bytes()
     for cut in (0, 10, len(data) - 1, len(data)):
-        with socket.create_connection(("127.0.0.1", port), 10) as client:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
             client.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:cut])
     while "jaxface_under_way 0" not in ask(port, None, "/metrics", "GET")[1]:
         time.sleep(0.05)
@@ -140,7 +142,7 @@ def test_clients_that_go_away_leave_nothing_behind(port, photo):
 def test_more_callers_than_are_allowed_are_told_to_come_again(port, photo):
     waiting = []
     for _ in range(LIMITS.waiting):
-        client = socket.create_connection(("127.0.0.1", port), 10)
+        client = socket.create_connection(("127.0.0.1", port), PATIENCE)
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
         waiting.append(client)
     while f"jaxface_under_way {LIMITS.waiting}" not in ask(port, None, "/metrics", "GET")[1]:
