@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -88,6 +89,7 @@ class _Stream:
 
     def __init__(self, predictor: Predictor, threads: int) -> None:
         self.predictor, self.ahead = predictor, 3 * predictor.batch_size + 2 * threads
+        self.step, self.most_crops = 4 * threads, 8 * predictor.batch_size
         self.waiting: deque[Answer] = deque()
         self.gathered: list[tuple[Answer, int, np.ndarray]] = []
         self.computing: deque[tuple[Mapping[str, Any], list[tuple[Answer, int]]]] = deque()
@@ -97,8 +99,10 @@ class _Stream:
         reading: deque[Future[Answer]] = deque()
 
         def refill() -> None:
-            while len(reading) < self.ahead and (item := next(items, None)) is not None:
-                reading.append(pool.submit(look, self.predictor, item))
+            """Lets the threads read a little farther ahead, unless what they have read holds many crops: crowds must not fill the memory."""
+            crops = sum(len(future.result().crops) for future in reading if future.done())
+            more = 0 if crops > self.most_crops and reading else min(self.step, self.ahead - len(reading))
+            reading.extend(pool.submit(look, self.predictor, item) for item in islice(items, more))
 
         try:
             refill()
