@@ -99,9 +99,9 @@ class _Stream:
         reading: deque[Future[Answer]] = deque()
 
         def refill() -> None:
-            """Lets the threads read a little farther ahead, unless what they have read holds many crops: crowds must not fill the memory."""
+            """Lets the threads read a little farther ahead, unless what they have read holds many crops already: crowds fill memory."""
             crops = sum(len(future.result().crops) for future in reading if future.done())
-            more = 0 if crops > self.most_crops and reading else min(self.step, self.ahead - len(reading))
+            more = 0 if crops > self.most_crops else min(self.step, self.ahead - len(reading))
             reading.extend(pool.submit(look, self.predictor, item) for item in islice(items, more))
 
         try:
