@@ -30,12 +30,13 @@ def features(runs: Runs) -> Html:
         content = []
         for task in run.tasks:
             shown = {when: cloud for when, found in clouds.items() if (cloud := found.get(task.name) or found.get("")) is not None}
-            content += [
+            pictures = [
                 picture(scatter(points, labels, task), f"{task.name}, {when}: {kind}", name)
                 for when, cloud in shown.items()
                 for kind, points, labels in cloud(task)
             ]
-        parts.append(details(name, grid(content), opened=name == list(runs)[-1]) if len(runs) > 1 else grid(content))
+            content.append(grid(pictures, "quads"))
+        parts.append(details(name, *content, opened=name == list(runs)[-1]) if len(runs) > 1 else join(content))
     text = (
         f"The encoder's features of up to {MOST} test records in two dimensions: by principal components, and by t-SNE of the first 50 of "
         "them. Colours are the labels. Distances between far groups mean nothing in t-SNE."

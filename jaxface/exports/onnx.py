@@ -53,7 +53,7 @@ class Graph:
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(np.asarray(values, dtype)), name))
+        self.constants.append(numpy_helper.from_array(np.array(values, dtype, order="C"), name))
         return name
 
     def reshape(self, x: str, *shape: int) -> str:

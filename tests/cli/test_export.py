@@ -17,9 +17,16 @@ def sample(folder):
         return arrays["images"], {name.removeprefix("logits_"): arrays[name] for name in arrays.files if name != "images"}
 
 
-def assert_close(found, expected):
+def assert_close(found, expected, ranks=()):
     for task, logits in expected.items():
-        assert np.abs(found[task] - logits).max() <= 1e-5 * np.abs(logits).max(), task
+        if task in ranks:  # logarithms of differences of two shares: their digits are in the shares
+            assert np.abs(shares(found[task]) - shares(logits)).max() <= 1e-5, task
+        else:
+            assert np.abs(found[task] - logits).max() <= 1e-5 * np.abs(logits).max(), task
+
+
+def shares(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +45,10 @@ def test_stablehlo_runs_with_jax_alone(kind, trained_run, specific, tmp_path):
     images, expected = sample(tmp_path)
     exported = jax.export.deserialize(bytearray((tmp_path / "model.jax").read_bytes()))
     assert exported.platforms == ("cpu", "cuda")
-    assert_close({task: np.asarray(v) for task, v in exported.call(images).items()}, expected)
-    assert_close({task: np.asarray(v) for task, v in exported.call(images[:2]).items()}, {task: v[:2] for task, v in expected.items()})
+    ranks = ["age"] if kind == "mtlora" else []
+    for count in (2, 3):
+        found = {task: np.asarray(v) for task, v in exported.call(images[:count]).items()}
+        assert_close(found, {task: v[:count] for task, v in expected.items()}, ranks)
     assert about["classes"]["gender"] == ["male", "female"]
 
 
@@ -54,9 +63,11 @@ def test_onnx_runs_in_onnxruntime_and_in_the_reference_evaluator(kind, trained_r
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     names = [output.name for output in session.get_outputs()]
-    assert_close(dict(zip(names, session.run(None, {"images": images}), strict=True)), expected)
+    ranks = ["age"] if kind == "mtlora" else []
+    assert_close(dict(zip(names, session.run(None, {"images": images}), strict=True)), expected, ranks)
     reference = ReferenceEvaluator(str(tmp_path / "model.onnx"))
-    assert_close(dict(zip(names, reference.run(None, {"images": images[:1]}), strict=True)), {t: v[:1] for t, v in expected.items()})
+    found = dict(zip(names, reference.run(None, {"images": images[:1]}), strict=True))
+    assert_close(found, {task: v[:1] for task, v in expected.items()}, ranks)
 
 
 def torch_logits(heads, features):
