@@ -46,9 +46,8 @@ def test_stablehlo_runs_with_jax_alone(kind, trained_run, specific, tmp_path):
     exported = jax.export.deserialize(bytearray((tmp_path / "model.jax").read_bytes()))
     assert exported.platforms == ("cpu", "cuda")
     ranks = ["age"] if kind == "mtlora" else []
-    for count in (2, 3):
-        found = {task: np.asarray(v) for task, v in exported.call(images[:count]).items()}
-        assert_close(found, {task: v[:count] for task, v in expected.items()}, ranks)
+    found = {task: np.asarray(v) for task, v in exported.call(images[:2]).items()}
+    assert_close(found, {task: v[:2] for task, v in expected.items()}, ranks)
     assert about["classes"]["gender"] == ["male", "female"]
 
 
