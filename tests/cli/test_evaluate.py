@@ -42,6 +42,19 @@ def test_answers_figures_temperatures_and_pictures_are_written(evaluated):
     assert (evaluated / "figures" / "confusion_emotion.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_report_finds_the_hardest_faces_and_the_costs(evaluated):
+    from jaxface.evaluation.runs import read_run
+
+    run = read_run(evaluated)
+    predictions = run.predictions
+    for task in predictions.tasks:
+        wrong = np.flatnonzero(predictions.predicted(task.name) != predictions.labels[task.name])
+        assert all(name in run.hardest for name in predictions.id[wrong]) or len(wrong) > 5
+    assert {image.shape for image in run.hardest.values()} == {(16, 16, 3)}
+    assert run.summary["parameters"]["trained"] < run.summary["parameters"]["inference"]
+    assert run.summary["gflops"]["all products"] > 0
+
+
 def test_features_are_kept_per_task_where_tasks_have_their_own(evaluated):
     after = read_predictions(evaluated / "predictions.parquet")
     before = read_predictions(evaluated / "features_before.parquet")
