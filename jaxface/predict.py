@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import cv2
 import tyro
 
 from jaxface.cli import parse
@@ -143,6 +144,7 @@ def draw_videos(folder: Path, rows: Any, tasks: Json) -> None:
 def main() -> None:
     """Predicts, or serves."""
     options = parse(Options, prog="python -m jaxface.predict")
+    cv2.setNumThreads(1)  # photos are read in threads of our own: OpenCV's would fight the model for the cores
     if options.serve:
         from jaxface.prediction.server import serve
 

@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> None:
     """Measures and prints."""
     options = parse(Options, args=arguments, prog="python -m jaxface.bench predict")
     count = options.batches * options.batch_size
+    cv2.setNumThreads(1)  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         write_random_run(Path(folder) / "run", options.variant)
         if options.photos is None:

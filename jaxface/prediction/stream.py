@@ -18,6 +18,8 @@ from jaxface.prediction.items import Item
 from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
 
 OK, NO_FACE, UNREADABLE = "ok", "no face", "unreadable"
+IN_FLIGHT = 2
+"""Batches on the device at once."""
 Finish = Callable[[Item, Json], None]
 
 
@@ -129,12 +131,12 @@ class _Stream:
         answer.crops = []
 
     def _start(self) -> None:
-        """Gives the gathered faces to the device; then waits for the batch before, so that the device is never without work."""
+        """Gives the gathered faces to the device, and waits for earlier ones only then, so that the device is never without work."""
         if self.gathered:
             logits = self.predictor.classify([crop for *_, crop in self.gathered])
             self.computing.append((logits, [(answer, index) for answer, index, _ in self.gathered]))
             self.gathered = []
-        if len(self.computing) > 1:
+        while len(self.computing) >= IN_FLIGHT:
             self._collect()
 
     def _collect(self) -> None:
