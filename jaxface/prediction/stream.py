@@ -18,7 +18,7 @@ from jaxface.prediction.items import Item
 from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
 
 OK, NO_FACE, UNREADABLE = "ok", "no face", "unreadable"
-IN_FLIGHT = 2
+IN_FLIGHT = 3
 """Batches on the device at once."""
 Finish = Callable[[Item, Json], None]
 
