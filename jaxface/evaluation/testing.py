@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,8 +99,11 @@ def evaluate_run(
     for name, column in columns:
         predictions = with_groups(predictions, name, column)
     if split != VALIDATION:
-        validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
-        write_temperatures(folder, validation, trained.digest)
+        try:
+            validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
+            write_temperatures(folder, validation, trained.digest)
+        except UserError as error:  # the run may have been trained elsewhere
+            print(f"confidence is not calibrated: {error}", file=sys.stderr)
     write_predictions(out / "predictions.parquet", predictions)
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
     write_json(out / "summary.json", run_costs(model, _trained_size(folder), trained.image_size))
