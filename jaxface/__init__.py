@@ -12,6 +12,7 @@ from typing import Any
 EXPORTS = {
     "adapt": "jaxface.adapters.methods",
     "merge": "jaxface.adapters.methods",
+    "Predictor": "jaxface.prediction.predictor",
     "load_peft": "jaxface.adapters.peft_format",
     "save_peft": "jaxface.adapters.peft_format",
     "stack_adapters": "jaxface.adapters.several",

@@ -61,6 +61,8 @@ def one_line(box: str) -> str:
     if not lines:
         return "the command line cannot be read; see --help"
     message = lines[1] if len(lines) > 1 else lines[0]
+    if message.endswith(":") and len(lines) > 2:  # what is missing stands below
+        message = f"{message} {lines[2]}"
     hint = ""
     for index, line in enumerate(lines[:-1]):
         if line.startswith("Perhaps you meant"):

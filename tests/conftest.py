@@ -4,6 +4,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 
 def pytest_configure(config):
     config.compiled_programs = tempfile.mkdtemp(prefix="jaxface-compiled-")
@@ -17,3 +19,11 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     shutil.rmtree(config.compiled_programs, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """A run folder with a model, as training leaves it. Read only."""
+    from trained_run import write_trained_run  # JAX must not be imported before `pytest_configure`
+
+    return write_trained_run(tmp_path_factory.mktemp("trained"))

@@ -46,3 +46,12 @@ def write_manifest(folder: Path, count: int = 24) -> Path:
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     """uint8 [height, width, 3]"""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_video(path: Path, frames: int, size: int = 64, rate: float = 10.0) -> None:
+    """A grey video whose frame k has the brightness 10 k + 20."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, (size, size))
+    for number in range(frames):
+        writer.write(np.full((size, size, 3), 10 * number + 20, np.uint8))
+    writer.release()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.extend.core
+import numpy as np
 from flax import nnx
 
 from jaxface.adapters.methods import merge
@@ -95,3 +97,32 @@ def text_flops(c: TextConfig, prompts: int = 1) -> dict[str, float]:
     """FLOPs of encoding that many prompts with the text tower."""
     linear = c.depth * 2 * c.context * 12 * c.width**2 + 2 * c.width * c.output
     return {"linear": float(prompts * linear), "attention": float(prompts * c.depth * 4 * c.context**2 * c.width)}
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """FLOPs (2 x multiply-adds) of all matrix products in a function of arrays or shapes: nothing runs, and a scan counts every turn."""
+    return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += turns * sum(map(_products, jax.extend.core.jaxprs_in_params(equation.params)))
+    return total
+
+
+def run_costs(model: Any, trained: int, image_size: int) -> dict[str, dict[str, float]]:
+    """What a run's merged classifier costs: parameters trained and at inference, GFLOPs of one image, all products counted.
+
+    `linear` leaves attention's score and value products out, as the thesis does; not told for a model with parts per task.
+    """
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    gflops = {"all products": count_flops(lambda model, image: model(image), model, image) / 1e9}
+    if len(model.encoder.stages) == 1:
+        gflops["linear"] = gflops["all products"] - encoder_flops(model.encoder.config, image_size)["attention"] / 1e9
+    return {"parameters": {"trained": trained, "inference": count(model)}, "gflops": gflops}

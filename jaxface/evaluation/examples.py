@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -19,10 +19,12 @@ FACES, HARDEST = 16, 5
 
 
 def _thumbnails(run: Run) -> Callable[[str], Html]:
+    faces = {**run.faces, **run.hardest}
+
     def image(record: str) -> Html:
-        if record not in run.faces:
+        if record not in faces:
             return Html()
-        data = cv2.imencode(".jpg", run.faces[record][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+        data = cv2.imencode(".jpg", faces[record][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
         return Html(f'<img alt="" src="{figures.to_data_uri(data, "image/jpeg")}">')
 
     return image
@@ -64,9 +66,9 @@ def _card(run: Run, row: int) -> Html:
 def hardest(runs: Runs) -> Html:
     parts = []
     for name, run in runs.items():
-        found = [mistake for task in run.tasks for mistake in sorted(_mistakes(run, task))[:HARDEST]]
+        found = [mistake for task in run.tasks for mistake in hardest_of(run.predictions, task)]
         image = _thumbnails(run)
-        pictures = any(record in run.faces for _, record, *_ in found)
+        pictures = any(record in run.faces or record in run.hardest for _, record, *_ in found)
         rows = [
             [
                 record,
@@ -84,12 +86,15 @@ def hardest(runs: Runs) -> Html:
     return join([tag("p", text), *parts]) if parts else Html()
 
 
-def _mistakes(run: Run, task: Task) -> Iterator[tuple[float, str, str, str, str]]:
-    """Of each wrong answer: probability of the label, record, task, label, predicted class."""
-    if run.predictions is None:
-        return
-    labels, predicted = run.predictions.labels[task.name], run.predictions.predicted(task.name)
-    shares = metrics.probabilities(run.predictions.logits[task.name])
-    for row in np.flatnonzero((labels != MISSING) & (labels != predicted)):
-        label = labels[row]
-        yield float(shares[row, label]), str(run.predictions.id[row]), task.name, task.classes[label], task.classes[predicted[row]]
+def hardest_of(predictions: Predictions | None, task: Task, most: int = HARDEST) -> list[tuple[float, str, str, str, str]]:
+    """The wrong answers that give the label least: probability of the label, record, task, label, predicted class."""
+    if predictions is None:
+        return []
+    labels, predicted = predictions.labels[task.name], predictions.predicted(task.name)
+    shares = metrics.probabilities(predictions.logits[task.name])
+    wrong = np.flatnonzero((labels != MISSING) & (labels != predicted))
+    rows = wrong[np.argsort(shares[wrong, labels[wrong]], kind="stable")][:most]
+    return [
+        (float(shares[row, labels[row]]), str(predictions.id[row]), task.name, task.classes[labels[row]], task.classes[predicted[row]])
+        for row in rows
+    ]

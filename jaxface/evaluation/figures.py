@@ -230,7 +230,7 @@ def faces(images: np.ndarray, captions: Sequence[Sequence[tuple[str, bool | None
     """
     rows = -(-len(images) // columns)
     lines = max((len(caption) for caption in captions), default=0)
-    figure, grid = new_figure(1.35 * columns, rows * (1.3 + 0.16 * lines), nrows=rows, ncols=columns, squeeze=False)
+    figure, grid = new_figure(1.35 * columns, rows * (1.35 + 0.24 * lines), nrows=rows, ncols=columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, caption in zip(grid.flat, images, captions, strict=False):
@@ -238,7 +238,5 @@ def faces(images: np.ndarray, captions: Sequence[Sequence[tuple[str, bool | None
         for line, (text, right) in enumerate(caption):
             colour = INK if right is None else RIGHT if right else WRONG
             mark = "" if right is None else "✓ " if right else "✗ "
-            axes.text(
-                0.5, -0.04 - 0.14 * line, mark + text, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=colour
-            ).set_in_layout(False)
+            axes.text(0.5, -0.04 - 0.14 * line, mark + text, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=colour)
     return figure

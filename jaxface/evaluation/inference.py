@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +16,14 @@ from jaxface.training.step import shard
 
 
 def predict_all(
-    predict: Callable[..., Any], arrays: Any, batches: Iterable[dict[str, Any]], tasks: tuple[str, ...], *, title: str, total: int
+    predict: Callable[..., Any],
+    arrays: Any,
+    batches: Iterable[dict[str, Any]],
+    tasks: tuple[str, ...],
+    *,
+    title: str,
+    total: int,
+    keep_features: bool = False,
 ) -> Predictions:
     """The model's answers on all records of `batches`, each exactly once.
 
@@ -26,17 +34,20 @@ def predict_all(
       tasks: names of the tasks.
       title: words for the progress display.
       total: number of records.
+      keep_features: keep the encoder's output, too: one for all tasks, or one a task where it has several.
     """
-    columns: dict[str, list[Any]] = {"id": [], "source": [], "person": [], **{f"label {t}": [] for t in tasks}, **{t: [] for t in tasks}}
+    columns: defaultdict[str, list[Any]] = defaultdict(list)
     with Track(title, total, unit="images") as track:
         for batch in batches:
-            logits, _ = predict(arrays, shard(batch["image"]))
+            logits, features = predict(arrays, shard(batch["image"]))
             valid = np.asarray(batch["valid"])
             for name in ("id", "source", "person"):
                 columns[name].append(np.asarray(batch[name], object)[valid])
             for task in tasks:
                 columns[f"label {task}"].append(np.asarray(batch["labels"][task])[valid])
                 columns[task].append(np.asarray(logits[task]).reshape(len(valid), -1)[valid])
+            for name, values in _features(features, tasks).items() if keep_features else ():
+                columns[name].append(values[valid])
             track.advance(int(valid.sum()))
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Predictions(
@@ -46,7 +57,17 @@ def predict_all(
         logits={task: joined[task] for task in tasks},
         source=joined["source"],
         person=joined["person"],
+        features=joined.get("features"),
+        task_features={task: joined[f"features {task}"] for task in tasks if f"features {task}" in joined},
     )
+
+
+def _features(features: Any, tasks: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Columns [B, D] of the features [devices, B, D], or of those per task, in alphabetical order, [devices, T, B, D]."""
+    features = np.asarray(features, np.float32)
+    if features.ndim == 3:
+        return {"features": features.reshape(-1, features.shape[-1])}
+    return {f"features {task}": features[:, i].reshape(-1, features.shape[-1]) for i, task in enumerate(sorted(tasks))}
 
 
 def mean_losses(predictions: Predictions) -> dict[str, float]:

@@ -157,6 +157,7 @@ thead .groups td{border:0}
 .grid{display:grid;gap:1.1rem 1.4rem;align-items:start;margin:.6rem 0 1.2rem}
 .figures{grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr))}
 .wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,430px),1fr))}
+.quads{grid-template-columns:repeat(auto-fill,minmax(min(100%,240px),1fr))}
 .cards{grid-template-columns:repeat(auto-fill,minmax(118px,1fr));gap:.8rem}
 figure{margin:0;min-width:0}
 figcaption{font-weight:600;font-size:.875rem;margin-bottom:.2rem}

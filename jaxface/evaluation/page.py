@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.evaluation import examples, sections, sweep
+from jaxface.evaluation import examples, published, sections, sweep, views
 from jaxface.evaluation.markup import Cell, Html, details, join, page, section, table, tag
 from jaxface.evaluation.runs import RANDOM, Run, read_run
 from jaxface.evaluation.sections import Runs, tasks_of
@@ -136,9 +136,12 @@ SECTIONS: list[tuple[str, str, str, Callable[[Runs], Html]]] = [
     ("faces", "Faces", "Predicted faces", examples.faces),
     ("classes", "Classes", "Class by class", sections.classes),
     ("training", "Training", "Training", sections.training),
+    ("groups", "Groups", "Errors by group", views.groups),
     ("hardest", "Hardest", "Hardest examples", examples.hardest),
-    ("agreement", "Agreement", "Agreement between the models", sections.agreement),
-    ("published", "Published", "Beside the published figures", sections.published),
+    ("features", "Features", "Features in two dimensions", views.features),
+    ("cost", "Cost", "Cost and accuracy", views.cost),
+    ("agreement", "Agreement", "Agreement between the models", published.agreement),
+    ("published", "Published", "Beside the published figures", published.published),
     ("setup", "Setup", "What ran", _setup),
     ("notes", "Notes", "How to read this", _notes),
 ]

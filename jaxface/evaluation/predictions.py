@@ -32,6 +32,8 @@ class Predictions:
       source: `[N]` str, the data set that the record is from; empty if not given.
       person: `[N]` str, '' where unknown; empty if not given.
       features: `[N, D]` float32 or none.
+      task_features: per task `[N, D]` float32 where each task has features of its own (MTLoRA); empty otherwise.
+      groups: further columns that records are grouped by (`race`), `[N]` str, '' where unknown.
       about: anything worth keeping beside (the run's name, the split): JSON.
 
     Raises ValueError if the arrays do not fit each other.
@@ -44,6 +46,8 @@ class Predictions:
     source: np.ndarray | None = None
     person: np.ndarray | None = None
     features: np.ndarray | None = None
+    task_features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,8 +69,13 @@ class Predictions:
             labels = self.labels[task.name]
             if rows and not (labels.min() >= MISSING and labels.max() < task.num_classes):
                 raise ValueError(f"labels of {task.name}: outside {MISSING} to {task.num_classes - 1}")
-        if self.features is not None and (self.features.ndim != 2 or len(self.features) != rows):
-            raise ValueError(f"features: shape {self.features.shape}, expected ({rows}, D)")
+        shared = {} if self.features is None else {"features": self.features}
+        for name, values in {**shared, **self.task_features}.items():
+            if values.ndim != 2 or len(values) != rows:
+                raise ValueError(f"{name}: shape {values.shape}, expected ({rows}, D)")
+        for name, values in self.groups.items():
+            if np.shape(values) != (rows,):
+                raise ValueError(f"group {name}: shape {np.shape(values)}, expected ({rows},)")
 
     def __len__(self) -> int:
         return len(self.id)
@@ -82,7 +91,8 @@ def _lists(values: np.ndarray) -> pa.ListArray:
 
 
 def write_predictions(path: Path | str, predictions: Predictions) -> None:
-    """Writes a Parquet file: `id`, `source`, `person`, per task `TASK` and `TASK_logits`, and `features` if there are any.
+    """Writes a Parquet file: `id`, `source`, `person`, per task `TASK` and `TASK_logits`, and what there is of `features`,
+    `TASK_features` and `group_NAME`.
 
     The file is written aside and renamed: whoever reads the path never sees half of it.
     """
@@ -93,6 +103,8 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
         columns[f"{task.name}_logits"] = _lists(predictions.logits[task.name])
     if predictions.features is not None:
         columns["features"] = _lists(predictions.features)
+    columns |= {f"{task}_features": _lists(values) for task, values in predictions.task_features.items()}
+    columns |= {f"group_{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
     tasks = [{"name": task.name, "classes": task.classes, "ordinal": task.ordinal} for task in predictions.tasks]
     about = json.dumps({**predictions.about, "tasks": tasks}, ensure_ascii=False)
     with aside(path) as temporary:
@@ -122,6 +134,8 @@ def read_predictions(path: Path | str) -> Predictions:
             source=_strings(table, "source"),
             person=_strings(table, "person"),
             features=_matrix(table, "features") if "features" in table.column_names else None,
+            task_features={t.name: _matrix(table, f"{t.name}_features") for t in tasks if f"{t.name}_features" in table.column_names},
+            groups={n.removeprefix("group_"): _strings(table, n) for n in table.column_names if n.startswith("group_")},
             about=about,
         )
     except KeyError as error:

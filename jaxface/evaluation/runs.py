@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxface.data.tasks import TASKS, Task
 from jaxface.errors import UserError
+from jaxface.evaluation.calibration import read_temperatures
 from jaxface.evaluation.predictions import Predictions, read_predictions
 
 Row = Mapping[str, Any]
@@ -32,9 +33,12 @@ class Run:
       rows: `metrics.jsonl`, one mapping a line, in the order of steps; of a step that was logged twice (a resumed run), the later.
       predictions: the trained model's answers on the test split.
       before: those of the model that training started from.
+      start: the same with its features, where `jaxface.evaluate --features` ran.
       baselines: per baseline and task an accuracy: `majority`, `pixels`.
       summary: counts of parameters and operations.
       faces: test images by record id, uint8 `[H, W, 3]`.
+      hardest: images of the hardest test records, likewise.
+      temperatures: per task, that calibrate the answers.
     """
 
     path: Path
@@ -42,9 +46,12 @@ class Run:
     rows: tuple[Row, ...]
     predictions: Predictions | None
     before: Predictions | None
+    start: Predictions | None
     baselines: Mapping[str, Mapping[str, float]]
     summary: Mapping[str, Any]
     faces: Mapping[str, np.ndarray]
+    hardest: Mapping[str, np.ndarray]
+    temperatures: Mapping[str, float]
 
     @property
     def name(self) -> str:
@@ -99,9 +106,12 @@ def read_run(path: Path | str) -> Run:
         rows=_if_there(path / "metrics.jsonl", read_metrics, ()),
         predictions=_if_there(path / "predictions.parquet", read_predictions, None),
         before=_if_there(path / "predictions_before.parquet", read_predictions, None),
+        start=_if_there(path / "features_before.parquet", read_predictions, None),
         baselines=_if_there(path / "baselines.json", _read_json, {}),
         summary=_if_there(path / "summary.json", _read_json, {}),
         faces=_if_there(path / "faces.npz", _read_faces, {}),
+        hardest=_if_there(path / "hardest.npz", _read_faces, {}),
+        temperatures=read_temperatures(path),
     )
 
 

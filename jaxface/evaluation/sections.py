@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxface.data.tasks import Task
-from jaxface.evaluation import figures, metrics, tables
+from jaxface.evaluation import figures, metrics
 from jaxface.evaluation.markup import Cell, Html, details, figure, grid, join, percent, table, tag
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.runs import Run
@@ -59,7 +59,7 @@ def results(runs: Runs) -> Html:
     for name in runs:
         own = {task: outcome for (run, task), outcome in outcomes.items() if run == name}
         if own:
-            pictures.append(_picture(figures.before_after(own), name, "accuracy per task"))
+            pictures.append(picture(figures.before_after(own), name, "accuracy per task"))
     optional = {"majority": "majority class", "pixels": "linear on pixels"}
     shown = {key: title for key, title in optional.items() if any(key in outcome for outcome in outcomes.values())}
     rows = [
@@ -125,7 +125,7 @@ def training(runs: Runs) -> Html:
         for title, parts_of in losses.items():
             train, validation = (run.summed(split, [f"loss/{task}" for task in parts_of]) for split in ("train", "validation"))
             if len(train[0]) or len(validation[0]):
-                pictures.append(_picture(figures.loss_curve(train, validation), title, name))
+                pictures.append(picture(figures.loss_curve(train, validation), title, name))
         for split, key, title, draw in (
             ("validation", "accuracy", "Validation accuracy", figures.accuracy_curve),
             ("validation", "balanced_accuracy", "Validation balanced accuracy", figures.accuracy_curve),
@@ -134,17 +134,17 @@ def training(runs: Runs) -> Html:
             series = {task: run.series(split, f"{key}/{task}") for task in tasks}
             series = {task: one for task, one in series.items() if len(one[0])}
             if series:
-                pictures.append(_picture(draw(series), title, name))
+                pictures.append(picture(draw(series), title, name))
             if series and key == "weight" and run.option("balancing") == "uw":
                 # uncertainty weighting weighs by exp(-s), s the log-variance
                 series = {task: (steps, -np.log(np.maximum(values, 1e-30))) for task, (steps, values) in series.items()}
-                pictures.append(_picture(figures.log_variance_curve(series), "Log-variances", name))
+                pictures.append(picture(figures.log_variance_curve(series), "Log-variances", name))
         if pictures:
             parts += [tag("h3", name), grid(pictures)]
     return join(parts)
 
 
-def _picture(drawing: figures.Figure, heading: str, label: str) -> Html:
+def picture(drawing: figures.Figure, heading: str, label: str) -> Html:
     return figure(Html(figures.to_svg(drawing, f"{label}: {heading}")), heading)
 
 
@@ -164,8 +164,8 @@ def _classes_of(runs: Runs, task: Task) -> Html:
     pictures = []
     for (name, when), matrix in matrices.items():
         heading = f"{name}{', before' if when == 'before' else ''}: {percent(float(metrics.accuracy(matrix)))}"
-        pictures.append(_picture(figures.confusion(matrix, task.classes), heading, f"confusion matrix of {task.name}"))
-    bins = [_calibration(name, run.predictions, task) for name, run in runs.items() if (name, "after") in matrices]
+        pictures.append(picture(figures.confusion(matrix, task.classes), heading, f"confusion matrix of {task.name}"))
+    bins = [diagram for name, run in runs.items() if (name, "after") in matrices for diagram in _calibration(name, run, task)]
     text = "Rows are labels, columns predictions, each row in percent with the number of records below."
     return join(
         [
@@ -178,10 +178,16 @@ def _classes_of(runs: Runs, task: Task) -> Html:
     )
 
 
-def _calibration(name: str, predictions: Predictions, task: Task) -> Html:
-    bins = metrics.reliability(metrics.probabilities(predictions.logits[task.name]), predictions.labels[task.name])
-    heading = f"{name}: {percent(bins.calibration_error)} calibration error"
-    return _picture(figures.reliability_diagram(bins), heading, f"calibration of {task.name}")
+def _calibration(name: str, run: Run, task: Task) -> list[Html]:
+    """The reliability diagram, and the one with the temperature that was fitted on validation records."""
+    temperature = run.temperatures.get(task.name)
+    pictures = []
+    for divisor, note in ((1.0, ""), *(((temperature, f", temperature {temperature:.2f}"),) if temperature else ())):
+        shares = metrics.probabilities(run.predictions.logits[task.name] / divisor)
+        bins = metrics.reliability(shares, run.predictions.labels[task.name])
+        heading = f"{name}{note}: {percent(bins.calibration_error)} calibration error"
+        pictures.append(picture(figures.reliability_diagram(bins), heading, f"calibration of {task.name}"))
+    return pictures
 
 
 FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
@@ -228,46 +234,3 @@ def _class_table(matrices: Mapping[tuple[str, str], np.ndarray], task: Task) -> 
         groups.append((name, len(own)))
     rows = zip(*(values for _, values in columns), strict=True)
     return table([heading for heading, _ in columns], rows, groups=groups if len(records) > 1 else ())
-
-
-def agreement(runs: Runs) -> Html:
-    answered = [(name, run.predictions) for name, run in runs.items() if run.predictions is not None]
-    rows = []
-    for index, (first, ours) in enumerate(answered):
-        for second, theirs in answered[index + 1 :]:
-            places = {record: row for row, record in enumerate(theirs.id)}
-            pairs = np.array([(row, places[record]) for row, record in enumerate(ours.id) if record in places], int).reshape(-1, 2)
-            shared = [task.name for task in ours.tasks if task in theirs.tasks]
-            for task in shared if len(pairs) else ():
-                share = metrics.agreement(ours.predicted(task)[pairs[:, 0]], theirs.predicted(task)[pairs[:, 1]])
-                rows.append([f"{first} and {second}", Cell(task, class_="left"), Cell(percent(share), bar=share), f"{len(pairs):,}"])
-    text = "Share of test records that two models put in the same class, right or wrong."
-    return join([tag("p", text), table(["models", Cell("task", class_="left"), "agreement", "records"], rows)]) if rows else Html()
-
-
-def published(runs: Runs) -> Html:
-    """Printed accuracies beside ours, where a run was tested on one of the thesis's test sets."""
-    ours: dict[str, dict[str, float]] = {}
-    for name, run in runs.items():
-        for task in run.tasks if run.predictions is not None else ():
-            for source, value in metrics.source_accuracies(run.predictions, task).items():
-                plain = "".join(letter for letter in source.lower() if letter.isalnum())
-                if plain in tables.SOURCES.get(task.name, ()):
-                    ours.setdefault(f"{task.name}/{plain}", {})[name] = value
-    if not ours:
-        return Html()
-    printed = [entry for entry in tables.THESIS if entry.number in ("4.1", "4.4", "4.5", "4.6", "4.8", "4.9", "4.10")]
-    header = ["figure", *(f"{name} (this page)" for name in runs), *dict.fromkeys(model for entry in printed for model in entry.rows)]
-    rows = []
-    for column, values in ours.items():
-        cells = []
-        for model in header[1 + len(runs) :]:
-            found = {entry.setting: value for entry in printed if (value := entry.value(model, column)) is not None}
-            cells.append(" / ".join(f"{value:.2f}" for value in dict.fromkeys(found.values())) or "—")
-        rows.append([column, *(Cell(percent(values.get(name), 2), class_="strong") for name in runs), *cells])
-    text = (
-        "Accuracy printed in the thesis, single-task / multi-task where they differ, in percent. Comparable only if the test records are "
-        "the same: the official test splits, with the same faces found."
-    )
-    found = [tag("li", str(entry)) for entry in tables.contradictions()]
-    return join([tag("p", text), table(header, rows), details(f"{len(found)} printed figures contradict others", tag("ul", *found))])

@@ -1,15 +1,18 @@
 """The report's page: what it says, that it stands alone, and that it leaves out what a run lacks."""
 
+import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from jaxface.data.tasks import AGE, GENDER
+from jaxface.data.tasks import AGE, EMOTION, GENDER
 from jaxface.errors import UserError
-from jaxface.evaluation import page, style
+from jaxface.evaluation import page, published, style
 from jaxface.evaluation.markup import Cell, percent, table, tag, text
 from jaxface.evaluation.page import render, write_report
+from jaxface.evaluation.predictions import read_predictions, write_predictions
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -65,7 +68,7 @@ def whole(two_runs):
 
 def test_a_page_of_two_runs_shows_every_part(whole):
     seen = whole
-    assert seen.sections == ["results", "faces", "classes", "training", "hardest", "agreement", "setup", "notes"]
+    assert seen.sections == ["results", "faces", "classes", "training", "groups", "hardest", "agreement", "published", "setup", "notes"]
     assert "one, two" in seen.texts
     assert "31.0 %" in seen.texts  # the linear model on pixels
     assert "1,234,567" in seen.texts
@@ -95,7 +98,7 @@ def test_accuracies_on_the_page_are_those_of_the_stored_answers(two_runs, whole)
 @pytest.mark.parametrize(
     ("missing", "gone"),
     [
-        (["predictions.parquet"], {"faces", "hardest"}),  # the starting model's answers still fill the classes
+        (["predictions.parquet"], {"faces", "groups", "hardest"}),  # the starting model's answers still fill the classes
         (["metrics.jsonl"], {"training"}),
         (["faces.npz", "predictions_before.parquet", "baselines.json", "summary.json"], {"faces"}),
     ],
@@ -105,14 +108,15 @@ def test_what_a_run_lacks_is_left_out(make_run, tmp_path, missing, gone):
     for name in missing:
         (folder / name).unlink()
     left = Reader(report(tmp_path, folder)).sections
-    assert left == [part for part in ("results", "faces", "classes", "training", "hardest", "setup", "notes") if part not in gone]
+    whole = ("results", "faces", "classes", "training", "groups", "hardest", "published", "setup", "notes")
+    assert left == [part for part in whole if part not in gone]
 
 
 def test_a_run_of_nothing_but_a_configuration_has_a_page(tmp_path):
     folder = tmp_path / "begun"
     folder.mkdir()
     (folder / "config.json").write_text('{"name": "begun", "tasks": ["age"]}')
-    assert Reader(report(tmp_path, folder)).sections == ["setup", "notes"]
+    assert Reader(report(tmp_path, folder)).sections == ["published", "setup", "notes"]
 
 
 def test_names_and_classes_are_escaped(make_run, tmp_path):
@@ -129,13 +133,54 @@ def test_runs_of_the_same_name_are_told_apart(make_run, tmp_path):
     assert str(first) in names[0]
 
 
-def test_runs_on_the_theses_test_sets_stand_beside_the_printed_figures(make_run, tmp_path):
-    seen = Reader(report(tmp_path, make_run(source="FairFace", tasks=(AGE,), data={"sets": ["sets/fairface"]})))
-    assert "published" in seen.sections
-    assert "age/fairface" in seen.texts
-    assert "63.64 / 63.73" in seen.texts  # DoRA, Tables 4.5 and 4.9
+def test_runs_on_the_theses_test_sets_stand_below_the_printed_figures(make_run, tmp_path):
+    folder = make_run(source="FairFace", tasks=(AGE,), data={"sets": ["sets/fairface"]})
+    content = report(tmp_path, folder)
+    seen = Reader(content)
+    predictions = page.read_run(folder).predictions
+    known = predictions.labels["age"] >= 0
+    accuracy = 100 * (predictions.predicted("age") == predictions.labels["age"])[known].mean()
+    table = content[content.index("Table 4.5: Age, single task") : content.index("Table 4.6")]
+    assert table.count("<tr>") == 1 + 5 + 1
+    assert f"{accuracy:.2f}" in table
+    assert "63.64" in table  # DoRA
     assert any("Table 4.14 prints 80.56" in words for words in seen.texts)
+    assert "80.56*" in seen.texts
     assert not any("drawn by a program" in words for words in seen.texts)
+
+
+def test_the_page_has_every_table_of_the_thesis(whole):
+    headings = [words for words in whole.texts if words.startswith("Table 4.")]
+    assert [words.partition(":")[0] for words in headings] == [f"Table 4.{number}" for number in range(1, 17)]
+
+
+def test_averages_are_shown_only_of_runs_that_saw_every_set_of_a_task(make_run):
+    run = page.read_run(make_run(source="RAF-DB", tasks=(EMOTION, GENDER)))
+    values = published.our_values(run)
+    assert values.keys() == {"emotion/rafdb", "emotion/average"}
+    assert values["emotion/average"] == values["emotion/rafdb"]
+
+
+def test_features_before_and_after_are_shown_per_task(make_run, tmp_path):
+    folder = make_run(tasks=(GENDER, AGE))
+    stored = read_predictions(folder / "predictions.parquet")
+    for name in ("predictions", "features_before"):
+        random = np.random.default_rng(0).normal(size=(2, len(stored), 6)).astype(np.float32)
+        per_task = {"gender": random[0], "age": random[1]} if name == "predictions" else {}
+        changed = replace(stored, features=None if per_task else random[0], task_features=per_task)
+        write_predictions(folder / f"{name}.parquet", changed)
+    seen = Reader(report(tmp_path, folder))
+    titles = [words for words in seen.texts if words.endswith((": PCA", ": t-SNE"))]
+    assert titles == [f"{task}, {when}: {kind}" for task in ("gender", "age") for when in ("before", "after") for kind in ("PCA", "t-SNE")]
+
+
+def test_cost_stands_against_accuracy(make_run, tmp_path):
+    folder = make_run(tasks=(GENDER,))
+    costs = {"parameters": {"trained": 1000, "inference": 2_500_000}, "gflops": {"all products": 1.25, "linear": 1.125}}
+    (folder / "summary.json").write_text(json.dumps(costs))
+    seen = Reader(report(tmp_path, folder))
+    assert "cost" in seen.sections
+    assert {"2.50", "1.125"} <= set(seen.texts)
 
 
 def test_a_page_that_cannot_be_finished_leaves_the_old_one(make_run, tmp_path, monkeypatch):

@@ -1,0 +1,46 @@
+"""python -m jaxface.export RUN --to FORMAT: a run's model for use without this project, checked before it is called done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxface.cli import parse
+from jaxface.errors import run_command
+
+
+@dataclass(frozen=True)
+class Options:
+    """Writes a run's best model in a format that others read, with a manifest, and checks that it gives the same logits.
+
+    Attributes:
+      run: a run folder.
+      to: stablehlo (jax.export, any batch size, CPU and CUDA), onnx, safetensors (the merged encoder in Meta's and timm's layout), or
+        peft (an adapter folder).
+      out: the folder to write; RUN/export/FORMAT if not given.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    to: str
+    out: Path | None = None
+
+
+def main() -> None:
+    """Exports and says what was written."""
+    options = parse(Options, prog="python -m jaxface.export")
+    from jaxface.exports import export_run, get_exporter  # slow to import: not for --help
+
+    get_exporter(options.to)
+    folder = options.out or options.run / "export" / options.to
+    manifest = export_run(options.run, options.to, folder)
+    check = manifest["check"]
+    print(f"logits of {check['images']} images agree to {check['largest_relative_difference']:.1e} of the largest")
+    for name in manifest["files"]:
+        print(f"wrote {folder / name}")
+
+
+if __name__ == "__main__":
+    run_command(main)

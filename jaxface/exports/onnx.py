@@ -1,0 +1,266 @@
+"""ONNX, written from the model itself: LayerNormalization and Gelu as single nodes, rotary positions and scales folded into the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxface.adapters.task_specific import TaskLowRank
+from jaxface.errors import UserError
+from jaxface.evaluation.trained import Trained
+from jaxface.exports.manifest import Answer, register_exporter
+from jaxface.files import aside
+from jaxface.kernels.products import up
+from jaxface.models.encoder import Block, Encoder
+from jaxface.models.heads import Classifier, Head
+from jaxface.models.layers import MLP, LayerNorm, Linear
+from jaxface.models.pool import AttentionPool, split_heads
+from jaxface.models.rope import resize_positions, rope_angles
+
+OPSET = 20
+FILE = "model.onnx"
+LARGE = 1_800_000_000
+"""Bytes of weights above which they stand in a file of their own: a protocol buffer ends at two gigabytes."""
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph; every value is known by its name.
+
+    Attributes:
+      tasks: the leading axis of values that differ by task, once there are some.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.tasks: int | None = None
+
+    def add(self, kind: str, *inputs: str, outputs: int = 1, name: str | None = None, **attributes: Any) -> Any:
+        """A node; its output's name, or a list of them."""
+        from onnx import helper
+
+        names = [name or f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def constant(self, values: Any, dtype: Any = np.float32) -> str:
+        """An array's name."""
+        from onnx import numpy_helper
+
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(values, dtype, order="C"), name))
+        return name
+
+    def reshape(self, x: str, *shape: int) -> str:
+        return self.add("Reshape", x, self.constant(shape, np.int64))
+
+    def swap_last(self, x: str, rank: int) -> str:
+        """[..., a, b] -> [..., b, a]"""
+        return self.add("Transpose", x, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+    def batched(self, x: str, *shape: int) -> str:
+        """[B, ...] or [tasks, B, ...] in another shape behind the batch."""
+        return self.reshape(x, *(() if self.tasks is None else (self.tasks,)), -1, *shape)
+
+    @property
+    def lead(self) -> int:
+        """Axes up to and with the batch."""
+        return 1 if self.tasks is None else 2
+
+
+def dense(graph: Graph, kernel: Any) -> np.ndarray:
+    """A kernel as one array [in, out]; [T, 1, in, out] for one with an update per task, which makes all that follows differ by task."""
+    if isinstance(kernel, TaskLowRank):
+        graph.tasks = kernel.a.shape[0]
+        groups = kernel.a.shape[-1] // kernel.b.shape[-2]
+        updates = jax.vmap(lambda a, b: up(a, b, groups))(kernel.a[...], kernel.b[...])
+        return np.asarray(kernel.base[...] + updates, np.float32)[:, None]
+    if isinstance(kernel, nnx.Variable):
+        kernel = kernel[...]
+    if not isinstance(kernel, jax.Array):
+        raise UserError(f"a kernel of kind {type(kernel).__name__} has no form in ONNX: export to stablehlo")
+    return np.asarray(kernel, np.float32)
+
+
+def linear(graph: Graph, x: str, layer: Linear, scale: Any = None, order: np.ndarray | None = None) -> str:
+    """A linear layer, its outputs scaled and put in another order."""
+    kernel = dense(graph, layer.kernel)
+    bias = np.zeros(kernel.shape[-1], np.float32) if layer.bias is None else np.asarray(layer.bias[...], np.float32)
+    factor = np.ones_like(bias) if scale is None else np.asarray(scale, np.float32)
+    kernel, bias = kernel * factor, bias * factor
+    if order is not None:
+        kernel, bias = kernel[..., order], bias[order]
+    y = graph.add("MatMul", x, graph.constant(kernel))
+    return y if layer.bias is None else graph.add("Add", y, graph.constant(bias))
+
+
+def norm(graph: Graph, x: str, layer: LayerNorm) -> str:
+    scale, bias = graph.constant(layer.scale[...]), graph.constant(layer.bias[...])
+    return graph.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5)
+
+
+def mlp(graph: Graph, x: str, layer: MLP, scale: Any = None) -> str:
+    return linear(graph, graph.add("Gelu", linear(graph, x, layer.fc)), layer.proj, scale)
+
+
+def heads_of(graph: Graph, x: str, tokens: int, heads: int, width: int) -> str:
+    """[..., N, D] -> [..., H, N, D / H]"""
+    x, n = graph.batched(x, tokens, heads, width // heads), graph.lead
+    return graph.add("Transpose", x, perm=[*range(n), n + 1, n, n + 2])
+
+
+def attend(graph: Graph, q: str, k: str, v: str, tokens: int, width: int) -> str:
+    """Heads [..., H, N, d] and [..., H, M, d] -> [..., N, D]; q is scaled already."""
+    scores = graph.add("MatMul", q, graph.swap_last(k, graph.lead + 3))
+    y = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)
+    n = graph.lead
+    return graph.batched(graph.add("Transpose", y, perm=[*range(n), n + 1, n, n + 2]), tokens, width)
+
+
+def rotate(graph: Graph, x: str, cos: str, sin: str) -> str:
+    """Turns channels in half-split order by angles [N, d / 2]."""
+    first, second = graph.add("Split", x, outputs=2, axis=-1, num_outputs=2)
+    left = graph.add("Sub", graph.add("Mul", first, cos), graph.add("Mul", second, sin))
+    right = graph.add("Add", graph.add("Mul", second, cos), graph.add("Mul", first, sin))
+    return graph.add("Concat", left, right, axis=-1)
+
+
+def block(graph: Graph, x: str, layer: Block, tokens: int, angles: tuple[str, str]) -> str:
+    heads, width = layer.attn.heads, layer.norm1.scale.shape[0]
+    inner = width // heads
+    split = np.concatenate([np.arange(0, inner, 2), np.arange(1, inner, 2)])  # pairs side by side -> all firsts, then all seconds
+    turned = (inner * np.arange(heads)[:, None] + split).ravel()
+    order = np.concatenate([turned, width + turned, 2 * width + np.arange(width)])
+    scale = np.repeat([inner**-0.5, 1.0, 1.0], width)
+    parts = graph.add("Split", linear(graph, norm(graph, x, layer.norm1), layer.attn.qkv, scale, order), outputs=3, axis=-1, num_outputs=3)
+    q, k, v = (heads_of(graph, part, tokens, heads, width) for part in parts)
+    y = attend(graph, rotate(graph, q, *angles), rotate(graph, k, *angles), v, tokens, width)
+    gains = [None if gain is None else gain[...] for gain in (layer.scale1, layer.scale2)]
+    x = graph.add("Add", x, linear(graph, y, layer.attn.out, gains[0]))
+    return graph.add("Add", x, mlp(graph, norm(graph, x, layer.norm2), layer.mlp, gains[1]))
+
+
+def embed(graph: Graph, images: str, encoder: Encoder, size: int) -> tuple[str, int, tuple[str, str]]:
+    """Images uint8 [B, S, S, 3] -> tokens [B, N, D], N, and cosine and sine of the rotary angles."""
+    c = encoder.config
+    side, first = size // c.patch, int(c.class_token)
+    x = graph.add("Cast", images, to=1)
+    x = graph.add("Sub", graph.add("Mul", x, graph.constant(1 / 127.5)), graph.constant(1.0))
+    x = graph.add("Transpose", graph.reshape(x, -1, side, c.patch, side, c.patch, 3), perm=[0, 1, 3, 2, 4, 5])
+    x = linear(graph, graph.reshape(x, -1, side * side, 3 * c.patch**2), encoder.patch)
+    places = np.array(resize_positions(encoder.positions[...], side, side, c.class_token), np.float32)
+    if first:  # a token of zeros in front, which the class token is added to with its position
+        x = graph.add("Pad", x, graph.constant([0, 1, 0, 0, 0, 0], np.int64))
+        places[0] += np.asarray(encoder.class_token[...])
+    x = norm(graph, graph.add("Add", x, graph.constant(places)), encoder.norm_pre)
+    angles = rope_angles(side, side, c.width // c.heads, c.class_token)
+    return x, side * side + first, (graph.constant(np.cos(angles)), graph.constant(np.sin(angles)))
+
+
+def pool(graph: Graph, x: str, layer: AttentionPool, tokens: int, width: int) -> str:
+    """Tokens [..., N, D] -> [..., 1, D]"""
+    probe = layer.probe[...]
+    q = np.asarray(split_heads(layer.q(probe), layer.heads), np.float32) * (width // layer.heads) ** -0.5
+    k, v = (
+        heads_of(graph, part, tokens, layer.heads, width)
+        for part in graph.add("Split", linear(graph, x, layer.kv), outputs=2, axis=-1, num_outputs=2)
+    )
+    scores = graph.add("MatMul", graph.constant(q), graph.swap_last(k, graph.lead + 3))
+    if q.ndim > 3:
+        graph.tasks = q.shape[0]
+    y = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)
+    x = linear(graph, graph.batched(y, 1, width), layer.out)
+    return graph.add("Add", x, mlp(graph, norm(graph, x, layer.norm), layer.mlp))
+
+
+def features(graph: Graph, images: str, encoder: Encoder, size: int) -> str:
+    """[B, S, S, 3] -> [B, D], or [T, B, D] where tasks have features of their own."""
+    x, tokens, angles = embed(graph, images, encoder, size)
+    width = encoder.config.width
+    for stage in encoder.stages:
+        for index in range(stage.norm1.scale.shape[0]):
+            x = block(graph, x, jax.tree.map(lambda leaf, i=index: leaf[i], stage), tokens, angles)
+    x = x if encoder.norm_post is None else norm(graph, x, encoder.norm_post)
+    if encoder.pool is not None:
+        x = pool(graph, x, encoder.pool, tokens, width)
+    x = x if encoder.projection is None else linear(graph, x, encoder.projection)
+    return graph.add("ReduceMean", x, graph.constant([graph.lead], np.int64), keepdims=0)
+
+
+def head(graph: Graph, x: str, layer: Head, task: str, count: int) -> None:
+    """Features [B, D] -> the output named after the task, [B, C]."""
+    if layer.norm is not None:
+        gain = layer.norm.scale[...] * jax.lax.rsqrt(layer.norm.variance[...] + 1e-5)
+        shift = layer.norm.bias[...] - layer.norm.mean[...] * gain
+        x = graph.add("Add", graph.add("Mul", x, graph.constant(gain)), graph.constant(shift))
+    if layer.hidden is not None:
+        x = graph.add("Gelu", linear(graph, x, layer.hidden))
+    OUTPUTS[layer.output](graph, linear(graph, x, layer.out), task, count)
+
+
+def class_logits(graph: Graph, x: str, task: str, count: int) -> None:
+    graph.add("Identity", x, name=task)
+
+
+def rank_logits(graph: Graph, ranks: str, task: str, count: int) -> None:
+    """As `jaxface.models.heads.ranks_to_logits`."""
+    later = graph.add("Sigmoid", ranks)
+    first = graph.add("Slice", later, *(graph.constant([value], np.int64) for value in (0, 1, 1)))
+    zero = graph.add("Mul", first, graph.constant(0.0))
+    one = graph.add("Add", zero, graph.constant(1.0))
+    p = graph.add("Sub", graph.add("Concat", one, later, axis=-1), graph.add("Concat", later, zero, axis=-1))
+    logits = graph.add("Log", graph.add("Max", p, graph.constant(1e-7)))
+    passed = graph.add("Cast", graph.add("Greater", ranks, graph.constant(0.0)), to=7)
+    answer = graph.add("ReduceSum", passed, graph.constant([-1], np.int64), keepdims=1)
+    classes = graph.constant(np.arange(count), np.int64)
+    largest = graph.add("ReduceMax", logits, graph.constant([-1], np.int64), keepdims=1)
+    raised = graph.add("Max", logits, graph.add("Add", largest, graph.constant(1e-3)))
+    graph.add("Where", graph.add("Equal", classes, answer), raised, logits, name=task)
+
+
+OUTPUTS = {"classes": class_logits, "ranks": rank_logits}
+"""What follows a head's last layer, by the name that `jaxface.models.heads.OUTPUTS` has for it."""
+
+
+def build(model: Classifier, size: int, classes: dict[str, int]) -> Any:
+    """The merged model as an ONNX model: `images` uint8 [batch, S, S, 3] -> logits [batch, C] named after the tasks."""
+    from onnx import TensorProto, helper
+
+    graph = Graph()
+    x = features(graph, "images", model.encoder, size)
+    for index, task in enumerate(sorted(model.heads)):
+        own = x if graph.tasks is None else graph.add("Gather", x, graph.constant(index, np.int64), axis=0)
+        head(graph, own, model.heads[task], task, classes[task])
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])
+    outputs = [helper.make_tensor_value_info(task, TensorProto.FLOAT, ["batch", count]) for task, count in classes.items()]
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "jaxface", [images], outputs, graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=10,
+        producer_name="jaxface",
+    )
+
+
+@register_exporter("onnx")
+def export_onnx(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """Writes the merged model as ONNX. Raises UserError without the extra `onnx`."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[onnx]'") from None
+    model = trained.merged()
+    model.encoder.dtype = jnp.float32
+    proto = build(model, trained.image_size, {task.name: task.num_classes for task in trained.tasks})
+    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > LARGE
+    with aside(folder / FILE) as temporary:
+        onnx.save(proto, temporary, save_as_external_data=large, location=f"{FILE}.data")
+    session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    about = {"opset": OPSET, "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
+    return lambda images: dict(zip(names, session.run(None, {"images": images}), strict=True)), about

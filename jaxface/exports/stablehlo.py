@@ -1,0 +1,38 @@
+"""StableHLO through `jax.export`: one file with its weights inside, for any batch size, on CPU and CUDA.
+
+with open("model.jax", "rb") as file:
+    logits = jax.export.deserialize(file.read()).call(images)  # uint8 [B, S, S, 3] -> {task: [B, C]}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxface.evaluation.trained import Trained
+from jaxface.exports.manifest import Answer, register_exporter
+from jaxface.files import aside
+from jaxface.training.step import normalize_images
+
+PLATFORMS = ("cpu", "cuda")
+FILE = "model.jax"
+
+
+@register_exporter("stablehlo")
+def export_stablehlo(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """Writes the merged model as a serialised `jax.export.Exported`, which holds StableHLO of a versioned, portable kind."""
+    model, side = trained.merged(), trained.image_size
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"batch, {side}, {side}, 3"), np.uint8)
+    exported = jax.export.export(jax.jit(lambda images: model(normalize_images(images))), platforms=PLATFORMS)(shape)
+    with aside(folder / FILE) as temporary:
+        temporary.write_bytes(exported.serialize())
+    call = jax.export.deserialize(bytearray((folder / FILE).read_bytes())).call
+    about = {
+        "platforms": PLATFORMS,
+        "use": f"jax.export.deserialize(bytearray(open('{FILE}', 'rb').read())).call(images)",
+        "calling_convention_version": exported.calling_convention_version,
+    }
+    return lambda images: jax.tree.map(np.asarray, call(images)), about

@@ -1,0 +1,92 @@
+"""Weights for PyTorch: the merged encoder in Meta's and timm's layout, or PEFT's adapter folder; the heads in a file of their own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jaxface.adapters.methods import linears, merge
+from jaxface.adapters.peft_format import load_peft, save_peft
+from jaxface.errors import UserError
+from jaxface.evaluation.trained import Trained
+from jaxface.exports.manifest import Answer, model_answer, register_exporter
+from jaxface.files import write_tensors
+from jaxface.models.encoder import Encoder
+from jaxface.models.heads import Classifier
+from jaxface.models.tree import arrays_of
+from jaxface.models.weights import load_encoder, save_weights
+from jaxface.training.runs import base_model
+
+LAYOUTS = ("meta", "timm")
+HEADS = "heads.safetensors"
+HEADS_NOTE = (
+    "heads.safetensors, per task: norm (BatchNorm1d, eps 1e-5), hidden (Linear, then GELU), out (Linear), where the run has them, on the "
+    "encoder's feature; without a pool on the mean of its tokens"
+)
+TORCH_NAMES = (
+    (r"\.kernel$", ".weight"),
+    (r"norm\.scale$", "norm.weight"),
+    (r"norm\.mean$", "norm.running_mean"),
+    (r"norm\.variance$", "norm.running_var"),
+)
+"""From our names of a head's arrays to torch's."""
+
+
+def torch_heads(model: Classifier) -> dict[str, np.ndarray]:
+    """The heads' arrays with torch's names and orientation: `age.hidden.weight` [out, in], ..."""
+    tensors = {}
+    for name, leaf in arrays_of(model.heads).items():
+        array = np.asarray(leaf, np.float32)
+        name = name.removeprefix("_mapping.").replace("heads.", "")
+        array = array.T if name.endswith(".kernel") else array
+        for pattern, replacement in TORCH_NAMES:
+            name = re.sub(pattern, replacement, name)
+        tensors[name] = array
+    return tensors
+
+
+def _with_encoder(model: Classifier, encoder: Encoder) -> Answer:
+    """The model's answers with another encoder in its place."""
+    encoder.dtype = model.encoder.dtype
+    model.encoder = encoder
+    return model_answer(model)
+
+
+@register_exporter("safetensors")
+def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """Writes the merged encoder in every layout, and the heads. Raises UserError for an encoder that cannot be merged."""
+    model = trained.merged()
+    kept = next((name for name, linear in linears(model.encoder) if isinstance(linear.kernel, nnx.Module)), None)
+    if kept is not None:
+        raise UserError(f"{trained.folder}: {kept} has an update per task, which no single kernel is: export to stablehlo or onnx")
+    files = {layout: f"encoder.{layout}.safetensors" for layout in LAYOUTS}
+    for layout, name in files.items():
+        save_weights(model.encoder, folder / name, layout=layout)
+    write_tensors(folder / HEADS, torch_heads(model), {"format": "pt"})
+    answers = [_with_encoder(trained.merged(), load_encoder(folder / name)) for name in files.values()]
+
+    def both(images: np.ndarray) -> dict[str, np.ndarray]:
+        """The answers of the file that is farther off."""
+        found = [answer(images) for answer in answers]
+        ours = model_answer(model)(images)
+        return max(found, key=lambda logits: max(np.abs(logits[task] - ours[task]).max() for task in ours))
+
+    return both, {"encoders": files, "heads": HEADS_NOTE}
+
+
+@register_exporter("peft")
+def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """Writes PEFT's adapter folder for timm's model, the heads, and the base weights in timm's layout where the base is another run."""
+    weights = trained.config.encoder.weights
+    base, _ = base_model(trained.config)
+    from_run = weights is not None and Path(weights).is_dir()
+    save_peft(trained.model.encoder, folder, base="base.timm.safetensors" if from_run else weights)
+    if from_run:
+        save_weights(base, folder / "base.timm.safetensors", layout="timm")
+    write_tensors(folder / HEADS, torch_heads(trained.model), {"format": "pt"})
+    about = {"base": "base.timm.safetensors" if from_run else weights, "heads": HEADS_NOTE}
+    return _with_encoder(trained.merged(), merge(load_peft(base, folder))), about

@@ -1,0 +1,162 @@
+"""python -m jaxface.predict RUN PATH...: age group, gender and emotion of every face in photos, folders and videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import tyro
+
+from jaxface.cli import parse
+from jaxface.errors import UserError, run_command
+from jaxface.memory import use_large_pages
+from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
+from jaxface.prediction.limits import Limits
+from jaxface.prediction.predictor import FaceOptions, Predictor
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Says of every face what a run's model sees. The same command again goes on where the last one stopped.
+
+    Attributes:
+      run: a run folder.
+      paths: photos, folders and all below them, globs, videos; "-" reads paths from standard input, one a line.
+      out: a .jsonl, .csv or .parquet file; JSON lines on standard output if not given.
+      draw: a folder for annotated copies of photos and videos.
+      every: look at every n-th frame of a video.
+      batch_size: faces that the model sees at once, over all local devices.
+      threads: that read, decode and find faces; as many as there are cores if not given.
+      shard: I/N: only the files whose names' hash falls on I of N; each shard writes a file of its own. Processes that SLURM, Open MPI or
+        Kubernetes (JAX_NUM_PROCESSES, JAX_PROCESS_ID) started know theirs.
+      find: how faces are found.
+      serve: answer photos over HTTP instead, with a page to try it.
+      limits: of the server.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
+    out: Path | None = None
+    draw: Path | None = None
+    every: int = 1
+    batch_size: int = 32
+    threads: int | None = None
+    shard: str | None = None
+    find: tyro.conf.OmitArgPrefixes[FaceOptions] = field(default_factory=FaceOptions)
+    serve: bool = False
+    limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name, value in (("every", self.every), ("threads", self.threads or 1), ("batch_size", self.batch_size)):
+            if value <= 0:
+                raise UserError(f"{name} {value}: expected more than 0")
+        if self.serve and (self.paths or self.out or self.draw):
+            raise UserError("--serve takes no PATH, --out or --draw: photos come over HTTP")
+        if not self.serve and not self.paths:
+            raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
+
+
+LAUNCHERS = {
+    "SLURM_NTASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "JAX_NUM_PROCESSES": "JAX_PROCESS_ID",
+}
+"""Environment variables in which launchers say how many processes there are, and which one this is."""
+
+
+def shard_of(word: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which part of the files is this process's, I of N: as told, or as a launcher says.
+
+    The processes never meet, so that none waits for another or dies with it. Raises UserError for a shard that there is not.
+    """
+    for size, rank in LAUNCHERS.items() if word is None else ():
+        if environment.get(size, "1") not in ("", "1"):
+            word = f"{environment.get(rank)}/{environment[size]}"
+    try:
+        index, count = map(int, (word or "0/1").split("/"))
+    except ValueError:
+        raise UserError(f"--shard {word}: expected I/N, such as 0/4") from None
+    if not 0 <= index < count:
+        raise UserError(f"--shard {word}: expected 0/{max(count, 1)} to {max(count, 1) - 1}/{max(count, 1)}")
+    return index, count
+
+
+def shard_path(out: Path, index: int, count: int) -> Path:
+    """The file of a shard: `faces.jsonl` becomes `faces.0-of-4.jsonl`."""
+    return out if count == 1 else out.with_name(f"{out.stem}.{index}-of-{count}{out.suffix}")
+
+
+def predict(options: Options) -> Counter[str]:
+    """Runs the job and returns how many images there were of each status, those done before included."""
+    from jaxface.prediction.drawing import draw_photo
+    from jaxface.prediction.journal import Journal
+    from jaxface.prediction.stream import predict_stream
+    from jaxface.progress import Track
+
+    index, count = shard_of(options.shard, os.environ)
+    paths = [path for path in find_paths(options.paths, sys.stdin) if in_shard(path, index, count)]
+    predictor = Predictor(options.run, options.find, options.batch_size)
+    about = predictor.about() | {"every": options.every, "shard": f"{index}/{count}"}
+    statuses: Counter[str] = Counter()
+    with Journal(shard_path(options.out, index, count), about) if options.out else nullcontext() as journal:
+        done = journal.done if journal else set()
+        items = items_of(paths, done, options.every)
+        finish = None if options.draw is None else lambda item, result: draw_photo(options.draw, result, about["classes"])
+        with Track("predict", len(items) + len(done), unit="images", done=len(done)) as track:
+            for result in predict_stream(predictor, items, threads=options.threads, finish=finish):
+                statuses[result["status"]] += 1
+                if journal:
+                    journal.write(result)
+                else:
+                    print(json.dumps(result), flush=True)
+                track.advance()
+        if journal:
+            journal.finish()
+            statuses = Counter(row["status"] for row in journal.rows())
+            if options.draw:
+                draw_videos(options.draw, journal.rows(), about["classes"])
+    return statuses
+
+
+def draw_videos(folder: Path, rows: Any, tasks: Json) -> None:
+    """The annotated copies of all videos among the results that are not there yet."""
+    from jaxface.prediction.drawing import draw_video, place
+
+    frames: defaultdict[str, dict[int, list[Json]]] = defaultdict(dict)
+    for row in rows:
+        if row["frame"] is not None:
+            frames[row["path"]][row["frame"]] = row["faces"]
+    for path, faces in frames.items():
+        if not place(folder, path, ".mp4").exists():
+            draw_video(folder, path, faces, tasks)
+
+
+def main() -> None:
+    """Predicts, or serves."""
+    options = parse(Options, prog="python -m jaxface.predict")
+    cv2.setNumThreads(1)  # photos are read in threads of our own: OpenCV's would fight the model for the cores
+    if options.serve:
+        from jaxface.prediction.server import serve
+
+        serve(Predictor(options.run, options.find, options.batch_size, small_batches=True), options.limits)
+        return
+    if options.draw and not options.out and any(map(is_video, options.paths)):
+        raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
+    statuses = predict(options)
+    told = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
+    print(f"{options.out or 'done'}: {told or 'nothing to do'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    use_large_pages()
+    run_command(main)

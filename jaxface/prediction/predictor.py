@@ -1,0 +1,193 @@
+"""A run's model as a function of images."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxface.data.augment import resize
+from jaxface.data.faces import Detector, Face, crop, get_detector
+from jaxface.data.images import Unreadable, decode_photo
+from jaxface.data.tasks import Task
+from jaxface.errors import UserError
+from jaxface.evaluation.metrics import probabilities
+from jaxface.evaluation.trained import load_trained
+from jaxface.models.tree import flatten
+from jaxface.training.step import make_predict, replicate, shard
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FaceOptions:
+    """How faces are found in a photo.
+
+    Attributes:
+      faces: a detector (ssd, yunet), or whole: each photo is one face already.
+      detector_files: model files of the detector, where it does not bring its own.
+      threshold: least score of a face; the detector's own if not given.
+      margin: added around a face on each side, as a share of its longer side: as `jaxface.prepare` cropped the training faces.
+      most_faces: of one photo; the most certain ones are kept.
+    """
+
+    faces: str = "ssd"
+    detector_files: tuple[Path, ...] = ()
+    threshold: float | None = None
+    margin: float = 0.2
+    most_faces: int = 100
+
+
+@dataclass
+class Photo:
+    """What was found in an image, before the model sees it.
+
+    Attributes:
+      width, height: in pixels.
+      faces: found faces.
+      crops: uint8 [S, S, 3] of each, S the model's input size.
+    """
+
+    width: int
+    height: int
+    faces: list[Face]
+    crops: list[np.ndarray]
+
+
+@dataclass
+class Predictor:
+    """`Predictor(run)(images)`: the attributes of every face.
+
+    Attributes:
+      run: a run folder.
+      options: how faces are found.
+      batch_size: most faces that the model sees at once, over all local devices.
+      small_batches: also compile programs for 1, 2, 4, ... faces, for callers that cannot wait for a full batch.
+
+    Raises UserError for a folder that holds no trained model, or a detector that is not there.
+    """
+
+    run: str | Path
+    options: FaceOptions = field(default_factory=lambda: FaceOptions(faces="whole"))
+    batch_size: int = 32
+    small_batches: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size <= 0:
+            raise UserError(f"batch_size {self.batch_size}: expected more than 0")
+        self._local = threading.local()
+        self._detector()  # what is wrong with it shows before anything large is read
+        self.trained = load_trained(self.run)
+        self.tasks: tuple[Task, ...] = self.trained.tasks
+        arrays, structure = flatten(self.trained.merged())
+        self._arrays, self._predict = replicate(arrays), make_predict(structure)
+        devices = jax.local_device_count()
+        powers = [2**i for i in range(self.batch_size.bit_length())] if self.small_batches else []
+        self.sizes = sorted({-(-size // devices) * devices for size in (*powers, self.batch_size) if size <= self.batch_size})
+        self.batch_size = self.sizes[-1]
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of a crop."""
+        return self.trained.image_size
+
+    def about(self) -> Json:
+        """What a reader of the answers needs to know: model, classes, preprocessing."""
+        return {
+            "run": self.trained.config.name,
+            "model": self.trained.digest,
+            "classes": {task.name: list(task.classes) for task in self.tasks},
+            "temperatures": dict(self.trained.temperatures),
+            "image_size": self.image_size,
+            "faces": self.options.faces,
+            "threshold": self.options.threshold,
+            "margin": 0.0 if self.options.faces == "whole" else self.options.margin,
+        }
+
+    def _detector(self) -> Detector:
+        """This thread's own: OpenCV's networks hold state."""
+        if not hasattr(self._local, "detector"):
+            options = self.options
+            self._local.detector = get_detector(options.faces, options.detector_files, threshold=options.threshold)
+        return self._local.detector
+
+    def find(self, image: np.ndarray) -> Photo:
+        """Finds and crops the faces of an image, uint8 [H, W, 3] RGB. Any thread may call it."""
+        height, width = image.shape[:2]
+        faces = self._detector()(image)[: self.options.most_faces]
+        if self.options.faces == "whole":  # as evaluation sees a prepared face: squashed, nothing added
+            crops = [resize(image, self.image_size) for _ in faces]
+        else:
+            crops = [resize(crop(image, face.box, self.options.margin), self.image_size) for face in faces]
+        return Photo(width, height, faces, crops)
+
+    def classify(self, crops: Sequence[np.ndarray]) -> Mapping[str, jax.Array]:
+        """Logits of every task for at most `batch_size` crops; does not wait for them. Rows past the crops are padding."""
+        size = next(size for size in self.sizes if size >= len(crops))
+        images = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
+        for row, one in enumerate(crops):
+            images[row] = one
+        return self._predict(self._arrays, shard(images))[0]
+
+    def answers(self, logits: Mapping[str, jax.Array], count: int) -> list[Json]:
+        """What the logits of `classify` say of the first `count` crops: per task class, calibrated confidence, all probabilities."""
+        rows: list[Json] = [{} for _ in range(count)]
+        for task in self.tasks:
+            values = np.asarray(logits[task.name]).reshape(-1, task.num_classes)[:count]
+            shares = probabilities(values)
+            calibrated = probabilities(values / self.trained.temperatures.get(task.name, 1.0))
+            for row, chances, confidences in zip(rows, shares, calibrated, strict=True):
+                best = int(chances.argmax())
+                row[task.name] = {
+                    "class": task.classes[best],
+                    "confidence": round(float(confidences[best]), 6),
+                    "probabilities": {name: round(float(p), 6) for name, p in zip(task.classes, chances, strict=True)},
+                }
+        return rows
+
+    def __call__(self, images: Iterable[np.ndarray | str | Path]) -> list[list[Json]]:
+        """Per image its faces: `box`, `score`, and per task `class`, `confidence`, `probabilities`.
+
+        Args:
+          images: uint8 [H, W, 3] RGB of any sizes, or paths of photos.
+
+        Raises UserError for a photo that cannot be read, or an array that is no image.
+        """
+        photos = [self.find(_pixels(image)) for image in images]
+        crops = [one for photo in photos for one in photo.crops]
+        answers: list[Json] = []
+        for start in range(0, len(crops), self.batch_size):
+            part = crops[start : start + self.batch_size]
+            answers += self.answers(self.classify(part), len(part))
+        left = iter(answers)
+        return [[face_json(face) | next(left) for face in photo.faces] for photo in photos]
+
+
+def _pixels(image: np.ndarray | str | Path) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_pixels(Path(image))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise UserError(f"an image of shape {image.shape} and type {image.dtype}: expected uint8 [H, W, 3], RGB")
+    return image
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """A photo as uint8 [H, W, 3] RGB. Raises Unreadable."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror or error}") from None
+    try:
+        return decode_photo(data)
+    except Unreadable as error:
+        raise Unreadable(f"{path}: {error}") from None
+
+
+def face_json(face: Face) -> Json:
+    """A face's place as JSON values."""
+    return {"box": [round(edge, 1) for edge in face.box], "score": round(face.score, 4)}

@@ -1,0 +1,169 @@
+"""`python -m jaxface.export`: what is written gives the model's logits to whoever has only the originals."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from jaxface.errors import UserError, run_command
+from jaxface.export import main
+from jaxface.exports import export_run, manifest
+
+
+def sample(folder):
+    with np.load(folder / "sample.npz") as arrays:
+        return arrays["images"], {name.removeprefix("logits_"): arrays[name] for name in arrays.files if name != "images"}
+
+
+def assert_close(found, expected, ranks=()):
+    for task, logits in expected.items():
+        if task in ranks:  # logarithms of differences of two shares: their digits are in the shares
+            assert np.abs(shares(found[task]) - shares(logits)).max() <= 1e-5, task
+        else:
+            assert np.abs(found[task] - logits).max() <= 1e-5 * np.abs(logits).max(), task
+
+
+def shares(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def specific(tmp_path_factory):
+    """An MTLoRA run with ordinal ages: features and updates per task, and a head of ranks."""
+    from trained_run import write_trained_run
+
+    return write_trained_run(tmp_path_factory.mktemp("specific"), "mtlora", losses={"age": "coral"})
+
+
+@pytest.mark.parametrize("kind", ["dora", "mtlora"])
+def test_stablehlo_runs_with_jax_alone(kind, trained_run, specific, tmp_path):
+    import jax
+
+    about = export_run(trained_run if kind == "dora" else specific, "stablehlo", tmp_path)
+    images, expected = sample(tmp_path)
+    exported = jax.export.deserialize(bytearray((tmp_path / "model.jax").read_bytes()))
+    assert exported.platforms == ("cpu", "cuda")
+    ranks = ["age"] if kind == "mtlora" else []
+    found = {task: np.asarray(v) for task, v in exported.call(images[:2]).items()}
+    assert_close(found, {task: v[:2] for task, v in expected.items()}, ranks)
+    assert about["classes"]["gender"] == ["male", "female"]
+
+
+@pytest.mark.parametrize("kind", ["dora", "mtlora"])
+def test_onnx_runs_in_onnxruntime_and_in_the_reference_evaluator(kind, trained_run, specific, tmp_path):
+    import onnx
+    import onnxruntime
+    from onnx.reference import ReferenceEvaluator
+
+    export_run(trained_run if kind == "dora" else specific, "onnx", tmp_path)
+    images, expected = sample(tmp_path)
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    names = [output.name for output in session.get_outputs()]
+    ranks = ["age"] if kind == "mtlora" else []
+    assert_close(dict(zip(names, session.run(None, {"images": images}), strict=True)), expected, ranks)
+    reference = ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    found = dict(zip(names, reference.run(None, {"images": images[:1]}), strict=True))
+    assert_close(found, {task: v[:1] for task, v in expected.items()}, ranks)
+
+
+def torch_logits(heads, features):
+    """The heads as the manifest describes them, in torch."""
+    import torch
+    from torch.nn import functional
+
+    logits = {}
+    for task in ("age", "gender", "emotion"):
+        part = {name.removeprefix(f"{task}."): torch.from_numpy(value) for name, value in heads.items() if name.startswith(f"{task}.")}
+        norm = (part["norm.running_mean"], part["norm.running_var"], part["norm.weight"], part["norm.bias"])
+        x = functional.batch_norm(features, *norm, eps=1e-5)
+        x = functional.gelu(functional.linear(x, part["hidden.weight"], part["hidden.bias"]))
+        logits[task] = functional.linear(x, part["out.weight"], part["out.bias"]).numpy()
+    return logits
+
+
+def torch_features(model, images):
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+
+
+def timm_model(path):
+    import torch
+    from safetensors.numpy import load_file
+
+    from jaxface.evaluation.reference import _timm_vision
+    from tiny_encoder import TINY
+
+    model = _timm_vision(TINY).eval()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in load_file(path).items()})
+    return model
+
+
+def test_merged_weights_and_heads_give_the_same_logits_in_timm(trained_run, tmp_path):
+    from safetensors.numpy import load_file
+
+    export_run(trained_run, "safetensors", tmp_path)
+    images, expected = sample(tmp_path)
+    features = torch_features(timm_model(tmp_path / "encoder.timm.safetensors"), images)
+    assert_close(torch_logits(load_file(tmp_path / "heads.safetensors"), features), expected)
+
+
+def test_the_adapter_folder_gives_the_same_logits_in_peft(trained_run, tmp_path):
+    from safetensors.numpy import load_file
+
+    from jaxface.evaluation.reference import import_torch
+    from weights_convert.checkpoint import convert
+
+    export_run(trained_run, "peft", tmp_path)
+    _, peft = import_torch("peft")
+    convert(trained_run.parent / "base.safetensors", tmp_path / "base.safetensors", layout="timm")
+    images, expected = sample(tmp_path)
+    model = peft.PeftModel.from_pretrained(timm_model(tmp_path / "base.safetensors"), str(tmp_path))
+    assert_close(torch_logits(load_file(tmp_path / "heads.safetensors"), torch_features(model.eval(), images)), expected)
+
+
+def test_the_manifest_says_what_was_written(trained_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export", str(trained_run), "--to", "safetensors", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 0
+    about = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for name, digest in about["files"].items():
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+    assert about["input"]["images"]["shape"] == ["batch", 16, 16, 3]
+    assert about["check"]["largest_relative_difference"] < 1e-5
+    assert "agree to" in capsys.readouterr().out
+
+
+def test_an_export_that_gives_other_logits_is_not_called_done(trained_run, tmp_path, monkeypatch):
+    def wrong(trained, folder):
+        return lambda images: {task: v + 1e-3 for task, v in manifest.model_answer(trained.merged())(images).items()}, {}
+
+    monkeypatch.setitem(manifest.EXPORTERS, "wrong", wrong)
+    with pytest.raises(UserError, match="logits differ by"):
+        export_run(trained_run, "wrong", tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["safetensors", "peft"])
+def test_updates_per_task_have_no_place_in_one_kernel(specific, tmp_path, name):
+    with pytest.raises(UserError, match=r"update per task|has no place|some DoRA"):
+        export_run(specific, name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(["RUN", "--to", "coreml"], "known: "), (["nowhere", "--to", "onnx"], "nowhere"), (["RUN"], "export: --to")]
+)
+def test_wrong_input_is_one_line_and_exit_status_2(trained_run, monkeypatch, capsys, words, says):
+    monkeypatch.setattr(sys, "argv", ["export", *(str(trained_run) if word == "RUN" else word for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    printed = capsys.readouterr().err.strip()
+    assert ended.value.code == 2
+    assert printed.startswith("error: ")
+    assert says in printed
+    assert "\n" not in printed

@@ -1,0 +1,173 @@
+"""The server on loopback: answers like the predictor, refuses in one line, outlives its clients."""
+
+import concurrent.futures
+import http.client
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import uvicorn
+from faces import write_photo
+
+from jaxface.errors import UserError
+from jaxface.prediction.limits import Limits
+from jaxface.prediction.predictor import Predictor
+from jaxface.prediction.server import listen, make_app, protocol
+
+PATIENCE = 120
+"""Seconds that a client waits: no figure that is tested, but the end of a test that hangs."""
+LIMITS = Limits(port=0, megabytes=0.3, megapixels=0.5, waiting=8, upload_seconds=1.5)
+
+
+@pytest.fixture(scope="module")
+def predictor(trained_run):
+    return Predictor(trained_run, batch_size=4, small_batches=True)
+
+
+@pytest.fixture(scope="module")
+def port(predictor):
+    """The port of a running server."""
+    listener = listen(LIMITS)
+    config = uvicorn.Config(make_app(predictor, LIMITS), http=protocol(LIMITS.upload_seconds), log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "a.jpg"
+    write_photo(path, 0, size=90)
+    return path
+
+
+def ask(port, body, path="/predict", method="POST", **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, json.loads(text) if response.headers["content-type"].startswith("application/json") else text
+
+
+def png_of_zeros(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((3 * width + 1) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    )
+
+
+def test_a_photo_is_answered_as_the_predictor_answers_it(port, predictor, photo):
+    status, answer = ask(port, photo.read_bytes())
+    assert status == 200
+    assert answer == {"width": 90, "height": 90, "faces": predictor([photo])[0]}
+
+
+def test_many_callers_at_once_get_their_own_answers(port, predictor, tmp_path):
+    paths = [tmp_path / f"{index}.jpg" for index in range(8)]
+    for index, path in enumerate(paths):
+        write_photo(path, index, size=40 + index)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda path: ask(port, path.read_bytes()), paths))
+    assert [status for status, _ in answers] == [200] * 8
+    for path, (_, answer) in zip(paths, answers, strict=True):
+        shares = [list(faces[0]["age"]["probabilities"].values()) for faces in (answer["faces"], predictor([path])[0])]
+        np.testing.assert_allclose(*shares, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"", 415, "no photo of a known format"),
+        (b"not a photo" * 100, 415, "no photo of a known format"),
+        (b"\xff\xd8\xff" + bytes(400_000), 413, "larger than 0.3 MB"),
+        (png_of_zeros(4000, 4000), 413, "4000 x 4000 pixels are more than 0.5 megapixels"),
+        (png_of_zeros(20_000, 20_000)[:200], 4, ""),
+        (cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()[:300], 4, ""),
+    ],
+    ids=["empty", "text", "large", "bomb", "large bomb", "cut off"],
+)
+def test_what_is_no_photo_is_refused_in_one_line(port, photo, body, status, says):
+    got, answer = ask(port, body)
+    assert got == status or got // 100 == status
+    assert answer.keys() == {"error"}
+    assert says in answer["error"]
+    assert "\n" not in answer["error"]
+    assert ask(port, photo.read_bytes())[0] == 200
+
+
+def test_a_length_that_is_declared_too_large_is_refused_before_the_photo_is_sent(port):
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\nx")
+        assert b" 413 " in client.recv(1000).splitlines()[0]
+
+
+def test_a_client_that_sends_too_slowly_is_told_so(port):
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        assert b" 408 " in client.recv(1000).splitlines()[0]
+
+
+def test_a_connection_that_says_nothing_is_closed(port):
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(b"POST /pred")
+        assert client.recv(100) == b""
+
+
+def test_clients_that_go_away_leave_nothing_behind(port, photo):
+    data = photo.read_bytes()
+    for cut in (0, 10, len(data) - 1, len(data)):
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:cut])
+    while "jaxface_under_way 0" not in ask(port, None, "/metrics", "GET")[1]:
+        time.sleep(0.05)
+    assert ask(port, data)[0] == 200
+
+
+def test_more_callers_than_are_allowed_are_told_to_come_again(port, photo):
+    waiting = []
+    for _ in range(LIMITS.waiting):
+        client = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        waiting.append(client)
+    while f"jaxface_under_way {LIMITS.waiting}" not in ask(port, None, "/metrics", "GET")[1]:
+        time.sleep(0.02)
+    status, answer = ask(port, photo.read_bytes())
+    for client in waiting:
+        client.close()
+    assert (status, "try again" in answer["error"]) == (429, True)
+    while "jaxface_under_way 0" not in ask(port, None, "/metrics", "GET")[1]:
+        time.sleep(0.02)
+    assert ask(port, photo.read_bytes())[0] == 200
+
+
+def test_health_metrics_and_the_page(port, predictor, photo):
+    assert ask(port, None, "/health", "GET") == (200, {"status": "ok", **json.loads(json.dumps(predictor.about()))})
+    before, text = (ask(port, photo.read_bytes())[0], ask(port, None, "/metrics", "GET")[1])
+    assert before == 200
+    assert 'jaxface_requests_total{status="200"}' in text
+    status, page = ask(port, None, "/", "GET")
+    assert status == 200
+    assert "//" not in page.replace("</", "").replace("/>", "")
+    assert ask(port, None, "/nowhere", "GET") == (404, {"error": "GET /nowhere: Not Found"})
+    assert ask(port, None, "/predict", "GET")[0] == 405
+
+
+def test_an_address_that_is_taken_is_one_line(port):
+    with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
+        listen(Limits(port=port))

@@ -1,0 +1,119 @@
+"""The predictor and the stream that feeds it: right answers, in order, whatever the files are."""
+
+import cv2
+import numpy as np
+import pytest
+from faces import write_photo
+
+import jaxface
+from jaxface.data.augment import resize
+from jaxface.data.faces import Face, register_detector
+from jaxface.errors import UserError
+from jaxface.evaluation.trained import load_trained
+from jaxface.prediction.items import Item
+from jaxface.prediction.predictor import FaceOptions, Predictor, read_pixels
+from jaxface.prediction.stream import predict_stream
+from jaxface.training.step import normalize_images
+
+
+@pytest.fixture(scope="module")
+def predictor(trained_run):
+    return Predictor(trained_run, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(11):
+        write_photo(folder / f"{index:02d}.jpg", seed=index, size=16 if index % 2 else 40)
+    return folder
+
+
+@register_detector("as many as bright")
+class AsManyAsBright:
+    """As many faces as the first pixel is bright: for tests that need photos of several faces."""
+
+    def __init__(self, files, threshold=0.0): ...
+
+    def __call__(self, image):
+        return [Face((2.0 * i, 0.0, 2.0 * i + 20, 20.0), 1 - i / 100) for i in range(int(image[0, 0, 0]))]
+
+
+def by_hand(run, images):
+    """Probabilities of the adapted model, not merged, one image at a time."""
+    trained = load_trained(run)
+    found = []
+    for image in images:
+        logits = trained.model(normalize_images(resize(image, trained.image_size)[None]))
+        found.append({task: np.exp(v[0]) / np.exp(v[0]).sum() for task, v in ((k, np.asarray(v)) for k, v in logits.items())})
+    return found
+
+
+def test_a_predictor_says_what_the_model_says(trained_run, photos):
+    paths = sorted(photos.iterdir())
+    images = [read_pixels(path) for path in paths]
+    answers = jaxface.Predictor(trained_run, batch_size=4)([*images[:6], *map(str, paths[6:])])
+    for (face,), expected in zip(answers, by_hand(trained_run, images), strict=True):
+        for task, shares in expected.items():
+            np.testing.assert_allclose(list(face[task]["probabilities"].values()), shares, atol=2e-5)
+            assert face[task]["class"] == list(face[task]["probabilities"])[shares.argmax()]
+            assert face[task]["confidence"] == pytest.approx(shares.max(), abs=2e-5)  # no temperature was fitted
+
+
+def test_a_stream_says_the_same_in_the_order_of_its_items(predictor, photos):
+    paths = [str(path) for path in sorted(photos.iterdir())]
+    results = list(predict_stream(predictor, [Item(path) for path in paths], threads=3))
+    assert [result["path"] for result in results] == paths
+    assert [result["faces"] for result in results] == predictor(paths)
+
+
+def test_broken_files_have_a_status_and_stop_nothing(predictor, photos, tmp_path):
+    whole = next(photos.iterdir()).read_bytes()
+    broken = {"empty": b"", "text": b"no photo", "cut": whole[: len(whole) // 2], "head": whole[:40], "zeros": bytes(5000)}
+    for name, data in broken.items():
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+    (tmp_path / "folder.jpg").mkdir()
+    paths = [str(tmp_path / f"{name}.jpg") for name in [*broken, "folder", "gone"]]
+    mixed = [Item(path) for pair in zip(paths, sorted(map(str, photos.iterdir())), strict=False) for path in pair]
+    results = list(predict_stream(predictor, mixed, threads=2))
+    assert [result["status"] for result in results] == ["unreadable", "ok"] * len(paths)
+    assert all(result["error"] and "\n" not in result["error"] for result in results[::2])
+    assert all(result["error"] is None for result in results[1::2])
+
+
+def test_photos_of_many_faces_and_of_none_keep_their_faces(trained_run, tmp_path):
+    counts = [0, 3, 9, 0, 1, 4, 5]
+    for index, count in enumerate(counts):
+        image = np.random.default_rng(index).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+        image[0, 0] = count
+        cv2.imwrite(str(tmp_path / f"{index}.png"), image)
+    predictor = Predictor(trained_run, FaceOptions(faces="as many as bright", most_faces=6), batch_size=4)
+    paths = [str(tmp_path / f"{index}.png") for index in range(len(counts))]
+    results = list(predict_stream(predictor, [Item(path) for path in paths]))
+    assert [len(result["faces"]) for result in results] == [min(count, 6) for count in counts]
+    assert [result["status"] for result in results] == ["ok" if count else "no face" for count in counts]
+    assert [result["faces"] for result in results] == predictor(paths)
+    assert [face["score"] for face in results[1]["faces"]] == [1.0, 0.99, 0.98]
+
+
+def test_what_finishes_an_item_runs_before_its_result_is_given(predictor, photos):
+    finished = []
+    items = [Item(str(path)) for path in sorted(photos.iterdir())]
+    for result in predict_stream(predictor, items, threads=2, finish=lambda item, result: finished.append(item.path)):
+        assert result["path"] in finished
+    assert sorted(finished) == [item.path for item in items]
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_an_array_that_is_no_image_is_one_line(predictor, image):
+    with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
+        predictor([image])
+
+
+def test_a_batch_takes_the_smallest_program_that_holds_it(trained_run):
+    small = Predictor(trained_run, batch_size=5, small_batches=True)
+    assert small.sizes == [1, 2, 4, 5]
+    crops = [np.full((16, 16, 3), 40 * i, np.uint8) for i in range(3)]
+    assert next(iter(small.classify(crops).values())).shape[:2] == (1, 4)
+    with pytest.raises(UserError, match="batch_size 0"):
+        Predictor(trained_run, batch_size=0)

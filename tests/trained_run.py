@@ -1,0 +1,45 @@
+"""A run folder with a model, as training leaves it, without training: a tiny encoder whose adapters and heads are random."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxface.adapters.methods import AdapterOptions
+from jaxface.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, to_dict
+from jaxface.data.synthetic import DrawnSet
+from jaxface.files import write_json
+from jaxface.models.weights import save_weights
+from jaxface.training.runs import fingerprint, make_parts, save_best
+from tiny_encoder import tiny_encoder
+
+
+def write_trained_run(folder: Path, method: str = "dora", **changes) -> Path:
+    """Writes `folder/run` and the base weights beside it; returns the run folder."""
+    weights = folder / "base.safetensors"
+    save_weights(tiny_encoder(), weights)
+    config = Config(
+        name="run",
+        out=str(folder),
+        encoder=EncoderOptions(weights=str(weights)),
+        method=MethodOptions(method, AdapterOptions(rank=2)),
+        head=HeadOptions(dropout=0.0),
+        data=DataOptions(drawn=DrawnSet("paint", count=24, test_count=12, size=16)),
+        batch_size=8,
+    )
+    config = dataclasses.replace(config, **changes)
+    parts = make_parts(config)
+    random = np.random.default_rng(1)
+    changed = {
+        name: np.asarray(leaf) + np.float32(0.1) * np.abs(random.normal(size=leaf.shape)).astype(np.float32)
+        for name, leaf in {**parts.trained, **parts.statistics}.items()
+    }
+    trained = {name: changed[name] for name in parts.trained}
+    statistics = {name: changed[name] for name in parts.statistics}
+    run = folder / "run"
+    info = {"step": 3, "epoch": 1, "accuracy": 0.5, "base": str(weights)}
+    save_best(run, parts, trained, statistics, info, fingerprint(parts.frozen))
+    write_json(run / "config.json", to_dict(config))
+    return run
