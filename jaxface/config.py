@@ -35,6 +35,8 @@ class EncoderOptions:
       image_size: side in pixels of the input, 0 for the encoder's own.
       remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
       precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
+      base: what frozen kernels of the blocks and the pool rest in: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
+      attention: a kernel of `jaxface.kernels` by name, or `FILE.py:FUNCTION`; "auto" takes what suits the device and the shape.
     """
 
     weights: str | None = None
@@ -42,6 +44,8 @@ class EncoderOptions:
     image_size: int = 0
     remat: Literal["none", "products", "full"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    base: Literal["full", "int8", "nf4"] = "full"
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)

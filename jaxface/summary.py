@@ -32,7 +32,11 @@ REFERENCE = "PE-Core-L14-336"
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """Parameters and FLOPs of what the configuration describes; without weights nothing but shapes is made."""
+    """Parameters and FLOPs of what the configuration describes; without weights nothing but shapes is made.
+
+    A frozen kernel counts the same in however few bits it rests.
+    """
+    config = replace(config, encoder=replace(config.encoder, base="full"))
     parts = make_parts(config) if config.encoder.weights not in (None, RANDOM) else shapes_of(config)
     encoder = parts.build().encoder
     c = encoder.config

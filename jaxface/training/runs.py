@@ -26,11 +26,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxface.adapters.methods import Group, adapt_with_groups, get_method, merge
+from jaxface.adapters.quantized import quantize
 from jaxface.config import RANDOM, Config, differences, to_dict
 from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
 from jaxface.files import write_json, write_tensors
-from jaxface.models.encoder import Encoder
+from jaxface.models.encoder import Encoder, use_attention
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten
 from jaxface.models.variants import get_variant
@@ -97,7 +98,9 @@ def make_parts(config: Config) -> Parts:
     method = get_method(config.method.name)
     rngs = nnx.Rngs(config.seed)
     encoder, groups = adapt_with_groups(encoder, method.name, dataclasses.replace(config.method.options, num_tasks=len(config.tasks)), rngs)
+    quantize(encoder, config.encoder.base, groups)
     encoder.remat, encoder.dtype = config.encoder.remat, compute_dtype(config)
+    use_attention(encoder, config.encoder.attention)
     classes = {task: get_task(task).num_classes for task in config.tasks}
     outputs = {task: get_loss(name).output for task, name in config.losses.items()}
     head = {"deep": config.head.deep, "batch_norm": method.batch_norm, "dropout": config.head.dropout, "outputs": outputs}
