@@ -111,7 +111,7 @@ class Config:
       tasks: what is predicted.
       losses: of single tasks, where not cross_entropy: coral (ordinal regression), soft (labels smeared over neighbours).
       balancing: how the tasks' losses become one: uw, ema, dwa, gradnorm, fixed.
-      batch_size: over all devices of all hosts.
+      batch_size: over all devices of all hosts; "auto" takes the largest that fits into their memory.
       accumulate: pieces that a device's part of the batch is computed in, where memory is short.
       epochs: at most.
       seed: of everything that is drawn at random.
@@ -135,7 +135,7 @@ class Config:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     losses: dict[str, str] = field(default_factory=dict)
     balancing: str = "uw"
-    batch_size: int = 128
+    batch_size: int | Literal["auto"] = 128
     accumulate: int = 1
     epochs: int = 100
     seed: int = 0
@@ -160,7 +160,9 @@ class Config:
             get_loss(name)
             if task not in self.tasks:
                 raise UserError(f"losses {task} {name}: the run has no task {task}, only {' '.join(self.tasks)}")
-        _positive(self, "batch_size", "epochs", "log_every", "accumulate", "bad_steps")
+        if self.batch_size != "auto":
+            _positive(self, "batch_size")
+        _positive(self, "epochs", "log_every", "accumulate", "bad_steps")
         _positive(self.optimizer, "backbone", "pool", "head", "plus_ratio")
         if not 0 <= self.optimizer.average < 1:
             raise UserError(f"optimizer.average {self.optimizer.average}: expected at least 0 and below 1")

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +24,7 @@ from jaxface.evaluation.costs import (
 from jaxface.models.variants import TEXT_VARIANTS
 from jaxface.train import read_command_line
 from jaxface.training.balancing import get_balancer
-from jaxface.training.runs import Parts, make_parts
+from jaxface.training.runs import make_parts, shapes_of
 
 REFERENCE = "PE-Core-L14-336"
 """The encoder of the thesis."""
@@ -69,14 +68,6 @@ def text_parts(variant: str) -> dict[str, int]:
 
 def _frozen(config: Config) -> Config:
     return replace(config, method=replace(config.method, name="lp"))
-
-
-def shapes_of(config: Config) -> Parts:
-    """The model's parts as shapes, nothing computed."""
-    made: list[Parts] = []
-    config = replace(config, encoder=replace(config.encoder, weights=RANDOM))
-    jax.eval_shape(lambda: made.append(make_parts(config)))
-    return made[0]
 
 
 def show(summary: dict[str, Any], console: Console) -> None:

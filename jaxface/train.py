@@ -43,9 +43,11 @@ def read_command_line(arguments: list[str], prog: str = "python -m jaxface.train
 
 def train(config: Config) -> list[Path]:
     """Trains the run and, first, the one that it starts from. Returns their folders, the first one's first."""
-    from jaxface.training.loop import Run  # slow to import: not for --help
+    from jaxface.training.capacity import settle_batch_size  # slow to import: not for --help
+    from jaxface.training.loop import Run
 
     folders = [] if config.after is None else train(config.after)
+    config = settle_batch_size(config)
     print(f"{config.folder}: {config.method.name} for {', '.join(config.tasks)}", file=sys.stderr)
     return [*folders, Run(config).run()]
 

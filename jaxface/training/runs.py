@@ -110,6 +110,18 @@ def make_parts(config: Config) -> Parts:
     return take_apart(model, groups, compute_dtype(config))
 
 
+def shapes_of(config: Config) -> Parts:
+    """The parts of `make_parts` for random weights as shapes, nothing computed."""
+    made: list[Parts] = []
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=RANDOM))
+    jax.eval_shape(lambda: made.append(make_parts(config)))
+    arrays = {
+        field: {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in getattr(made[0], field).items()}
+        for field in ("trained", "statistics", "frozen")
+    }
+    return dataclasses.replace(made[0], **arrays)
+
+
 def take_apart(model: Classifier, groups: list[Group], dtype: DTypeLike = jnp.float32) -> Parts:
     """Sorts a model's arrays by the groups of a method; frozen matrices rest in `dtype`."""
     arrays, structure = flatten(model)

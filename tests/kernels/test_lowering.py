@@ -80,7 +80,7 @@ def test_the_whole_training_step_lowers_for_cuda_in_bf16_with_the_pallas_kernel(
     state = replicate(start_state(parts.trained, parts.statistics, tasks, balancer, optimizer))
     labels = {task: np.zeros((1, 2), np.int32) for task in tasks}
     batch = {"image": np.zeros((1, 2, 16, 16, 3), np.uint8), "labels": labels}
-    lowered = step.trace(state, replicate(parts.frozen), batch).lower(lowering_platforms=("cuda",))
+    lowered = for_cuda(lambda *arguments: step(*arguments), state, replicate(parts.frozen), batch)
     calls = programs(lowered, "triton")
     # forward, and two backward, of the blocks' scans and of the pool
     assert len(calls) % 3 == 0
