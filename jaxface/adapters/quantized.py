@@ -48,6 +48,10 @@ class Quantized(nnx.Module):
         """x [..., in] @ self -> [..., out]"""
         return jax.checkpoint(lambda x, kernel: product(x, kernel[...]), policy=KEEP)(x, self)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return jax.eval_shape(type(self).merge, self).shape
+
     def merge(self) -> jax.Array:
         """The plain kernel [..., in, out], in its dtype."""
         raise NotImplementedError

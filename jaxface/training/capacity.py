@@ -91,15 +91,18 @@ def largest_batch(needs: Callable[[int], int], free: int, unit: int = 1, most: i
                 f"a step of {unit} images needs {found[1] / 2**30:.2f} GiB and {free / 2**30:.2f} are free: choose a smaller encoder or "
                 "image, --encoder.remat full, or --encoder.base int8"
             )
-        bisect = too_many in found and len(found) % 2
-        guess = (fits + too_many) // 2 if bisect else _crossing(found, free)
+        if too_many not in found:
+            guess = _crossing(found, min(found), fits, free)
+        elif len(found) % 2:
+            guess = (fits + too_many) // 2
+        else:
+            guess = _crossing(found, fits, too_many, free)
         guess = min(max(guess, fits + 1), too_many - 1)
     return fits * unit
 
 
-def _crossing(found: dict[int, int], free: int) -> int:
-    """Where the line through the outermost points meets the free memory."""
-    low, high = min(found), max(found)
+def _crossing(found: dict[int, int], low: int, high: int, free: int) -> int:
+    """Where the line through two points meets the free memory."""
     slope = (found[high] - found[low]) / max(1, high - low)
     return int(low + (free - found[low]) / slope) if slope > 0 else 2 * high
 

@@ -12,7 +12,7 @@ import torch
 import jaxface.kernels
 from jaxface.errors import UserError
 from jaxface.kernels.attention import CONDITIONS, KERNELS, Call, choose, register, rotate
-from jaxface.kernels.conformance import Case, arrays_for, reference
+from jaxface.kernels.conformance import CASES, Case, arrays_for, reference
 
 SMALL = (
     Case("tails, turned, causal, in three tiles", 33, 33, 24, turned=True, causal=True, spread=3.0),
@@ -36,7 +36,7 @@ def test_the_reference_agrees_with_torch_in_float64(causal):
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name not in ("cudnn", "dot_product", "pallas")])
 def test_kernels_for_any_device_conform_in_every_case(name):
-    report = jaxface.kernels.check(name, rounds=0, show=False)
+    report = jaxface.kernels.check(name, rounds=0, show=False, cases=[case for case in CASES if case.queries < 500])
     assert report.ok, report
 
 

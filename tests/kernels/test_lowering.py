@@ -33,6 +33,10 @@ def programs(lowered, target):
     return found
 
 
+def name_of(call):
+    return str(call.attributes["mhlo.backend_config"]["name"]).strip('"')
+
+
 def for_cuda(function, *arguments):
     return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
 
@@ -56,7 +60,7 @@ SHAPES = [(577, 577, 64, True, False), (1, 577, 128, False, False), (50, 50, 24,
 def test_pallas_attention_lowers_to_three_triton_kernels(shape, dtype):
     *sizes, turned, causal = shape
     lowered = gradients("pallas", *sizes, dtype, turned=turned, causal=causal)
-    names = sorted(str(call.attributes["mhlo.backend_config"]["name"]).strip('"') for call in programs(lowered, "triton"))
+    names = sorted(map(name_of, programs(lowered, "triton")))
     assert names == ["attention", "attention_key_gradient", "attention_query_gradient"]
 
 
@@ -67,9 +71,8 @@ def test_cudnn_attention_lowers_to_fused_forward_and_backward_at_even_and_odd_le
     assert len(programs(gradients("cudnn", *shape, jnp.bfloat16), "cudnn$fmha")) == 2
 
 
-@pytest.mark.parametrize("method", ["dora", "mtlora", "full"])
-def test_the_whole_training_step_lowers_for_cuda_in_bf16_with_the_pallas_kernel(method):
-    encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
+def test_the_whole_training_step_lowers_for_cuda_in_bf16_with_the_pallas_kernel():
+    encoder, groups = adapt_with_groups(tiny_encoder(), "dora", AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
     encoder.dtype = jnp.bfloat16
     use_attention(encoder, "pallas")
     model = Classifier(encoder, {"age": 9, "gender": 2}, dropout=0.1, rngs=nnx.Rngs(1))
@@ -82,9 +85,12 @@ def test_the_whole_training_step_lowers_for_cuda_in_bf16_with_the_pallas_kernel(
     batch = {"image": np.zeros((1, 2, 16, 16, 3), np.uint8), "labels": labels}
     lowered = for_cuda(lambda *arguments: step(*arguments), state, replicate(parts.frozen), batch)
     calls = programs(lowered, "triton")
-    # forward, and two backward, of the blocks' scans and of the pool
-    assert len(calls) % 3 == 0
-    assert len(calls) >= 6
+    # of the blocks' scan all three; of the pool, whose query is a frozen probe, all but the query's gradient
+    assert sorted(map(name_of, calls)) == [
+        *["attention"] * 2,
+        *["attention_key_gradient"] * 2,
+        "attention_query_gradient",
+    ]
     assert any("bf16" in str(call.operands[0].type) for call in calls)
 
 
