@@ -23,13 +23,14 @@ from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
 from jaxface.evaluation.style import INK, new_figure, styled, to_png_bytes
 from jaxface.models.variants import VARIANTS, get_variant
+from jaxface.progress import Track
 from jaxface.training.capacity import step_bytes
 
 AXES: dict[str, tuple[int, ...]] = {
     "batch": (2, 4, 8, 16),
-    "patches": (16, 36, 64, 100, 144),
-    "depth": (2, 4, 6, 8),
-    "rank": (8, 32, 64, 128),
+    "patches": (16, 36, 100, 196),
+    "depth": (2, 4, 8),
+    "rank": (8, 32, 128),
     "tasks": (1, 2, 3),
 }
 """What is varied, and its values; patches of an image, whose side has their root's size."""
@@ -76,7 +77,7 @@ class Options:
     """
 
     variant: str = "PE-Mini-10-60"
-    methods: tuple[str, ...] = ("dora", "mtlora")
+    methods: tuple[str, ...] = ("dora",)
     axes: tuple[str, ...] = tuple(AXES)
     rounds: int = 5
     plot: Path | None = None
@@ -173,8 +174,11 @@ def main(arguments: list[str]) -> None:
     """The command."""
     options = parse(Options, args=arguments, prog="python -m jaxface.bench scaling")
     rows = []
-    for axis in options.axes:
-        rows += measure(options, axis)
+    with Track("scaling", len(options.axes), unit="axes") as track:
+        for axis in options.axes:
+            track.note(axis)
+            rows += measure(options, axis)
+            track.advance()
     for row in rows if options.json else ():
         print(json.dumps(row))
     if not options.json:
