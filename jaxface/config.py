@@ -36,6 +36,8 @@ class EncoderOptions:
       image_size: side in pixels of the input, 0 for the encoder's own.
       remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
       precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
+      base: what frozen kernels of the blocks and the pool rest in: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
+      attention: a kernel of `jaxface.kernels` by name, or `FILE.py:FUNCTION`; "auto" takes what suits the device and the shape.
     """
 
     weights: str | None = None
@@ -43,6 +45,8 @@ class EncoderOptions:
     image_size: int = 0
     remat: Literal["none", "products", "full"] = "products"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    base: Literal["full", "int8", "nf4"] = "full"
+    attention: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Config:
       tasks: what is predicted.
       losses: of single tasks, where not cross_entropy: coral (ordinal regression), soft (labels smeared over neighbours).
       balancing: how the losses of several tasks become one: uw, ema, dwa, gradnorm, fixed.
-      batch_size: over all devices of all hosts.
+      batch_size: over all devices of all hosts; "auto" takes the largest that fits into their memory.
       accumulate: pieces that a device's part of the batch is computed in, where memory is short.
       epochs: at most.
       seed: of everything that is drawn at random.
@@ -136,7 +140,7 @@ class Config:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     losses: dict[str, str] = field(default_factory=dict)
     balancing: str = "uw"
-    batch_size: int = 128
+    batch_size: int | Literal["auto"] = 128
     accumulate: int = 1
     epochs: int = 100
     seed: int = 0
@@ -163,7 +167,9 @@ class Config:
             get_loss(name)
             if task not in self.tasks:
                 raise UserError(f"losses {task} {name}: the run has no task {task}, only {' '.join(self.tasks)}")
-        _positive(self, "batch_size", "epochs", "log_every", "accumulate", "bad_steps")
+        if self.batch_size != "auto":
+            _positive(self, "batch_size")
+        _positive(self, "epochs", "log_every", "accumulate", "bad_steps")
         _positive(self.optimizer, "backbone", "pool", "head", "plus_ratio")
         if not 0 <= self.optimizer.average < 1:
             raise UserError(f"optimizer.average {self.optimizer.average}: expected at least 0 and below 1")

@@ -1,10 +1,12 @@
-"""Files that are whole or not there: written aside, then renamed."""
+"""Files that are whole or not there: written aside, then renamed; and functions in Python files of a user's own."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,3 +48,20 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mappin
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def load_function(path: str | Path, name: str) -> Callable[..., Any]:
+    """The function of that name in a Python file. Raises UserError if the file cannot be run or has no such function."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file {path} with a function {name}")
+    spec = importlib.util.spec_from_file_location(f"jaxface_user_{path.stem}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function {name}")
+    return function

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -25,14 +24,18 @@ from jaxface.evaluation.costs import (
 from jaxface.models.variants import TEXT_VARIANTS
 from jaxface.train import read_command_line
 from jaxface.training.balancing import get_balancer
-from jaxface.training.runs import Parts, make_parts
+from jaxface.training.runs import make_parts, shapes_of
 
 REFERENCE = "PE-Core-L14-336"
 """The encoder of the thesis."""
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """Parameters and FLOPs of what the configuration describes; without weights nothing but shapes is made."""
+    """Parameters and FLOPs of what the configuration describes; without weights nothing but shapes is made.
+
+    A frozen kernel counts the same in however few bits it rests.
+    """
+    config = replace(config, encoder=replace(config.encoder, base="full"))
     parts = make_parts(config) if config.encoder.weights not in (None, RANDOM) else shapes_of(config)
     encoder = parts.build().encoder
     c = encoder.config
@@ -65,14 +68,6 @@ def text_parts(variant: str) -> dict[str, int]:
 
 def _frozen(config: Config) -> Config:
     return replace(config, method=replace(config.method, name="lp"))
-
-
-def shapes_of(config: Config) -> Parts:
-    """The model's parts as shapes, nothing computed."""
-    made: list[Parts] = []
-    config = replace(config, encoder=replace(config.encoder, weights=RANDOM))
-    jax.eval_shape(lambda: made.append(make_parts(config)))
-    return made[0]
 
 
 def show(summary: dict[str, Any], console: Console) -> None:

@@ -45,12 +45,14 @@ def read_command_line(arguments: list[str], prog: str = "python -m jaxface.train
 
 def train(config: Config) -> list[Path]:
     """Trains the runs that the configuration stands for and, first, the one that they start from. Returns their folders in that order."""
-    from jaxface.training.loop import Run  # slow to import: not for --help
+    from jaxface.training.capacity import settle_batch_size  # slow to import: not for --help
+    from jaxface.training.loop import Run
     from jaxface.training.sweep import members
 
     runs = members(config)
     folders = [] if config.after is None else train(config.after)
     for run in runs:
+        run = settle_batch_size(run)
         print(f"{run.folder}: {run.method.name} for {', '.join(run.tasks)}", file=sys.stderr)
         folders.append(Run(run).run())
     return folders

@@ -1,18 +1,22 @@
-"""Scaled dot-product attention with rotary positions inside: one signature, several implementations, chosen by name.
+"""Scaled dot-product attention with rotary positions inside: one signature, several implementations, chosen by name or by what suits.
 
-A kernel is a function `(q, k, v, *, angles=None, causal=False) -> [..., H, N, d]`; `register` makes it known.
+A kernel is a function `(q, k, v, *, angles=None, causal=False) -> [..., H, N, d]`; `register` makes it known, and
+`jaxface.kernels.check` says whether it is right, and how fast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.errors import UserError
+from jaxface.files import load_function
 from jaxface.kernels.products import PRODUCT
 
 
@@ -22,25 +26,70 @@ class AttentionKernel(Protocol):
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array: ...
 
 
+class Call(NamedTuple):
+    """What the choice of a kernel may look at: the platform ("cpu", "gpu", "tpu"), the dtype, and N, M and d."""
+
+    platform: str
+    dtype: np.dtype
+    queries: int
+    keys: int
+    head_width: int
+    causal: bool
+
+
+AUTO = "auto"
+"""The word that leaves the choice to the kernels' own conditions."""
+
 KERNELS: dict[str, AttentionKernel] = {}
+CONDITIONS: dict[str, Callable[[Call], bool]] = {}
 
 
-def register(name: str, kernel: AttentionKernel) -> AttentionKernel:
-    """Makes an attention kernel known by its name."""
+def register(name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool] | None = None) -> AttentionKernel:
+    """Makes an attention kernel known by its name.
+
+    With `suits` it also takes part in the automatic choice: the kernel registered last whose condition holds is taken.
+    """
     KERNELS[name] = kernel
+    CONDITIONS.pop(name, None)
+    if suits is not None:
+        CONDITIONS[name] = suits
     return kernel
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False, kernel: str = "xla"
-) -> jax.Array:
-    """softmax(rotate(q) rotate(k)^T / sqrt(d)) v per head, by the named kernel; softmax in float32.
+def get_kernel(name: str) -> AttentionKernel:
+    """The kernel of that name, or the function NAME of a user's file, given as `FILE.py:NAME`.
 
-    Raises UserError if there is no kernel of that name.
+    Raises UserError that lists the known ones.
     """
-    if kernel not in KERNELS:
-        raise UserError(f"no attention kernel {kernel!r}; known: {', '.join(KERNELS)}")
-    return KERNELS[kernel](q, k, v, angles=angles, causal=causal)
+    if name in KERNELS:
+        return KERNELS[name]
+    path, colon, function = name.rpartition(":")
+    if not colon:
+        raise UserError(f"no attention kernel {name!r}; known: {', '.join(KERNELS)}, or FILE.py:FUNCTION")
+    return register(name, load_function(path, function))
+
+
+def choose(call: Call) -> str:
+    """The name of the kernel for a call: the one registered last whose condition holds, else plain XLA."""
+    return next((name for name in reversed(CONDITIONS) if CONDITIONS[name](call)), "xla")
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False, kernel: str = AUTO
+) -> jax.Array:
+    """softmax(rotate(q) rotate(k)^T / sqrt(d)) v per head, softmax in float32, by the named kernel.
+
+    "auto" chooses by platform and shape while the program is traced. Raises UserError if there is no kernel of that name.
+    """
+    if kernel == AUTO:
+        kernel = choose(Call(_platform(), q.dtype, q.shape[-2], k.shape[-2], q.shape[-1], causal))
+    return get_kernel(kernel)(q, k, v, angles=angles, causal=causal)
+
+
+def _platform() -> str:
+    """Where a program traced now will run."""
+    device = jax.config.jax_default_device
+    return jax.default_backend() if device is None else getattr(device, "platform", device)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
@@ -111,12 +160,17 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array
     return _attend(q, k, v, angles, causal)
 
 
+def token_major(
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None
+) -> jax.Array:
+    """Has a function of arrays [B, N, H, d], as libraries lay them out, attend to our [..., H, N, d], turned before."""
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
+    y = jnp.swapaxes(attend(*(jnp.swapaxes(x.reshape(-1, *x.shape[-3:]), 1, 2) for x in (q, k, v))), 1, 2)
+    return y.reshape(*q.shape[:-3], *y.shape[1:])
+
+
 @partial(register, "dot_product")
 def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """`jax.nn.dot_product_attention`, the library's own form."""
-    if angles is not None:
-        q, k = rotate(q, angles), rotate(k, angles)
-    batch = q.shape[:-3]
-    q, k, v = (jnp.swapaxes(x.reshape(-1, *x.shape[-3:]), 1, 2) for x in (q, k, v))
-    y = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
-    return jnp.swapaxes(y, 1, 2).reshape(*batch, y.shape[2], y.shape[1], y.shape[3])
+    return token_major(partial(jax.nn.dot_product_attention, is_causal=causal), q, k, v, angles)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
-from jaxface.kernels.attention import attention
+from jaxface.kernels.attention import AUTO, attention, get_kernel
 from jaxface.kernels.products import PRODUCT, product
 from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.models.pool import AttentionPool, join_heads, split_heads
@@ -24,13 +24,14 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.heads = heads
+        self.attention = AUTO
         self.qkv = Linear(width, 3 * width, rngs=rngs)
         self.out = Linear(width, width, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
         """[..., N, D] -> [..., N, D]"""
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, -1))
-        return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal)))
+        return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal, kernel=self.attention)))
 
 
 class Block(nnx.Module):
@@ -168,6 +169,15 @@ class Encoder(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> features [B, output]; variants without a pool return their tokens [B, N, D]."""
         return self.pooled(self.tokens(images))
+
+
+def use_attention(encoder: Encoder, kernel: str) -> None:
+    """Has the blocks and the pool attend with a kernel of `jaxface.kernels.attention`. Raises UserError if there is none of that name."""
+    if kernel != AUTO:
+        get_kernel(kernel)
+    for _, module in nnx.iter_modules(encoder):
+        if hasattr(module, "attention"):
+            module.attention = kernel
 
 
 def split_stages(encoder: Encoder, *starts: int) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxface.kernels.attention import attention
+from jaxface.kernels.attention import AUTO, attention
 from jaxface.models.layers import MLP, LayerNorm, Linear
 
 
@@ -26,6 +26,7 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.heads = heads
+        self.attention = AUTO
         self.probe = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, width)))
         self.q = Linear(width, width, rngs=rngs)
         self.kv = Linear(width, 2 * width, rngs=rngs)
@@ -40,5 +41,5 @@ class AttentionPool(nnx.Module):
         k, v = (split_heads(x, self.heads) for x in jnp.split(self.kv(tokens), 2, -1))
         q = jnp.broadcast_to(q, (*jnp.broadcast_shapes(q.shape[:-3], k.shape[:-3]), *q.shape[-3:]))
         k, v = (jnp.broadcast_to(x, (*q.shape[:-3], *x.shape[-3:])) for x in (k, v))
-        x = self.out(join_heads(attention(q, k, v)))
+        x = self.out(join_heads(attention(q, k, v, kernel=self.attention)))
         return (x + self.mlp(self.norm(x)))[..., 0, :]

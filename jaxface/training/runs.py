@@ -29,11 +29,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxface.adapters.methods import Group, adapt_with_groups, get_method, merge
+from jaxface.adapters.quantized import quantize
 from jaxface.config import RANDOM, Config, differences, to_dict
 from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
 from jaxface.files import write_json, write_tensors
-from jaxface.models.encoder import Encoder
+from jaxface.models.encoder import Encoder, use_attention
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten
 from jaxface.models.variants import get_variant
@@ -106,7 +107,9 @@ def make_parts(config: Config) -> Parts:
     method = get_method(config.method.name)
     rngs = nnx.Rngs(config.seed)
     encoder, groups = adapt_with_groups(encoder, method.name, dataclasses.replace(config.method.options, num_tasks=len(config.tasks)), rngs)
+    quantize(encoder, config.encoder.base, groups)
     encoder.remat, encoder.dtype = config.encoder.remat, compute_dtype(config)
+    use_attention(encoder, config.encoder.attention)
     classes = {task: get_task(task).num_classes for task in config.tasks}
     outputs = {task: get_loss(name).output for task, name in config.losses.items()}
     head = {"deep": config.head.deep, "batch_norm": method.batch_norm, "dropout": config.head.dropout, "outputs": outputs}
@@ -114,6 +117,18 @@ def make_parts(config: Config) -> Parts:
     if previous is not None:
         _take_heads(model, previous)
     return take_apart(model, groups, compute_dtype(config))
+
+
+def shapes_of(config: Config) -> Parts:
+    """The parts of `make_parts` for random weights as shapes, nothing computed."""
+    made: list[Parts] = []
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=RANDOM))
+    jax.eval_shape(lambda: made.append(make_parts(config)))
+    arrays = {
+        field: {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in getattr(made[0], field).items()}
+        for field in ("trained", "statistics", "frozen")
+    }
+    return dataclasses.replace(made[0], **arrays)
 
 
 def take_apart(model: Classifier, groups: list[Group], dtype: DTypeLike = jnp.float32) -> Parts:

@@ -41,7 +41,7 @@ def rotated(x, angles):
     return jnp.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
 
 
-@pytest.mark.parametrize("name", sorted(KERNELS))
+@pytest.mark.parametrize("name", sorted(set(KERNELS) - {"cudnn", "pallas"}))
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("turned", [False, True])
 def test_every_attention_kernel_has_the_gradient_of_the_formula(name, causal, turned):

@@ -1,0 +1,146 @@
+"""FLOPs and bytes of a compiled program, loops counted as often as they run.
+
+`cost_analysis` sees the body of a loop once, and our blocks are the body of a loop. The same counts are made here from the program's
+text, where each loop says how often it runs; counted once each, they are what `cost_analysis` gives, which says that they can be trusted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "opt-barrier"}
+"""Operations that move nothing themselves."""
+
+_SHAPE = re.compile(r"\b(" + "|".join(SIZES) + r")\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.-]+) \(.*\{$")
+_CALLED = re.compile(r"(?:calls|to_apply|body)=(%[\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)[}\]]')
+"""Of a dot, or of a call of cuBLAS that a dot became."""
+
+
+def _bytes(shape: str) -> int:
+    return sum(SIZES[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape))
+
+
+def _sides(shape: str) -> list[int]:
+    return [int(side) for side in filter(None, _SHAPE.search(shape)[2].split(","))]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a program."""
+
+    name: str
+    shape: str
+    kind: str
+    arguments: str
+    rest: str
+
+    @cached_property
+    def operands(self) -> list[str]:
+        return re.findall(r"%[\w.-]+", self.arguments)
+
+    @property
+    def called(self) -> list[str]:
+        """Computations that run when it does."""
+        branches = _BRANCHES.search(self.rest)
+        return _CALLED.findall(self.rest) + (branches[1].split(", ") if branches else [])
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a program does, each loop as often as it runs, and (`once`) as often as it is written."""
+
+    flops: float
+    bytes: float
+    flops_once: float
+    bytes_once: float
+
+
+@dataclass
+class Program:
+    """A compiled program's text, read into computations."""
+
+    computations: dict[str, dict[str, Instruction]] = field(default_factory=dict)
+    entry: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> Program:
+        program, current = cls(), None
+        for line in text.splitlines():
+            if start := _COMPUTATION.match(line):
+                current = program.computations[start[1]] = {}
+                program.entry = start[1] if line.startswith("ENTRY") else program.entry
+            elif current is not None and (found := _INSTRUCTION.match(line)):
+                name, shape, kind, rest = found.groups()
+                arguments, _, attributes = rest.partition(")")
+                current[name] = Instruction(name, shape, kind, arguments, attributes)
+        return program
+
+    def count(self) -> Count:
+        """FLOPs of all matrix products (2 x multiply-adds), and bytes read and written by operations that are not fused into another."""
+        totals = [0.0] * 4
+        for computation, times, fused in self._visits(self.entry, 1, False):
+            flops, moved = self._own[computation]
+            moved = 0 if fused else moved
+            for index, value in enumerate((flops * times, moved * times, flops, moved)):
+                totals[index] += value
+        return Count(*totals)
+
+    def _visits(self, name: str, times: int, fused: bool) -> Iterator[tuple[str, int, bool]]:
+        """Every computation with how often it runs, and whether it is the inside of another operation."""
+        yield name, times, fused
+        for instruction in self.computations[name].values():
+            trips = _TRIPS.search(instruction.rest) if instruction.kind == "while" else None
+            inside = fused or instruction.kind not in ("while", "call", "conditional")
+            for called in instruction.called:
+                yield from self._visits(called, times * int(trips[1] if trips else 1), inside)
+
+    @cached_property
+    def _own(self) -> dict[str, tuple[float, float]]:
+        """FLOPs and bytes of each computation's own lines."""
+        found = {}
+        for name, lines in self.computations.items():
+            products = (line for line in lines.values() if line.kind in ("dot", "custom-call") and _CONTRACTED.search(line.rest))
+            flops = sum(self._product(line, lines) for line in products)
+            found[name] = flops, float(sum(self._moved(line, lines) for line in lines.values() if line.kind not in FREE))
+        return found
+
+    @staticmethod
+    def _product(line: Instruction, lines: dict[str, Instruction]) -> float:
+        left = _sides(lines[line.operands[0]].shape)
+        contracted = [left[int(axis)] for axis in re.findall(r"\d+", _CONTRACTED.search(line.rest)[1])]
+        return 2.0 * math.prod(_sides(line.shape)) * math.prod(contracted)
+
+    def _moved(self, line: Instruction, lines: dict[str, Instruction]) -> int:
+        """Bytes read and written: of a slice the part that is cut out, of an update in place the part that is new."""
+        if line.kind == "dynamic-slice":
+            return 2 * _bytes(line.shape)
+        if line.kind == "dynamic-update-slice":
+            return 2 * _bytes(lines[line.operands[1]].shape)
+        read, written = [_bytes(lines[name].shape) for name in line.operands], _bytes(line.shape)
+        inside = self.computations[line.called[0]] if line.kind == "fusion" else {}
+        for parameter in (inner for inner in inside.values() if inner.kind == "parameter"):
+            names, index = [parameter.name], int(parameter.arguments)
+            names += [inner.name for inner in inside.values() if inner.kind == "bitcast" and inner.operands == names]
+            users = [inner for inner in inside.values() if set(names) & set(inner.operands) and inner.name not in names]
+            if users and all(user.kind == "dynamic-slice" for user in users):
+                read[index] = sum(_bytes(user.shape) for user in users)
+            elif users and all(user.kind == "dynamic-update-slice" and user.operands[0] in names for user in users):
+                written -= read[index] - sum(_bytes(inside[user.operands[1]].shape) for user in users)
+                read[index] = 0
+        return sum(read) + written
+
+
+def count(compiled: Any) -> Count:
+    """What a compiled program does."""
+    return Program.of(compiled.as_text()).count()

@@ -1,0 +1,36 @@
+"""cuDNN's fused attention, through `jax.nn.dot_product_attention`, rotary positions applied before it."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxface.kernels.attention import Call, register, token_major
+
+
+@cache
+def _has_it() -> bool:
+    """Whether the GPUs here are of a generation that cuDNN's fused attention runs on: Ampere or newer."""
+    return all(float(device.compute_capability) >= 8 for device in jax.local_devices(backend="gpu"))
+
+
+def _suits(call: Call) -> bool:
+    return call.platform == "gpu" and call.dtype.itemsize == 2 and call.head_width % 8 == 0 and call.head_width <= 128 and _has_it()
+
+
+@partial(register, "cudnn", suits=_suits)
+def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
+    """Fused attention in half precision; d is a multiple of 8, and at most 128, or 256 from Hopper on."""
+    return token_major(partial(_even, causal=causal), q, k, v, angles)
+
+
+def _even(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
+    """With a row added to odd lengths, which JAX refuses where there is a gradient: a class token makes them odd."""
+    batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    lengths = {}
+    if queries % 2 or keys % 2:
+        lengths = {"query_seq_lengths": jnp.full(batch, queries), "key_value_seq_lengths": jnp.full(batch, keys)}
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn", **lengths)[:, :queries]

@@ -1,0 +1,115 @@
+"""GPU programs, checked without a GPU: what XLA would be given on one, and with Triton installed what the GPU itself would run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
+from jaxface.kernels.attention import attention
+from jaxface.models.encoder import use_attention
+from jaxface.models.heads import Classifier
+from jaxface.training.balancing import get_balancer
+from jaxface.training.optimizer import OptimizerOptions, make_optimizer
+from jaxface.training.runs import take_apart
+from jaxface.training.step import make_step, replicate, start_state
+from tiny_encoder import tiny_encoder
+
+
+def programs(lowered, target):
+    """The custom calls of a lowered program whose target's name has `target` in it."""
+    found = []
+
+    def walk(operation):
+        for region in operation.regions:
+            for block in region.blocks:
+                for inner in block.operations:
+                    if inner.operation.name == "stablehlo.custom_call" and target in str(inner.attributes["call_target_name"]):
+                        found.append(inner.operation)
+                    walk(inner.operation)
+
+    walk(lowered.compiler_ir("stablehlo").operation)
+    return found
+
+
+def name_of(call):
+    return str(call.attributes["mhlo.backend_config"]["name"]).strip('"')
+
+
+def for_cuda(function, *arguments):
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+
+
+def gradients(kernel, queries, keys, width, dtype, *, turned=False, causal=False):
+    """The backward pass of a kernel, lowered for CUDA."""
+    q, k = (jax.ShapeDtypeStruct((2, 3, length, width), dtype) for length in (queries, keys))
+    angles = jnp.zeros((queries, width // 2)) if turned else None
+
+    def total(q, k, v):
+        return attention(q, k, v, angles=angles, causal=causal, kernel=kernel).astype(jnp.float32).sum()
+
+    return for_cuda(jax.grad(total, (0, 1, 2)), q, k, k)
+
+
+SHAPES = [(577, 577, 64, True, False), (1, 577, 128, False, False), (50, 50, 24, True, False), (72, 72, 96, True, True)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_pallas_attention_lowers_to_three_triton_kernels(shape, dtype):
+    *sizes, turned, causal = shape
+    lowered = gradients("pallas", *sizes, dtype, turned=turned, causal=causal)
+    names = sorted(map(name_of, programs(lowered, "triton")))
+    assert names == ["attention", "attention_key_gradient", "attention_query_gradient"]
+
+
+@pytest.mark.parametrize("shape", [(577, 577, 64), (1, 577, 128), (196, 196, 64)])
+def test_cudnn_attention_lowers_to_fused_forward_and_backward_at_even_and_odd_lengths(shape, monkeypatch):
+    # the version decides which shapes JAX lets through, and stands in a library that is not here
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 90800)
+    assert len(programs(gradients("cudnn", *shape, jnp.bfloat16), "cudnn$fmha")) == 2
+
+
+def test_the_whole_training_step_lowers_for_cuda_in_bf16_with_the_pallas_kernel():
+    encoder, groups = adapt_with_groups(tiny_encoder(), "dora", AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
+    encoder.dtype = jnp.bfloat16
+    use_attention(encoder, "pallas")
+    model = Classifier(encoder, {"age": 9, "gender": 2}, dropout=0.1, rngs=nnx.Rngs(1))
+    parts = take_apart(model, groups, jnp.bfloat16)
+    balancer, tasks = get_balancer("uw"), ("age", "gender")
+    optimizer = make_optimizer(OptimizerOptions(), parts.groups, 100)
+    step = make_step(parts.structure, tasks, balancer, optimizer, seed=0)
+    state = replicate(start_state(parts.trained, parts.statistics, tasks, balancer, optimizer))
+    labels = {task: np.zeros((1, 2), np.int32) for task in tasks}
+    batch = {"image": np.zeros((1, 2, 16, 16, 3), np.uint8), "labels": labels}
+    lowered = for_cuda(lambda *arguments: step(*arguments), state, replicate(parts.frozen), batch)
+    calls = programs(lowered, "triton")
+    # of the blocks' scan all three; of the pool, whose query is a frozen probe, all but the query's gradient
+    assert sorted(map(name_of, calls)) == [
+        *["attention"] * 2,
+        *["attention_key_gradient"] * 2,
+        "attention_query_gradient",
+    ]
+    assert any("bf16" in str(call.operands[0].type) for call in calls)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (50, 50, 192, False, False)])
+@pytest.mark.parametrize("architecture", [80, 89, 90])
+def test_the_triton_compiler_makes_machine_code_that_fits_the_chip(shape, architecture, tmp_path):
+    triton = pytest.importorskip("triton", reason="Triton, which compiles for a GPU without having one, is not installed")
+    from jaxlib.mlir import ir
+    from jaxlib.triton import dialect
+
+    shared_memory = {80: 163, 89: 99, 90: 227}[architecture] * 1024
+    *sizes, turned, causal = shape
+    for call in programs(gradients("pallas", *sizes, jnp.bfloat16, turned=turned, causal=causal), "triton"):
+        path = tmp_path / "kernel.ttir"
+        with ir.Context() as context:
+            dialect.register_dialect(context)
+            context.load_all_available_dialects()
+            path.write_text(str(ir.Module.parse(ir.StringAttr(call.attributes["mhlo.backend_config"]["ir"]).value_bytes)))
+        target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
+        compiled = triton.compile(str(path), target=target, options={"num_warps": 4, "num_stages": 2})
+        assert "mma" in compiled.asm["ptx"]
+        assert compiled.metadata.shared <= shared_memory
