@@ -224,7 +224,7 @@ def _run(kernel: AttentionKernel, case: Case, dtype: str, rounds: int) -> Row:
     if wrong:
         return Row(case, dtype, allowed, failure=f"shape {wrong[0]}")
     # with one key there is no gradient in q and k: its error is measured against that in v
-    sizes = [max(np.abs(x).max(), 0.05 * np.abs(expected[3]).max()) for x in expected]
+    sizes = [max(np.abs(x).max(), 0.2 * np.abs(expected[3]).max()) for x in expected]
     errors = [float(np.abs(a - b).max() / size) for a, b, size in zip(got, expected, sizes, strict=True)]
     errors = tuple(error if np.isfinite(error) else float("inf") for error in errors)
     if not rounds:
