@@ -27,7 +27,7 @@ quickstart: $(STAMP)
 	$(BIN)/python -m jaxface.train
 
 test: $(TEST_STAMP)
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""What all tests share: programs compiled in a hurry, and kept in one folder, so that none is compiled twice by any process."""
+"""What all tests share: programs compiled in a hurry, and kept in one folder, so that none is compiled twice by any process.
+
+With `-n` several processes share the files of tests, and the folder, which the first of them makes.
+"""
 
 import os
 import shutil
@@ -8,17 +11,19 @@ import pytest
 
 
 def pytest_configure(config):
-    config.compiled_programs = tempfile.mkdtemp(prefix="jaxface-compiled-")
+    if not hasattr(config, "workerinput"):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxface-compiled-")  # read when jax is imported, later than here
+        os.environ["XLA_FLAGS_BEFORE_TESTS"] = os.environ.get("XLA_FLAGS", "")
     fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast}".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS_BEFORE_TESTS']} {fast}".strip()
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # starting a command twice costs a short one more than large pages save
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled_programs  # read when jax is imported, which no test has done yet
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_unconfigure(config):
-    shutil.rmtree(config.compiled_programs, ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

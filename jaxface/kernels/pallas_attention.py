@@ -16,10 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxface.kernels.attention import register
+from jaxface.kernels.products import PRODUCT
 
 SMALLEST = 16
 """Of a tile's sides: what a tensor core multiplies."""
@@ -250,6 +252,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None,
     arrays = (_pairs(q), _pairs(k), v, *_turns(angles))
     out = (jax.ShapeDtypeStruct(q.shape, v.dtype), jax.ShapeDtypeStruct(q.shape[:2], jnp.float32))
     y, sums = _run(_forward_kernel, "attention", shape, 2, shape.query_tiles, arrays, out)
+    y, sums = checkpoint_name(y, PRODUCT), checkpoint_name(sums, PRODUCT)
     return y, (q, k, v, angles, y, sums)
 
 

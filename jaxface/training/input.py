@@ -128,6 +128,7 @@ class Features:
             with Track(f"features of {name}", self.images.count(name), unit="images") as track:
                 for batch in self.images.evaluation(name):
                     features = np.asarray(self.encode(shard(batch.pop("image"))))
+                    del batch["skipped"]  # not a column: one name for each record that cannot be read
                     parts.append(batch | {"features": features.reshape(-1, features.shape[-1])})
                     track.advance(int(np.sum(batch["valid"])))
             count = self.images.count(name)

@@ -60,9 +60,9 @@ def test_utkface_reads_labels_off_names_and_lists_the_names_that_lack_a_field(tm
     (tmp_path / "part1/.DS_Store").write_text("x")
     records, skipped = read("utkface", tmp_path)
     assert {name.partition("/")[2].partition("_")[0]: record.labels for name, record in records.items()} == {
-        "26": {"age": 3, "gender": 1},
-        "1": {"age": 0, "gender": 0},
-        "116": {"age": 8, "gender": 1},
+        "26": {"age": 3, "age_years": 26, "gender": 1},
+        "1": {"age": 0, "age_years": 1, "gender": 0},
+        "116": {"age": 8, "age_years": 100, "gender": 1},
     }
     assert {record.split for record in records.values()} == {"test"}
     assert {record.is_crop for record in records.values()} == {bool(suffix)}  # whole photos need a detector
@@ -88,8 +88,8 @@ def test_lagenda_is_one_record_a_face_and_skips_rows_without_face_or_label(tmp_p
     write_lagenda(tmp_path)
     records, skipped = read("lagenda", tmp_path)
     assert {name: record.labels for name, record in records.items()} == {
-        "a.jpg@20,10,40,30": {"age": 4, "gender": 1},
-        "a.jpg@60,12,80,36": {"age": 1, "gender": 0},
+        "a.jpg@20,10,40,30": {"age": 4, "age_years": 31, "gender": 1},
+        "a.jpg@60,12,80,36": {"age": 1, "age_years": 7, "gender": 0},
         "b.jpg@10,10,40,40": {"gender": 0},
     }
     assert skipped == {
@@ -153,7 +153,7 @@ def test_vggface2_tests_with_persons_genders_boxes_and_ages_of_ones_own(tmp_path
     (tmp_path / "ages.csv").write_text("image,years\ntest/n000001/0001_01.jpg,61.5\nn000009/0001_01.jpg,\n")
     records, _ = read("vggface2", tmp_path, ages=tmp_path / "ages.csv", path_column="image", age_column="years")
     assert records["n000001/0001_01.jpg"].box == (10, 12, 50, 62)
-    assert records["n000001/0001_01.jpg"].labels == {"gender": 0, "age": 7}
+    assert records["n000001/0001_01.jpg"].labels == {"gender": 0, "age": 7, "age_years": 61}
     assert records["n000009/0001_01.jpg"].labels == {"gender": 1}
     with pytest.raises(UserError, match=r"ages.csv: no column path, age; found image, years"):
         read("vggface2", tmp_path, ages=tmp_path / "ages.csv")
@@ -183,7 +183,7 @@ def test_a_parquet_manifest_is_read_as_a_csv_one_is(tmp_path):
     columns |= {name: [None, value] for name, value in (("box_y0", 2.0), ("box_x1", 30.0), ("box_y1", 40.0))}
     pa.parquet.write_table(pa.table(columns), tmp_path / "manifest.parquet")
     records, _ = read("manifest", tmp_path)
-    assert records["a.jpg"].labels == {"age": 4, "gender": 1}
+    assert records["a.jpg"].labels == {"age": 4, "age_years": 34, "gender": 1}
     assert records["b.jpg@1.5,2,30,40"].box == (1.5, 2, 30, 40)
 
 

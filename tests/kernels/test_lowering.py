@@ -85,7 +85,7 @@ def test_the_whole_training_step_lowers_for_cuda_in_bf16_with_the_pallas_kernel(
     parts = take_apart(model, groups, jnp.bfloat16)
     balancer, tasks = get_balancer("uw"), ("age", "gender")
     optimizer = make_optimizer(OptimizerOptions(), parts.groups, 100)
-    step = make_step(parts.structure, tasks, balancer, optimizer, seed=0)
+    step = make_step(parts.structure, tasks, balancer, optimizer)
     state = replicate(start_state(parts.trained, parts.statistics, tasks, balancer, optimizer))
     labels = {task: np.zeros((1, 2), np.int32) for task in tasks}
     batch = {"image": np.zeros((1, 2, 16, 16, 3), np.uint8), "labels": labels}

@@ -7,7 +7,7 @@ from faces import write_photo
 
 import jaxface
 from jaxface.data.augment import resize
-from jaxface.data.faces import Face, register_detector
+from jaxface.data.faces import DETECTORS, Face
 from jaxface.errors import UserError
 from jaxface.evaluation.trained import load_trained
 from jaxface.prediction.items import Item
@@ -29,7 +29,6 @@ def photos(tmp_path_factory):
     return folder
 
 
-@register_detector("as many as bright")
 class AsManyAsBright:
     """As many faces as the first pixel is bright: for tests that need photos of several faces."""
 
@@ -81,7 +80,8 @@ def test_broken_files_have_a_status_and_stop_nothing(predictor, photos, tmp_path
     assert all(result["error"] is None for result in results[1::2])
 
 
-def test_photos_of_many_faces_and_of_none_keep_their_faces(trained_run, tmp_path):
+def test_photos_of_many_faces_and_of_none_keep_their_faces(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(DETECTORS, "as many as bright", AsManyAsBright)
     counts = [0, 3, 9, 0, 1, 4, 5]
     for index, count in enumerate(counts):
         image = np.random.default_rng(index).integers(0, 255, (32, 48, 3), dtype=np.uint8)
