@@ -64,15 +64,14 @@ def _features_of(batch: dict[str, Any], shape: Shape) -> dict[str, Any]:
 def our_case(name: str, shape: Shape) -> Callable[[], Any]:
     """A function that runs one step of a method (or the forward pass) and returns when it has ended."""
     import jax
-    from flax import nnx
 
-    from jaxface.models.encoder import Encoder
+    from jaxface.models.encoder import random_encoder
     from jaxface.training.step import normalize_images
 
     batch = random_batch(shape)
     if name != "forward":
         return _our_step(name.removesuffix(CACHED), shape, _features_of(batch, shape) if name.endswith(CACHED) else batch)
-    encoder = Encoder(get_variant(shape.variant), rngs=nnx.Rngs(0))
+    encoder = random_encoder(get_variant(shape.variant), 0)
     images = jax.device_put(batch["image"])
     forward = jax.jit(lambda encoder, images: encoder(normalize_images(images)))
     return lambda: jax.block_until_ready(forward(encoder, images))

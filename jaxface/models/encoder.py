@@ -180,6 +180,11 @@ def use_attention(encoder: Encoder, kernel: str) -> None:
             module.attention = kernel
 
 
+def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
+    """A new encoder. One program draws all its arrays: one for each leaves a hundred MB of compiled code behind."""
+    return nnx.jit(lambda: Encoder(config, rngs=nnx.Rngs(seed)))()
+
+
 def split_stages(encoder: Encoder, *starts: int) -> None:
     """Cuts the blocks so that a stage begins at each of `starts` (negative counts from the end)."""
     depth = encoder.config.depth

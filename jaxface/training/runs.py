@@ -34,7 +34,7 @@ from jaxface.config import RANDOM, Config, differences, to_dict
 from jaxface.data.tasks import get_task
 from jaxface.errors import UserError
 from jaxface.files import write_json, write_tensors
-from jaxface.models.encoder import Encoder, use_attention
+from jaxface.models.encoder import Encoder, random_encoder, use_attention
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten
 from jaxface.models.variants import get_variant
@@ -88,7 +88,7 @@ def base_model(config: Config) -> tuple[Encoder, Classifier | None]:
     """
     weights = config.encoder.weights
     if weights == RANDOM:
-        return Encoder(get_variant(config.encoder.variant), rngs=nnx.Rngs(config.seed)), None
+        return random_encoder(get_variant(config.encoder.variant), config.seed), None
     if weights is None:
         raise UserError(
             f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"
