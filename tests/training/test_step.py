@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxface.adapters import methods
 from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
 from jaxface.models.heads import Classifier
 from jaxface.training.balancing import get_balancer
@@ -84,6 +85,20 @@ def test_training_lowers_the_loss_of_a_batch_and_leaves_frozen_arrays_alone(meth
     assert losses[-1] < losses[0] - 0.1
     assert all(np.array_equal(before[name], frozen[name]) for name in frozen)
     assert int(unreplicate(state).step) == 12
+
+
+def test_a_method_registered_from_outside_trains_what_it_names(monkeypatch):
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+
+    @methods.register_method("bitfit")
+    def bitfit(encoder, options, rngs):
+        return [methods.Group(r"\.bias$", rate="backbone")]
+
+    step, state, frozen = make("bitfit", rates=1e-2)
+    before = unreplicate(state).trained
+    after = unreplicate(step(state, frozen, shard(random_batch()))[0]).trained
+    assert {name for name in after if not name.startswith(("heads.", "balance."))} <= {name for name in after if name.endswith(".bias")}
+    assert any(name.startswith("encoder.") and not np.array_equal(before[name], after[name]) for name in after)
 
 
 def test_pixels_are_normalised_to_minus_one_to_one():
