@@ -122,10 +122,11 @@ class Run:
         self.plateau = Plateau(options.plateau_factor, options.plateau_patience)
         self.early = EarlyStop(options.early_stop, by_loss=len(self.config.tasks) == 1)
         self.due = False  # whether the epoch's steps are done and its validation is not
+        self.unreadable: set[str] = set()  # records that were drawn and could not be read, with why
         saved = self.checkpoints.restore(self.initial)
         if saved is not None:
             self.plateau, self.early = Plateau(**saved.host["plateau"]), EarlyStop(**saved.host["early"])
-            self.due = saved.host["due"]
+            self.due, self.unreadable = saved.host["due"], set(saved.host.get("unreadable", ()))
             self._say(f"{self.folder}: going on from step {int(saved.state.step)}")
         state = self.initial if saved is None else saved.state
         self.done = int(state.step)
@@ -153,7 +154,7 @@ class Run:
 
     def _save(self) -> None:
         self._read_steps()  # every line up to here is logged, or a run that goes on from here would lack one
-        host = {"plateau": asdict(self.plateau), "early": asdict(self.early), "due": self.due}
+        host = {"plateau": asdict(self.plateau), "early": asdict(self.early), "due": self.due, "unreadable": sorted(self.unreadable)}
         self.checkpoints.save(Saved(unreplicate(self.state), host))
         self.last_save = time.monotonic()
 
@@ -170,6 +171,7 @@ class Run:
         with EpochDisplay(title, self.steps_per_epoch * batch, self.config.tasks, done=first * batch) as self.display:
             for _ in range(first, self.steps_per_epoch):
                 item = self._next_batch()
+                self.unreadable.update(item.get("skipped", ()))
                 arrays = {name: item[name] for name in ("image", "features", "labels", "mixed") if name in item}
                 self.state, metrics = self.step(self.state, self.frozen, shard(arrays))
                 self.done += 1
@@ -225,7 +227,7 @@ class Run:
 
     def _log_step(self, step: int, values: dict[str, Any]) -> None:
         line = {name: values[name] for name in ("loss", "gradient_norm") if math.isfinite(values[name])}
-        line |= {"images_per_second": round(self.display.rate, 2), "skipped": int(values["skipped"])}
+        line |= {"images_per_second": round(self.display.rate, 2), "skipped": int(values["skipped"]), "unreadable": len(self.unreadable)}
         for name, key in (("losses", "loss"), ("accuracy", "accuracy"), ("weights", "weight")):
             line |= {f"{key}/{task}": value for task, value in values[name].items() if values["count"][task] or name == "weights"}
         line |= self._learning_rates(step)
@@ -300,5 +302,5 @@ class Run:
         if self.log:
             self.log.write("test", self.done, self.epoch, figures(predictions))
             counts = {"steps": self.done, "epochs": self.epoch, "skipped": int(unreplicate(self.state.skipped))}
-            write_outcome(self.folder, self.config, self.images, predictions, counts)
+            write_outcome(self.folder, self.config, self.images, predictions, counts | {"unreadable": sorted(self.unreadable)})
         from_first(None)  # the others leave when all is written: the next run may start from this one

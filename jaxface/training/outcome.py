@@ -27,12 +27,12 @@ def figures(predictions: Predictions) -> dict[str, float]:
     return {name: float(value) for name, value in (values | summarize(predictions)).items() if math.isfinite(value)}
 
 
-def write_outcome(folder: Path, config: Config, images: Images, predictions: Predictions, counts: dict[str, int]) -> None:
+def write_outcome(folder: Path, config: Config, images: Images, predictions: Predictions, counts: dict[str, Any]) -> None:
     """Writes predictions, pictures, baselines and, last of all, `result.json`, which says that the run is done.
 
     Args:
       predictions: of the best model on the test split.
-      counts: steps, epochs and skipped steps.
+      counts: steps, epochs and skipped steps, and the records that could not be read.
     """
     values = figures(predictions)
     write_predictions(folder / "predictions.parquet", predictions)

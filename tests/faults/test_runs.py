@@ -92,6 +92,20 @@ def test_a_batch_that_is_not_finite_is_skipped_and_counted_and_changes_nothing_e
     assert all(np.isfinite(array).all() for array in (*state.values(), *best.values()))
 
 
+def test_records_that_cannot_be_read_are_named_at_the_end_of_the_run(config, tmp_path):
+    shutil.copytree(config.data.sets[0], tmp_path / "faces")
+    path = next(path for path in sorted((tmp_path / "faces").glob("faces-train*")) if b"\xff\xd8\xff" in path.read_bytes())
+    data = bytearray(path.read_bytes())
+    data[data.find(b"\xff\xd8\xff") + 100] ^= 4
+    path.write_bytes(data)
+    sets = replace(config.data, sets=(str(tmp_path / "faces"),), cache_features=False)
+    folder = Run(replace(config, out=str(tmp_path / "runs"), data=sets)).run()
+    (named,) = json.loads((folder / "result.json").read_text())["unreadable"]
+    assert "mismatch" in named
+    lines, *_ = outcome(folder)
+    assert [line["unreadable"] for line in lines if line["split"] == "train"][-1] == 1
+
+
 def test_too_many_such_batches_in_a_row_end_the_run_and_name_their_records(config, tmp_path, monkeypatch):
     run = Run(replace(config, out=str(tmp_path)))
     ids = run.input.split("train")["id"]
