@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxface.kernels.products import NORM_FLOOR, low_rank_product, sums_kernel, up
+from jaxface.kernels.dropout import drop
+from jaxface.kernels.products import NORM_FLOOR, low_rank_product, product, sums_kernel, up
 
 
 class Adapter(nnx.Param):
@@ -46,6 +47,7 @@ class LowRank(nnx.Module):
       b: [rank, out], zero at first; with several groups each equal slice of the outputs has an adapter of its own.
       magnitude: [out], ||W|| at first, or None for LoRA.
       base_norms: [out] ||W||^2, computed once.
+      keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout`.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class LowRank(nnx.Module):
         groups: int = 1,
         scaling: float = 1.0,
         detach_norm: bool = True,
+        dropout: float = 0.0,
         rngs: nnx.Rngs,
     ) -> None:
         *front, inputs, outputs = base.shape
         self.scaling = scaling
         self.detach_norm = detach_norm
+        self.dropout, self.keys = dropout, nnx.data(None)
         self.base = nnx.Param(base)
         self.a = DownProjection(jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank)
         self.b = UpProjection(jnp.zeros((*front, rank, outputs)))
@@ -71,6 +75,12 @@ class LowRank(nnx.Module):
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [..., in] @ self -> [..., out]"""
+        if self.keys is None:
+            return self._product(x)
+        kept = drop(x, self.keys[...], self.dropout)
+        return product(x - kept, jax.lax.stop_gradient(self.base[...])) + self._product(kept)
+
+    def _product(self, x: jax.Array) -> jax.Array:
         w, a, b = (array.astype(x.dtype) for array in (self.base[...], self.a[...], self._b()))
         if self.magnitude is None:
             return low_rank_product(x, w, a, b)

@@ -37,6 +37,7 @@ class AdapterOptions:
       split_qkv: give q, k and v an adapter each instead of one for the fused kernel.
       pool_inputs: adapt the attention pool's q, k and v kernels too.
       detach_norm: treat DoRA's norm as a constant in the backward pass.
+      dropout: share of an adapter's inputs that each training step leaves out; the frozen kernels see all of them.
       train_magnitude: whether DoRA's magnitudes train.
       blocks: the adapted blocks, as numbers and ranges from 0 (`0-11,23`), empty for all; in MTLoRA the
         task-specific ones, empty for the last.
@@ -50,6 +51,7 @@ class AdapterOptions:
     split_qkv: bool = False
     pool_inputs: bool = False
     detach_norm: bool = True
+    dropout: float = 0.0
     train_magnitude: bool = True
     blocks: str = ""
     num_tasks: int = 1
@@ -58,6 +60,8 @@ class AdapterOptions:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"adapter rank {self.rank}: expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"adapter dropout {self.dropout}: expected at least 0 and below 1")
         block_numbers(self.blocks)
 
     @property
@@ -198,9 +202,8 @@ def mtlora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequenc
     for part in parts:
         for name, linear in linears(part):
             groups = {"attn.qkv": 3, "kv": 2}.get(name, 1)
-            linear.kernel = TaskLowRank(
-                linear.kernel[...], options.rank, options.num_tasks, groups=groups, shared_set=options.shared_set, rngs=rngs
-            )
+            rules = {"shared_set": options.shared_set, "dropout": options.dropout}
+            linear.kernel = TaskLowRank(linear.kernel[...], options.rank, options.num_tasks, groups=groups, **rules, rngs=rngs)
     groups = list(adapter_groups(options))
     if encoder.pool is not None:
         encoder.pool.probe = nnx.Param(jnp.tile(encoder.pool.probe[...], (options.num_tasks, 1, 1, 1)))
@@ -243,9 +246,8 @@ def linears(module: nnx.Module) -> Iterator[tuple[str, Any]]:
 def wrap(linear: Any, options: AdapterOptions, rngs: nnx.Rngs, *, dora: bool, groups: int = 1) -> None:
     """Puts a `LowRank` where the linear's kernel stood."""
     base = linear.kernel[...]
-    linear.kernel = LowRank(
-        base, options.rank, dora=dora, groups=groups, scaling=options.factor, detach_norm=options.detach_norm, rngs=rngs
-    )
+    rules = {"scaling": options.factor, "detach_norm": options.detach_norm, "dropout": options.dropout}
+    linear.kernel = LowRank(base, options.rank, dora=dora, groups=groups, **rules, rngs=rngs)
 
 
 def adapt(encoder: Encoder, method: str, *, seed: int = 0, **options: Any) -> Encoder:

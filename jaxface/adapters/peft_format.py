@@ -90,7 +90,7 @@ def save_peft(encoder: Encoder, folder: str | Path, *, base: str | None = None) 
         "target_modules": list(updates),
         "use_dora": True in with_magnitude,
         "use_rslora": False,
-        "lora_dropout": 0.0,
+        "lora_dropout": max((linear.kernel.dropout for _, linear in linears(encoder) if isinstance(linear.kernel, LowRank)), default=0.0),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

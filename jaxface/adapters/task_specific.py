@@ -8,6 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.adapters.low_rank import DownProjection, UpProjection
+from jaxface.kernels.dropout import drop
 from jaxface.kernels.products import PRODUCT
 
 
@@ -20,12 +21,16 @@ class TaskLowRank(nnx.Module):
       base: [in, out], frozen.
       a: [T, in, groups * rank]
       b: [T, rank, out], zero at first.
+      keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout`.
       shared_a, shared_b: one more update, which MTLoRA's module also has: not used, since nothing task-agnostic follows; or None.
     """
 
-    def __init__(self, base: jax.Array, rank: int, tasks: int, *, groups: int = 1, shared_set: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, base: jax.Array, rank: int, tasks: int, *, groups: int = 1, shared_set: bool = False, dropout: float = 0.0, rngs: nnx.Rngs
+    ) -> None:
         *front, inputs, outputs = base.shape
         self.base = nnx.Param(base)
+        self.dropout, self.keys = dropout, nnx.data(None)
         self.a = DownProjection(jax.random.normal(rngs.params(), (*front, tasks, inputs, groups * rank)) / rank)
         self.b = UpProjection(jnp.zeros((*front, tasks, rank, outputs)))
         self.shared_a = DownProjection(jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank) if shared_set else None
@@ -38,6 +43,7 @@ class TaskLowRank(nnx.Module):
         rank, outputs = b.shape[-2:]
         groups = width // rank
         y = checkpoint_name(x @ jax.lax.stop_gradient(self.base[...].astype(x.dtype)), PRODUCT)
+        x = x if self.keys is None else drop(x, self.keys[...], self.dropout)
         if x.ndim == 3:  # one wide product with all tasks' A
             xa = (x @ jnp.moveaxis(a, 0, 1).reshape(inputs, tasks * width)).reshape(*x.shape[:-1], tasks, width)
             xa = jnp.moveaxis(xa, -2, 0)

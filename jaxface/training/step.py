@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxface.adapters.dropout import set_keys
 from jaxface.data.tasks import get_task
 from jaxface.models.heads import Classifier, Training
 from jaxface.models.tree import Structure, arrays_of
@@ -120,6 +121,8 @@ def make_step(
     ) -> tuple[jax.Array, tuple[Arrays, Metrics]]:
         """This piece's part of the whole batch's loss."""
         model = structure.build(frozen, statistics, model_part(trained))
+        rows = len(piece["labels"][tasks[0]])
+        set_keys(model.encoder, key, jax.lax.axis_index(AXIS) * rows + jnp.arange(rows))
         features = features_of(model, piece)
         outputs = model.classify(features, Training(key, AXIS))
         values = task_losses(outputs, piece, counts)

@@ -1,0 +1,17 @@
+"""Dropout with a random key for each sample, so that how a batch is shared among devices changes no sample's mask."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def drop(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """x [..., B, N, in] with a share `rate` of each sample's values zero and the others larger by as much; keys [B].
+
+    An x without samples (the attention pool's probe) stays as it is.
+    """
+    if x.ndim < 3:
+        return x
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[-2:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
