@@ -179,7 +179,7 @@ def _reference_step(torch: Any, encoder: Any, images: Any, labels: dict[str, np.
     return run
 
 
-SIDES: dict[str, Callable[[str, Shape], Callable[[], Any]]] = {"jaxface": our_case, "torch": reference_case}
-"""Whose step; another rival is another entry."""
+REFERENCES: dict[str, Callable[[str, Shape], Callable[[], Any]]] = {"torch": reference_case}
+"""Whose step ours is compared with; another rival is another entry."""
 REFERENCE_CASES = ("forward", "full", "lp", "ap", "ft4", "lora", "dora")
 CASES = (*REFERENCE_CASES, "mtlora", "lp" + CACHED)

@@ -5,26 +5,38 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jaxface.benchmarks._step_cases import Shape
 from jaxface.errors import UserError
 
 
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Worker:
-    """One case of one side in a process of its own; use as a context.
+    """One case in a process of its own; use as a context.
+
+    Args:
+      maker: the function of a module that makes of a case's name and a shape what is to be run.
 
     Raises UserError if the case cannot be made there (the message is the process's last line).
     """
 
-    def __init__(self, side: str, case: str, shape: Any) -> None:
-        self.name = f"{side} {case}"
-        command = [sys.executable, "-m", "jaxface.benchmarks._worker", side, case, json.dumps(shape)]
+    def __init__(self, maker: Callable[[str, Shape], Callable[[], Any]], case: str, shape: Shape) -> None:
+        self.name = f"{maker.__name__} {case}"
+        command = [sys.executable, "-m", "jaxface.benchmarks._worker", maker.__module__, maker.__name__, case, json.dumps(shape)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Worker:
@@ -74,11 +86,9 @@ def _peak_memory() -> int:
 
 def main() -> None:
     """Makes the case, runs it twice, says so, and then does what it reads."""
-    from jaxface.benchmarks._step_cases import SIDES, Shape
-
-    side, name, shape = sys.argv[1:]
+    module, maker, name, shape = sys.argv[1:]
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever libraries print must not look like an answer
-    case = SIDES[side](name, Shape(*json.loads(shape)))
+    case = getattr(importlib.import_module(module), maker)(name, Shape(*json.loads(shape)))
     case()
     case()
     _forget_peak()

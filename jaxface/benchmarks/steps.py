@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,8 +13,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, TIMM_NAMES, Shape
-from jaxface.benchmarks._worker import Worker
+from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
+from jaxface.benchmarks._worker import Worker, cpu_count
 from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.models.encoder import REMAT
@@ -63,14 +62,13 @@ class Options:
 
 def measure(options: Options, case: str, track: Track) -> dict[str, Any]:
     """Median seconds and peak memory of a case and of our forward pass, which takes turns with it; the reference's where there is one."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    shape = Shape(options.variant, options.batch_size, options.rank, threads, options.remat, options.compile)
+    shape = Shape(options.variant, options.batch_size, options.rank, cpu_count(), options.remat, options.compile)
     with ExitStack() as stack:
-        workers = {"ours": stack.enter_context(Worker("jaxface", case, shape))}
+        workers = {"ours": stack.enter_context(Worker(our_case, case, shape))}
         if case != "forward":
-            workers["forward"] = stack.enter_context(Worker("jaxface", "forward", shape))
+            workers["forward"] = stack.enter_context(Worker(our_case, "forward", shape))
         if options.against and case in REFERENCE_CASES:
-            workers["reference"] = stack.enter_context(Worker(options.against, case, shape))
+            workers["reference"] = stack.enter_context(Worker(REFERENCES[options.against], case, shape))
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(options.rounds):
             for name, worker in workers.items():

@@ -6,9 +6,10 @@ A kernel is a function `(q, k, v, *, angles=None, causal=False) -> [..., H, N, d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -111,41 +112,80 @@ def _unrotate(g: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def _scores(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
-    """The scores [..., N, M] of scaled q and k, in at least float32."""
-    scores = jnp.einsum("...nd,...md->...nm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    """The scores [..., N, M], in at least float32."""
+    scores = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     if causal:
         n, m = scores.shape[-2:]
         scores = jnp.where(jnp.arange(n)[:, None] >= jnp.arange(m), scores, -jnp.inf)
     return scores
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None, causal: bool) -> jax.Array:
-    return _attend_forward(q, k, v, angles, causal)[0]
-
-
-def _attend_forward(q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None, causal: bool) -> tuple[jax.Array, tuple]:
-    if angles is not None:
-        q, k = rotate(q, angles), rotate(k, angles)
+def _heads_forward(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> tuple[jax.Array, jax.Array]:
+    """q turned and scaled, k turned, v -> the result [..., N, d], and the logarithm of each query's sum of weights [..., N, 1]."""
     scores = _scores(q, k, causal)
     largest = scores.max(-1, keepdims=True)
-    p = jnp.exp(scores - largest)
+    p = jax.lax.optimization_barrier(jnp.exp(scores - largest))  # else it is formed once for the sum and once for the product
     total = p.sum(-1, keepdims=True)
-    y = jnp.einsum("...nm,...md->...nd", (p / total).astype(v.dtype), v)
+    y = jnp.einsum("...nm,...md->...nd", p.astype(v.dtype), v, preferred_element_type=p.dtype)
+    return (y / total).astype(v.dtype), largest + jnp.log(total)
+
+
+def _heads_backward(
+    q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array, delta: jax.Array, log_total: jax.Array, *, causal: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of q turned and scaled, of k turned, and of v; delta [..., N, 1] is the sum of g times the result."""
+    p = jnp.exp(_scores(q, k, causal) - log_total)
+    dp = jnp.einsum("...nd,...md->...nm", g, v, preferred_element_type=p.dtype)
+    ds = (p * (dp - delta)).astype(q.dtype)
+    p, ds = jax.lax.optimization_barrier((p.astype(g.dtype), ds))
+    dv = jnp.einsum("...nm,...nd->...md", p, g)
+    return jnp.einsum("...nm,...md->...nd", ds, k), jnp.einsum("...nm,...nd->...md", ds, q), dv
+
+
+SCORES = 2 << 20
+"""Bytes of scores that a processor's caches hold beside what is multiplied with them."""
+
+
+def _heads_at_once(heads: int, queries: int, keys: int) -> int:
+    """The divisor of `heads` whose scores come nearest to `SCORES` bytes."""
+    wanted = SCORES / (4 * queries * keys)
+    return min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(math.log(n / wanted)))
+
+
+def _by_heads(function: Callable[..., Any], blocked: bool, q: jax.Array, k: jax.Array, *others: jax.Array) -> Any:
+    """A function of arrays [..., H, N, d] applied to all of them, or, blocked, to a few heads after a few others."""
+    *front, queries, _ = q.shape
+    heads = math.prod(front)
+    few = _heads_at_once(heads, queries, k.shape[-2]) if blocked else heads
+    if few == heads:
+        return function(q, k, *others)
+    arrays = [x.reshape(-1, few, *x.shape[-2:]) for x in (q, k, *others)]
+    results = jax.lax.map(lambda arrays: function(*arrays), arrays)
+    return jax.tree.map(lambda x: x.reshape(*front, *x.shape[-2:]), results)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None, causal: bool, blocked: bool) -> jax.Array:
+    return _attend_forward(q, k, v, angles, causal, blocked)[0]
+
+
+def _attend_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, angles: jax.Array | None, causal: bool, blocked: bool
+) -> tuple[jax.Array, tuple]:
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
+    q = q * q.shape[-1] ** -0.5
+    y, log_total = _by_heads(partial(_heads_forward, causal=causal), blocked, q, k, v)
     # with these two kept, the backward pass needs no maximum, no sum and no product with v again
-    y, log_total = checkpoint_name(y, PRODUCT), checkpoint_name(largest + jnp.log(total), PRODUCT)
+    y, log_total = checkpoint_name(y, PRODUCT), checkpoint_name(log_total, PRODUCT)
     return y, (q, k, v, angles, y, log_total)
 
 
-def _attend_backward(causal: bool, residuals: tuple, g: jax.Array) -> tuple[jax.Array | None, ...]:
+def _attend_backward(causal: bool, blocked: bool, residuals: tuple, g: jax.Array) -> tuple[jax.Array | None, ...]:
     q, k, v, angles, y, log_total = residuals
-    p = jnp.exp(_scores(q, k, causal) - log_total)
-    dp = jnp.einsum("...nd,...md->...nm", g, v)
-    delta = jnp.sum(g * y, -1, keepdims=True, dtype=p.dtype)
-    ds = (p * (dp - delta) * q.shape[-1] ** -0.5).astype(q.dtype)
-    dv = jnp.einsum("...nm,...nd->...md", p.astype(g.dtype), g)
-    dq = jnp.einsum("...nm,...md->...nd", ds, k)
-    dk = jnp.einsum("...nm,...nd->...md", ds, q)
+    delta = jnp.sum(g * y, -1, keepdims=True, dtype=log_total.dtype)
+    dq, dk, dv = _by_heads(partial(_heads_backward, causal=causal), blocked, q, k, v, g, delta, log_total)
+    dq = dq * q.shape[-1] ** -0.5
     if angles is not None:
         dq, dk = _unrotate(dq, angles), _unrotate(dk, angles)
     return dq, dk, dv, None
@@ -157,7 +197,13 @@ _attend.defvjp(_attend_forward, _attend_backward)
 @partial(register, "xla")
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """Plain XLA with a backward pass written out: the scores are formed again instead of kept."""
-    return _attend(q, k, v, angles, causal)
+    return _attend(q, k, v, angles, causal, False)
+
+
+@partial(register, "blocked", suits=lambda call: call.platform == "cpu")
+def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
+    """The same for a few heads at a time, so that their scores stay in a processor's caches from one pass over them to the next."""
+    return _attend(q, k, v, angles, causal, True)
 
 
 def token_major(
