@@ -15,6 +15,8 @@ import numpy as np
 from jaxface.evaluation.trained import Trained
 from jaxface.exports.manifest import Answer, register_exporter
 from jaxface.files import aside
+from jaxface.kernels.attention import ANYWHERE
+from jaxface.models.encoder import use_attention
 from jaxface.training.step import normalize_images
 
 PLATFORMS = ("cpu", "cuda")
@@ -25,6 +27,7 @@ FILE = "model.jax"
 def export_stablehlo(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
     """Writes the merged model as a serialised `jax.export.Exported`, which holds StableHLO of a versioned, portable kind."""
     model, side = trained.merged(), trained.image_size
+    use_attention(model.encoder, ANYWHERE)
     shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"batch, {side}, {side}, 3"), np.uint8)
     exported = jax.export.export(jax.jit(lambda images: model(normalize_images(images))), platforms=PLATFORMS)(shape)
     with aside(folder / FILE) as temporary:

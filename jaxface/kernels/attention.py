@@ -40,6 +40,8 @@ class Call(NamedTuple):
 
 AUTO = "auto"
 """The word that leaves the choice to the kernels' own conditions."""
+ANYWHERE = "xla"
+"""The kernel for programs that are to run on any device, with any batch."""
 
 KERNELS: dict[str, AttentionKernel] = {}
 CONDITIONS: dict[str, Callable[[Call], bool]] = {}
@@ -72,7 +74,7 @@ def get_kernel(name: str) -> AttentionKernel:
 
 def choose(call: Call) -> str:
     """The name of the kernel for a call: the one registered last whose condition holds, else plain XLA."""
-    return next((name for name in reversed(CONDITIONS) if CONDITIONS[name](call)), "xla")
+    return next((name for name in reversed(CONDITIONS) if CONDITIONS[name](call)), ANYWHERE)
 
 
 def attention(
@@ -112,7 +114,7 @@ def _unrotate(g: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def _scores(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
-    """The scores [..., N, M], in at least float32."""
+    """The scores [..., N, M], in at least float32; one product for both passes, since large ones must round alike in the two."""
     scores = jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     if causal:
         n, m = scores.shape[-2:]
@@ -194,7 +196,7 @@ def _attend_backward(causal: bool, blocked: bool, residuals: tuple, g: jax.Array
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-@partial(register, "xla")
+@partial(register, ANYWHERE)
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """Plain XLA with a backward pass written out: the scores are formed again instead of kept."""
     return _attend(q, k, v, angles, causal, False)
