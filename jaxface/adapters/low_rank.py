@@ -42,7 +42,7 @@ class LowRank(nnx.Module):
     All arrays may have further axes in front (blocks stacked along depth). There is no scaling factor unless `scaling` is given.
 
     Attributes:
-      base: [in, out], frozen: no gradient of it is ever formed.
+      base: [in, out], frozen: no gradient of it is ever formed. A parameter, or one of `jaxface.adapters.quantized` in its place.
       a: [in, groups * rank], drawn from N(0, std 1 / rank).
       b: [rank, out], zero at first; with several groups each equal slice of the outputs has an adapter of its own.
       magnitude: [out], ||W|| at first, or None for LoRA.
@@ -78,10 +78,11 @@ class LowRank(nnx.Module):
         if self.keys is None:
             return self._product(x)
         kept = drop(x, self.keys[...], self.dropout)
-        return product(x - kept, jax.lax.stop_gradient(self.base[...])) + self._product(kept)
+        return product(x - kept, jax.lax.stop_gradient(self.base)) + self._product(kept)
 
     def _product(self, x: jax.Array) -> jax.Array:
-        w, a, b = (array.astype(x.dtype) for array in (self.base[...], self.a[...], self._b()))
+        a, b = self.a[...].astype(x.dtype), self._b().astype(x.dtype)
+        w = self.base[...].astype(x.dtype) if isinstance(self.base, nnx.Variable) else self.base
         if self.magnitude is None:
             return low_rank_product(x, w, a, b)
         if self.detach_norm and sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype):

@@ -1,7 +1,8 @@
 """Frozen kernels in fewer bits: int8 with a scale per output feature, and 4-bit NormalFloat in blocks (QLoRA, Dettmers et al. 2023).
 
 A quantised kernel stands where an array stood, alone or as the base of an adapter. It becomes an array again for one product at a time,
-in the forward pass and once more in the backward pass, so that no array of full precision stays in memory; it gets no gradient.
+in the forward pass and once more in the backward pass (`jaxface.kernels.products`), so that no array of full precision stays in memory;
+it gets no gradient. DoRA's magnitudes are still the lengths of the columns before they were rounded.
 """
 
 from __future__ import annotations
@@ -10,22 +11,17 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 from types import EllipsisType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.low_rank import Constant, LowRank, column_norms_squared
+from jaxface.adapters.low_rank import Constant, column_norms_squared
 from jaxface.adapters.methods import Group, group_of, linears
-from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
-from jaxface.kernels.products import PRODUCT, product
+from jaxface.kernels.products import compressed_product
 from jaxface.models.encoder import Encoder
-
-KEEP = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-"""Keeps a product's result for the backward pass, and forms anew whatever else it needs."""
 
 
 class Quantized(nnx.Module):
@@ -46,7 +42,7 @@ class Quantized(nnx.Module):
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [..., in] @ self -> [..., out]"""
-        return jax.checkpoint(lambda x, kernel: product(x, kernel[...]), policy=KEEP)(x, self)
+        return compressed_product(x, self)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,33 +108,6 @@ FULL = "full"
 """The word for frozen kernels as they are."""
 
 
-class _OnQuantized:
-    """An adapter on a quantised base: it multiplies as its class does, with a base formed anew in the backward pass."""
-
-    def __init__(self, adapter: Any, base: Quantized) -> None:
-        for name, value in vars(adapter).items():
-            if not name.startswith("_"):
-                setattr(self, name, value)
-        self.base = base
-        if getattr(adapter, "base_norms", None) is not None:
-            self.base_norms = Constant(column_norms_squared(base[...]))
-
-    def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        plain = super().__rmatmul__.__func__
-        return jax.checkpoint(plain, policy=KEEP)(self, x)
-
-
-class QuantizedLowRank(_OnQuantized, LowRank):
-    """LoRA or DoRA on a quantised base. DoRA's magnitudes are still the lengths of the columns before they were rounded."""
-
-
-class QuantizedTaskLowRank(_OnQuantized, TaskLowRank):
-    """MTLoRA's kernel on a quantised base."""
-
-
-ADAPTERS: dict[type, type[_OnQuantized]] = {LowRank: QuantizedLowRank, TaskLowRank: QuantizedTaskLowRank}
-
-
 def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
     """Holds the frozen kernels of the blocks and the pool in fewer bits, in place: those that no group of the method trains.
 
@@ -155,8 +124,10 @@ def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
     found = False
     for name, linear in linears(encoder):
         kernel = linear.kernel
-        if type(kernel) in ADAPTERS:
-            linear.kernel = ADAPTERS[type(kernel)](kernel, quantizer(kernel.base[...]))
+        if isinstance(getattr(kernel, "base", None), nnx.Param):
+            kernel.base = quantizer(kernel.base[...])
+            if getattr(kernel, "base_norms", None) is not None:
+                kernel.base_norms = Constant(column_norms_squared(kernel.base[...]))
         elif isinstance(kernel, nnx.Param) and name.startswith(("stages.", "pool.")) and group_of([f"{name}.kernel"], groups) is None:
             linear.kernel = quantizer(kernel[...])
         else:

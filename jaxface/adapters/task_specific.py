@@ -5,11 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.adapters.low_rank import DownProjection, UpProjection
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.products import PRODUCT
+from jaxface.kernels.products import product
 
 
 class TaskLowRank(nnx.Module):
@@ -42,7 +41,7 @@ class TaskLowRank(nnx.Module):
         tasks, inputs, width = a.shape
         rank, outputs = b.shape[-2:]
         groups = width // rank
-        y = checkpoint_name(x @ jax.lax.stop_gradient(self.base[...].astype(x.dtype)), PRODUCT)
+        y = product(x, jax.lax.stop_gradient(self.base))
         x = x if self.keys is None else drop(x, self.keys[...], self.dropout)
         if x.ndim == 3:  # one wide product with all tasks' A
             xa = (x @ jnp.moveaxis(a, 0, 1).reshape(inputs, tasks * width)).reshape(*x.shape[:-1], tasks, width)

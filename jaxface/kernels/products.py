@@ -7,7 +7,7 @@ Autodiff's gradient of `b` in `(x @ a) @ b` transposes the large operand; here o
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,24 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 PRODUCT = "product"
+
+
+class Compressed(Protocol):
+    """A frozen kernel [in, out] held in fewer bits: it becomes an array for one product at a time, in each pass anew."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def merge(self) -> jax.Array: ...
+
+
 NORM_FLOOR = 1e-12
 """Floor of a column's squared length: a zero column of the base must not divide by zero."""
+
+
+def dense(w: jax.Array | Compressed, dtype: DTypeLike) -> jax.Array:
+    """The kernel as an array [in, out]."""
+    return (w if isinstance(w, jax.Array) else w.merge()).astype(dtype)
 
 
 def product(x: jax.Array, kernel: Any) -> jax.Array:
@@ -27,6 +43,15 @@ def product(x: jax.Array, kernel: Any) -> jax.Array:
     if isinstance(kernel, jax.Array):
         return checkpoint_name(x @ kernel.astype(x.dtype), PRODUCT)
     return x @ kernel
+
+
+@jax.custom_vjp
+def compressed_product(x: jax.Array, w: Compressed) -> jax.Array:
+    """`x @ w`: x [..., in] times a kernel in fewer bits. The backward pass keeps neither x nor an array of the kernel."""
+    return checkpoint_name(x @ dense(w, x.dtype), PRODUCT)
+
+
+compressed_product.defvjp(lambda x, w: (compressed_product(x, w), w), lambda w, g: (g @ dense(w, g.dtype).T, None))
 
 
 def _groups(a: jax.Array, b: jax.Array) -> int:
@@ -51,13 +76,13 @@ def sums_kernel(tokens: int, inputs: int, outputs: int, dtype: DTypeLike) -> boo
 
 
 def low_rank_product(
-    x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None = None, *, unit_columns: bool = False
+    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None = None, *, unit_columns: bool = False
 ) -> jax.Array:
     """`x @ (w + a b) * gain` with w frozen: its gradient is never formed.
 
     Args:
       x: [..., in]
-      w: [in, out], constant in the backward pass.
+      w: [in, out], constant in the backward pass, as an array or in fewer bits.
       a: [in, g * r]; g > 1 gives each of g equal slices of the output an adapter of its own (q, k and v of a fused kernel).
       b: [r, out]
       gain: [out], or None for 1.
@@ -69,9 +94,11 @@ def low_rank_product(
     return _low_rank_product(x, w, a, b, gain, summed, unit_columns)
 
 
-def _kernel(w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, unit_columns: bool) -> tuple[jax.Array, jax.Array | None]:
+def _kernel(
+    w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, unit_columns: bool
+) -> tuple[jax.Array, jax.Array | None]:
     """(w + a b) * scale as one array [in, out], and the scale [out]: the gain, over the columns' lengths if they are to be 1."""
-    kernel = w + up(a, b, _groups(a, b))
+    kernel = dense(w, a.dtype) + up(a, b, _groups(a, b))
     if gain is None:
         return kernel, None
     scale = gain * jax.lax.rsqrt(jnp.maximum(jnp.sum(kernel * kernel, 0), NORM_FLOOR)) if unit_columns else gain
@@ -80,18 +107,18 @@ def _kernel(w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, un
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _low_rank_product(
-    x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
+    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
 ) -> jax.Array:
     return _forward(x, w, a, b, gain, summed, unit_columns)[0]
 
 
 def _forward(
-    x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
+    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
 ) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
     if summed:
         y = x @ _kernel(w, a, b, gain, unit_columns)[0]
     else:
-        y = x @ w + up(x @ a, b, _groups(a, b))
+        y = x @ dense(w, x.dtype) + up(x @ a, b, _groups(a, b))
         y = y if gain is None else y * gain
     y = checkpoint_name(y, PRODUCT)
     return y, (x, w, a, b, gain, None if gain is None else y)
@@ -120,7 +147,7 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[jax.Array | Non
     if kernel is not None:
         dx = g @ kernel.T
     else:
-        dx = (g if scale is None else g * scale) @ w.T + gb @ a.T
+        dx = (g if scale is None else g * scale) @ dense(w, g.dtype).T + gb @ a.T
     if scale is None:
         return dx.reshape(shape), None, da, db, None
     # y is the gain times what it would be without, so the gain's gradient is sum(g * y) / gain

@@ -10,11 +10,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import AdapterOptions, adapt_with_groups, merge
-from jaxface.adapters.quantized import LEVELS, NF4, Int8, Quantized, QuantizedLowRank, quantize
+from jaxface.adapters.low_rank import Constant, LowRank, column_norms_squared
+from jaxface.adapters.methods import AdapterOptions, adapt_with_groups, group_of, merge
+from jaxface.adapters.quantized import LEVELS, NF4, Int8, Quantized, quantize
 from jaxface.errors import UserError
-from jaxface.models.tree import arrays_of
+from jaxface.models.tree import arrays_of, flatten
 from tiny_encoder import random_images, tiny_encoder
 
 
@@ -78,7 +78,10 @@ def test_gradients_are_those_of_the_plain_adapter_and_none_is_formed_or_kept_in_
     kernel, x = normal(3, 64, 96), normal(2, 100, 64).astype(dtype)
     adapter = LowRank(kernel, 4, dora=dora, rngs=nnx.Rngs(0))
     adapter.b[...] = normal(3, 4, 96, seed=3)
-    quantized = QuantizedLowRank(adapter, jax.jit(Int8)(kernel))
+    quantized = LowRank(kernel, 4, dora=dora, rngs=nnx.Rngs(0))
+    quantized.base = jax.jit(Int8)(kernel)
+    if dora:
+        quantized.base_norms = Constant(column_norms_squared(quantized.base[...]))
     plain = LowRank(quantized.base.merge(), 4, dora=dora, rngs=nnx.Rngs(0))
     plain.b[...] = adapter.b[...]
     if dora:
@@ -102,6 +105,24 @@ def test_gradients_are_those_of_the_plain_adapter_and_none_is_formed_or_kept_in_
     kept = re.findall(r"(?:f32|bf16)\[3,64,96\]", text)
     assert not kept, kept
     assert re.findall(r"f32\[3,64,96\]", gradient.lower(*arguments, plain).compile().as_text())
+
+
+@pytest.mark.parametrize("method", ["dora", "ft4", "mtlora"])
+def test_a_step_keeps_no_more_for_its_backward_pass_than_on_full_kernels(method):
+    def temporary_bytes(word):
+        encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
+        quantize(encoder, word, groups)
+        trained = {name: leaf for name, leaf in arrays_of(encoder).items() if group_of([name], groups)}
+        frozen = {name: leaf for name, leaf in arrays_of(encoder).items() if name not in trained}
+        _, structure = flatten(encoder)
+
+        def loss(trained, frozen, images):
+            return jnp.sum(structure.build(frozen, trained)(images) ** 2)
+
+        images = jnp.concatenate([random_images()] * 8)
+        return jax.jit(jax.grad(loss)).lower(trained, frozen, images).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes("int8") <= 1.05 * temporary_bytes("full")
 
 
 def test_words_that_are_no_format_and_methods_that_freeze_nothing_are_one_line():
