@@ -60,6 +60,8 @@ class Options:
         for kernel in self.kernels:
             get_kernel(kernel)
         self.shapes()
+        if self.against and self.rounds < 1:
+            raise UserError(f"rounds {self.rounds}: expected at least 1")
 
     def shapes(self) -> list[Shape]:
         """What `variants` says. Raises UserError for an unknown encoder, or no number of images."""

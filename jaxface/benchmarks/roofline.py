@@ -59,7 +59,7 @@ class Options:
     rounds: int = 5
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     attention: str = "auto"
-    remat: Literal["none", "products", "full"] = "none"
+    remat: Literal["none", "products", "full"] = "products"
     plot: Path | None = None
     json: bool = False
 
