@@ -40,6 +40,14 @@ def test_kernels_for_any_device_conform_in_every_case(name):
     assert report.ok, report
 
 
+@pytest.mark.parametrize("scores", [1, 2 * 4 * 20 * 20, 10**9])
+def test_the_blocked_kernel_conforms_with_one_head_a_few_or_all_at_once(scores, monkeypatch):
+    monkeypatch.setattr("jaxface.kernels.attention.SCORES", scores)
+    cases = [*SMALL, *(case for case in CASES if case.queries < 200 and (case.queries == 20 or case.spread > 1 or case.causal))]
+    report = jaxface.kernels.check("blocked", rounds=0, show=False, cases=cases)
+    assert report.ok, report
+
+
 def test_the_pallas_kernel_conforms_forward_and_backward_when_interpreted():
     report = jaxface.kernels.check("pallas", rounds=0, show=False, cases=SMALL)
     assert report.ok, report
