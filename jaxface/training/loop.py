@@ -68,7 +68,7 @@ class Run:
         self.input = self._cached() or self.images
         self.base_hash = fingerprint(self.parts.frozen)
         self.stop = StopRequest()
-        self.pending: deque[tuple[int, np.ndarray, Any]] = deque()
+        self.pending: deque[tuple[int, np.ndarray, int, Any]] = deque()
         self.seen: deque[tuple[int, np.ndarray]] = deque(maxlen=config.bad_steps)
 
     def _check_devices(self) -> None:
@@ -176,7 +176,7 @@ class Run:
                 self.state, metrics = self.step(self.state, self.frozen, shard(arrays))
                 self.done += 1
                 self.stop.exchange()
-                self.pending.append((self.done, item["id"], metrics))
+                self.pending.append((self.done, item["id"], len(self.unreadable), metrics))
                 self._read_steps(behind=1)  # the device is busy with this step while the host reads the one before
                 self.display.advance(batch)
                 if self._must_save():
@@ -209,13 +209,13 @@ class Run:
     def _read_steps(self, behind: int = 0) -> None:
         """Logs the steps that are not logged yet but for the last `behind`, and ends the run after too many that had to be skipped."""
         while len(self.pending) > behind:
-            step, ids, metrics = self.pending.popleft()
+            step, ids, unreadable, metrics = self.pending.popleft()
             self.seen.append((step, ids))
             bad = int(unreplicate(metrics["bad"]))
             if bad >= self.config.bad_steps:
                 self._give_up(step, bad)
             if step % self.config.log_every == 0:
-                self._log_step(step, jax.tree.map(float, unreplicate(metrics)))
+                self._log_step(step, unreadable, jax.tree.map(float, unreplicate(metrics)))
 
     def _give_up(self, step: int, bad: int) -> None:
         path = self.folder / ("not_finite.json" if is_first() else f"not_finite-{jax.process_index()}.json")
@@ -225,9 +225,9 @@ class Run:
             f"the records named in {path}; the last good state is in checkpoints/"
         )
 
-    def _log_step(self, step: int, values: dict[str, Any]) -> None:
+    def _log_step(self, step: int, unreadable: int, values: dict[str, Any]) -> None:
         line = {name: values[name] for name in ("loss", "gradient_norm") if math.isfinite(values[name])}
-        line |= {"images_per_second": round(self.display.rate, 2), "skipped": int(values["skipped"]), "unreadable": len(self.unreadable)}
+        line |= {"images_per_second": round(self.display.rate, 2), "skipped": int(values["skipped"]), "unreadable": unreadable}
         for name, key in (("losses", "loss"), ("accuracy", "accuracy"), ("weights", "weight")):
             line |= {f"{key}/{task}": value for task, value in values[name].items() if values["count"][task] or name == "weights"}
         line |= self._learning_rates(step)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from jaxface.adapters.methods import AdapterOptions
 from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
+from jaxface.data.pipeline import TrainBatches
 from jaxface.data.preparation import prepare
 from jaxface.data.records import read_labels
 from jaxface.errors import UserError
@@ -104,6 +105,19 @@ def test_records_that_cannot_be_read_are_named_at_the_end_of_the_run(config, tmp
     assert "mismatch" in named
     lines, *_ = outcome(folder)
     assert [line["unreadable"] for line in lines if line["split"] == "train"][-1] == 1
+
+
+def test_a_step_counts_the_unreadable_records_up_to_it_however_often_the_run_is_saved(config, tmp_path, monkeypatch):
+    whole = TrainBatches._example
+
+    def example(self, position, out, skipped):
+        skipped.append(f"record {position}")
+        return whole(self, position, out, skipped)
+
+    monkeypatch.setattr(TrainBatches, "_example", example)
+    images = replace(config.data, cache_features=False)
+    runs = [Run(replace(config, out=str(tmp_path / str(minutes)), data=images, checkpoint_minutes=minutes)).run() for minutes in (0, 10)]
+    assert_same(*runs)
 
 
 def test_too_many_such_batches_in_a_row_end_the_run_and_name_their_records(config, tmp_path, monkeypatch):
