@@ -8,9 +8,10 @@ it gets no gradient. DoRA's magnitudes are still the lengths of the columns befo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import EllipsisType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,9 +126,7 @@ def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
     for name, linear in linears(encoder):
         kernel = linear.kernel
         if isinstance(getattr(kernel, "base", None), nnx.Param):
-            kernel.base = quantizer(kernel.base[...])
-            if getattr(kernel, "base_norms", None) is not None:
-                kernel.base_norms = Constant(column_norms_squared(kernel.base[...]))
+            quantize_base(kernel, quantizer)
         elif isinstance(kernel, nnx.Param) and name.startswith(("stages.", "pool.")) and group_of([f"{name}.kernel"], groups) is None:
             linear.kernel = quantizer(kernel[...])
         else:
@@ -135,6 +134,13 @@ def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
         found = True
     if not found:
         raise UserError(f"encoder.base {word}: the method trains every kernel, and none is left to hold in fewer bits")
+
+
+def quantize_base(adapter: Any, quantizer: Callable[[jax.Array], Quantized]) -> None:
+    """Holds an adapter's base in fewer bits, in place, and what is computed from it once."""
+    adapter.base = quantizer(adapter.base[...])
+    if getattr(adapter, "base_norms", None) is not None:
+        adapter.base_norms = Constant(column_norms_squared(adapter.base[...]))
 
 
 def _quantized(kind: type[Quantized], kernel: jax.Array) -> Quantized:

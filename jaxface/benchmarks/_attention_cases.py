@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from jaxface.models.variants import get_variant
 
 CALLS = 10
 """Calls of a run: one alone is too short to time."""
-JAX_NN = "jax.nn"
 
 
 def attention_flops(shape: Shape) -> float:
@@ -33,23 +33,28 @@ def _arrays(shape: Shape) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def our_attention(name: str, shape: Shape) -> Callable[[], Any]:
-    """A kernel of the registry by name, or `jax.nn.dot_product_attention`, each on arrays as it wants them; both with rotary positions."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxface.kernels.attention import attention, rotate
+    """A kernel of the registry by name, with rotary positions."""
+    from jaxface.kernels.attention import attention
 
     arrays, angles = _arrays(shape)
+    return _differentiated(partial(attention, angles=angles, kernel=name), [np.swapaxes(x, 1, 2) for x in arrays])
 
-    def library(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        turn = jnp.asarray(angles)[:, None]
-        return jax.nn.dot_product_attention(rotate(q, turn), rotate(k, turn), v)
 
-    if name == JAX_NN:
-        function = library
-    else:
-        function = lambda q, k, v: attention(q, k, v, angles=jnp.asarray(angles), kernel=name)  # noqa: E731
-        arrays = [np.swapaxes(x, 1, 2) for x in arrays]
+def library_attention(name: str, shape: Shape) -> Callable[[], Any]:
+    """Our rotation of q and k, and `jax.nn.dot_product_attention` on arrays as it wants them."""
+    import jax
+
+    from jaxface.kernels.attention import rotate
+
+    arrays, angles = _arrays(shape)
+    turn = partial(rotate, angles=angles[:, None])
+    return _differentiated(lambda q, k, v: jax.nn.dot_product_attention(turn(q), turn(k), v), arrays)
+
+
+def _differentiated(function: Callable[..., Any], arrays: list[np.ndarray]) -> Callable[[], Any]:
+    """Runs a function of q, k and v forward and, from the last of the arrays, backward."""
+    import jax
+    import jax.numpy as jnp
 
     @jax.jit
     def call(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
@@ -84,3 +89,7 @@ def reference_attention(name: str, shape: Shape) -> Callable[[], Any]:
             torch.autograd.grad(y, leaves, g)
 
     return run
+
+
+OTHERS: dict[str, Callable[[str, Shape], Callable[[], Any]]] = {"jax.nn": library_attention, "torch": reference_attention}
+"""What kernels are compared with; another rival is another entry."""

@@ -11,13 +11,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from operator import truediv
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any
 
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.errors import UserError
+from jaxface.progress import Track
 
 
 def cpu_count() -> int:
@@ -63,6 +66,21 @@ class Worker:
             last = self._process.stderr.read().strip().splitlines()
             raise UserError(f"{self.name}: {last[-1] if last else 'the process ended'}")
         return float(answer)
+
+
+def take_turns(workers: Mapping[str, Worker], rounds: int, track: Track) -> dict[str, list[float]]:
+    """Seconds of every run: each round runs every worker once, so that all see the same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            seconds[name].append(worker.run())
+        track.advance()
+    return seconds
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of ours / theirs: what slows the machine for a while slows both."""
+    return median(map(truediv, ours, theirs))
 
 
 def _forget_peak() -> None:

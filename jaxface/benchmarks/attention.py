@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from operator import truediv
 from statistics import median
 from typing import Annotated, Any, Literal
 
@@ -15,10 +14,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.benchmarks._attention_cases import CALLS, JAX_NN, attention_flops, our_attention, reference_attention
+from jaxface.benchmarks._attention_cases import CALLS, OTHERS, attention_flops, our_attention
 from jaxface.benchmarks._limits import measure_machine
 from jaxface.benchmarks._step_cases import Shape
-from jaxface.benchmarks._worker import Worker, cpu_count
+from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
 from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.kernels.attention import AUTO, KERNELS, get_kernel
@@ -79,22 +78,19 @@ def compare(options: Options) -> list[dict[str, Any]]:
     """Seconds of each kernel's call, forward and backward, and how many times as fast it is as each of the others' functions."""
     rate = measure_machine().flops
     rows = []
-    with Track("attention", len(options.variants) * options.rounds, unit="rounds") as track, ExitStack() as stack:
+    makers = dict.fromkeys(options.kernels or (AUTO,), our_attention) | OTHERS
+    with Track("attention", len(options.variants) * options.rounds, unit="rounds") as track:
         for shape in options.shapes():
             track.note(shape.variant)
-            makers = dict.fromkeys((*(options.kernels or (AUTO,)), JAX_NN), our_attention) | {"torch": reference_attention}
-            workers = {name: stack.enter_context(Worker(maker, name, shape)) for name, maker in makers.items()}
-            seconds: dict[str, list[float]] = {name: [] for name in workers}
-            for _ in range(options.rounds):
-                for name, worker in workers.items():
-                    seconds[name].append(worker.run() / CALLS)
-                track.advance()
-            flops = attention_flops(shape)
+            with ExitStack() as stack:
+                workers = {name: stack.enter_context(Worker(maker, name, shape)) for name, maker in makers.items()}
+                seconds = take_turns(workers, options.rounds, track)
             for name, values in seconds.items():
-                took = median(values)
-                row = {"variant": shape.variant, "images": shape.batch_size, "kernel": name, "seconds": took, "flops": flops / took}
-                row |= {f"times_{other}": median(map(truediv, seconds[other], values)) for other in (JAX_NN, "torch")}
-                rows.append(row | {"share_of_products": flops / took / rate})
+                took = median(values) / CALLS
+                flops = attention_flops(shape) / took
+                row = {"variant": shape.variant, "images": shape.batch_size, "kernel": name, "seconds": took, "flops": flops}
+                row |= {f"times_{other}": ratio(seconds[other], values) for other in OTHERS}
+                rows.append(row | {"share_of_products": flops / rate})
     return rows
 
 
@@ -103,7 +99,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     names = ("encoder", "images", "kernel", "ms", "GFLOP/s", "share of products' rate", "times jax.nn's speed", "times torch's")
     result = Table(*names, title="attention, forward and backward, rotary positions, float32")
     for row in rows:
-        ratios = (f"{row[f'times_{other}']:.2f}" for other in (JAX_NN, "torch"))
+        ratios = (f"{row[f'times_{other}']:.2f}" for other in OTHERS)
         figures = (f"{1e3 * row['seconds']:.2f}", f"{row['flops'] / 1e9:.0f}", f"{100 * row['share_of_products']:.0f} %")
         result.add_row(row["variant"], str(row["images"]), row["kernel"], *figures, *ratios)
     return result

@@ -23,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jaxface.benchmarks._worker import cpu_count
 from jaxface.cli import parse
 from jaxface.data.augment import Augment
 from jaxface.data.images import encode
@@ -182,7 +183,7 @@ def show(rows: list[dict[str, Any]], options: Options, cores: int) -> None:
 def main(arguments: list[str]) -> None:
     """Measures and prints."""
     options = parse(Options, args=arguments, prog="python -m jaxface.bench input", description=__doc__)
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_count()
     workers = options.workers or cores
     with tempfile.TemporaryDirectory() as temporary:
         jpegs = draw_jpegs(options.face_size)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
-from jaxface.benchmarks._worker import Worker, cpu_count
+from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
 from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.models.encoder import REMAT
@@ -69,25 +69,16 @@ def measure(options: Options, case: str, track: Track) -> dict[str, Any]:
             workers["forward"] = stack.enter_context(Worker(our_case, "forward", shape))
         if options.against and case in REFERENCE_CASES:
             workers["reference"] = stack.enter_context(Worker(REFERENCES[options.against], case, shape))
-        seconds: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(options.rounds):
-            for name, worker in workers.items():
-                seconds[name].append(worker.run())
-            track.advance()
+        seconds = take_turns(workers, options.rounds, track)
         took = {name: median(values) for name, values in seconds.items()}
         row: dict[str, Any] = {"case": case, "seconds": took["ours"], "peak_memory_bytes": workers["ours"].peak_memory()}
         if "forward" in took:
             row["forwards"] = took["ours"] / took["forward"]
         if "reference" in took:
-            row |= {"reference_seconds": took["reference"], "ratio": median(_ratios(seconds["ours"], seconds["reference"]))}
+            row |= {"reference_seconds": took["reference"], "ratio": ratio(seconds["ours"], seconds["reference"])}
             row["reference_peak_memory_bytes"] = workers["reference"].peak_memory()
             row["memory_ratio"] = row["peak_memory_bytes"] / row["reference_peak_memory_bytes"]
     return row
-
-
-def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round: what slows the machine for a while slows both."""
-    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:

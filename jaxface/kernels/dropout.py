@@ -13,5 +13,9 @@ def drop(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     """
     if x.ndim < 3:
         return x
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[-2:]))(keys)
+    return keep_only(x, jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[-2:]))(keys), rate)
+
+
+def keep_only(x: jax.Array, kept: jax.Array, rate: float) -> jax.Array:
+    """x where it is kept, made larger by the share `rate` that is not, and zero elsewhere."""
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)

@@ -16,6 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 PRODUCT = "product"
+NORM_FLOOR = 1e-12
+"""Floor of a column's squared length: a zero column of the base must not divide by zero."""
 
 
 class Compressed(Protocol):
@@ -25,10 +27,6 @@ class Compressed(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def merge(self) -> jax.Array: ...
-
-
-NORM_FLOOR = 1e-12
-"""Floor of a column's squared length: a zero column of the base must not divide by zero."""
 
 
 def dense(w: jax.Array | Compressed, dtype: DTypeLike) -> jax.Array:

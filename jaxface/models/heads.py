@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxface.kernels.dropout import keep_only
 from jaxface.kernels.gelu import gelu
 from jaxface.models.encoder import Encoder
 from jaxface.models.layers import Linear
@@ -117,8 +118,7 @@ class Head(nnx.Module):
         if self.norm is not None:
             x = self.norm(x, training)
         if training is not None and self.dropout:
-            keep = keep_mask(training, 1 - self.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(x.dtype)
+            x = keep_only(x, keep_mask(training, 1 - self.dropout, x.shape), self.dropout)
         if self.hidden is not None:
             x = gelu(self.hidden(x))
         outputs = self.out(x).astype(jnp.float32)

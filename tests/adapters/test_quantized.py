@@ -10,9 +10,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxface.adapters.low_rank import Constant, LowRank, column_norms_squared
+from jaxface.adapters.low_rank import LowRank
 from jaxface.adapters.methods import AdapterOptions, adapt_with_groups, group_of, merge
-from jaxface.adapters.quantized import LEVELS, NF4, Int8, Quantized, quantize
+from jaxface.adapters.quantized import LEVELS, NF4, Int8, Quantized, quantize, quantize_base
 from jaxface.errors import UserError
 from jaxface.models.tree import arrays_of, flatten
 from tiny_encoder import random_images, tiny_encoder
@@ -79,9 +79,7 @@ def test_gradients_are_those_of_the_plain_adapter_and_none_is_formed_or_kept_in_
     adapter = LowRank(kernel, 4, dora=dora, rngs=nnx.Rngs(0))
     adapter.b[...] = normal(3, 4, 96, seed=3)
     quantized = LowRank(kernel, 4, dora=dora, rngs=nnx.Rngs(0))
-    quantized.base = jax.jit(Int8)(kernel)
-    if dora:
-        quantized.base_norms = Constant(column_norms_squared(quantized.base[...]))
+    quantize_base(quantized, jax.jit(Int8))
     plain = LowRank(quantized.base.merge(), 4, dora=dora, rngs=nnx.Rngs(0))
     plain.b[...] = adapter.b[...]
     if dora:
