@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import jax
 import jax.numpy as jnp
@@ -176,8 +177,8 @@ class Machine:
         return {"products": work.flops / self.flops, "memory": work.bytes / self.bytes}
 
 
-def measure_machine(dtype: DTypeLike = jnp.float32, rounds: int = 7) -> Machine:
-    """The best rate of square matrix products and of x + a y on arrays that no cache holds, on the first device."""
+def machine_probe(dtype: DTypeLike = jnp.float32, rounds: int = 3) -> Callable[[], Machine]:
+    """A function that measures the first device as it is now: the best rate of square matrix products and of x + a y out of caches."""
     device = jax.local_devices()[0]
     is_cpu = device.platform == "cpu"
     products = {side: jnp.ones((side, side), dtype) for side in ((1024, 2048) if is_cpu else (4096, 8192))}
@@ -186,6 +187,15 @@ def measure_machine(dtype: DTypeLike = jnp.float32, rounds: int = 7) -> Machine:
     multiply = jax.jit(lambda x: x @ x)
     add = jax.jit(lambda x, y: x + 2 * y)
     cases = {str(side): lambda x=x: multiply(x) for side, x in products.items()} | {"memory": lambda: add(x, y)}
-    seconds = {name: min(values) for name, values in interleaved(cases, rounds).items()}
-    rate = max(2 * side**3 / seconds[str(side)] for side in products)
-    return Machine(f"this machine, {device.device_kind}", rate, 3 * 4 * length / seconds["memory"])
+
+    def probe() -> Machine:
+        seconds = {name: min(values) for name, values in interleaved(cases, rounds).items()}
+        rate = max(2 * side**3 / seconds[str(side)] for side in products)
+        return Machine(f"this machine, {device.device_kind}", rate, 3 * 4 * length / seconds["memory"])
+
+    return probe
+
+
+def typical(machines: Sequence[Machine]) -> Machine:
+    """The medians of what a machine did at different times."""
+    return Machine(machines[0].name, median(m.flops for m in machines), median(m.bytes for m in machines))

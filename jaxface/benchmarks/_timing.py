@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 
+from jaxface.errors import UserError
+
 
 def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int = 10, warm: int = 1) -> dict[str, list[float]]:
     """Seconds of every call: each round calls every case once, after `warm` rounds that do not count.
 
-    A case that returns jax arrays is timed until they are computed.
+    A case that returns jax arrays is timed until they are computed. Raises UserError if there is no round.
     """
+    require_rounds(rounds)
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for index in range(warm + rounds):
         for name, case in cases.items():
@@ -28,3 +31,9 @@ def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int = 10, warm: 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """The median of each case, in seconds."""
     return {name: median(values) for name, values in seconds.items()}
+
+
+def require_rounds(rounds: int) -> None:
+    """Raises UserError if there is no round to take a median of."""
+    if rounds < 1:
+        raise UserError(f"rounds {rounds}: expected at least 1")

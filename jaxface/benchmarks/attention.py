@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.benchmarks._attention_cases import CALLS, OTHERS, attention_flops, our_attention
-from jaxface.benchmarks._limits import measure_machine
+from jaxface.benchmarks._limits import machine_probe
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
 from jaxface.cli import parse
@@ -76,12 +76,12 @@ class Options:
 
 def compare(options: Options) -> list[dict[str, Any]]:
     """Seconds of each kernel's call, forward and backward, and how many times as fast it is as each of the others' functions."""
-    rate = measure_machine().flops
-    rows = []
+    probe, rows = machine_probe(), []
     makers = dict.fromkeys(options.kernels or (AUTO,), our_attention) | OTHERS
     with Track("attention", len(options.variants) * options.rounds, unit="rounds") as track:
         for shape in options.shapes():
             track.note(shape.variant)
+            rate = probe().flops
             with ExitStack() as stack:
                 workers = {name: stack.enter_context(Worker(maker, name, shape)) for name, maker in makers.items()}
                 seconds = take_turns(workers, options.rounds, track)

@@ -23,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jaxface.benchmarks._timing import require_rounds
 from jaxface.benchmarks._worker import cpu_count
 from jaxface.cli import parse
 from jaxface.data.augment import Augment
@@ -68,6 +69,9 @@ class Options:
     device_rate: float = 400.0
     folder: Path | None = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        require_rounds(self.rounds)
 
 
 def draw_jpegs(size: int) -> list[bytes]:

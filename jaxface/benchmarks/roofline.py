@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import jax
@@ -17,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.benchmarks._limits import WORK, Machine, Setting, measure_machine
+from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
-from jaxface.benchmarks._timing import interleaved, medians
+from jaxface.benchmarks._timing import interleaved
 from jaxface.cli import parse
 from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.errors import UserError
@@ -43,7 +44,7 @@ class Options:
       image_size: side in pixels, 0 for the encoder's own.
       rank: of adapters.
       cases: forward, lp, ft4, lora, dora, mtlora, full; no case at all leaves the prediction alone.
-      rounds: steps that count.
+      rounds: steps that count, the machine measured anew before each.
       precision: fp32, bf16, or what suits the device.
       attention: a kernel of `jaxface.kernels`.
       remat: what a block keeps for its backward pass.
@@ -116,32 +117,38 @@ def compiled_case(case: str, config: Config, images: int) -> tuple[Any, Callable
     return compiled, run
 
 
-def measure(case: str, options: Options, machine: Machine) -> dict[str, Any]:
-    """Time, counts and share of the limit of one case."""
+def measure(case: str, options: Options, probe: Callable[[], Machine]) -> dict[str, Any]:
+    """Time, counts and share of the limit of one case: the median of its ratios to what the machine did just before each step."""
     compiled, run = compiled_case(case, options.config(case), options.batch_size)
-    seconds = medians(interleaved({case: run}, options.rounds))[case]
     work, program = WORK[case](options.setting()), count(compiled)
+    machines: list[Machine] = []
+    turns = {"machine": lambda: machines.append(probe()), case: run}
+    seconds = interleaved(turns, options.rounds)[case]
+    machines = machines[-options.rounds :]
+    machine = typical(machines)
     limits = machine.seconds(work)
     by = max(limits, key=limits.get)
     analysis = compiled.cost_analysis()
     return {
         "case": case,
-        "seconds": seconds,
+        "seconds": median(seconds),
         "gflop_by_hand": work.flops / 1e9,
         "gflop_of_program": program.flops / 1e9,
         "gflop_cost_analysis": analysis.get("flops", math.nan) / 1e9,
         "gflop_of_program_once": program.flops_once / 1e9,
         "gbyte_by_hand": work.bytes / 1e9,
         "gbyte_of_program": program.bytes / 1e9,
+        "machine_gflops": machine.flops / 1e9,
+        "machine_gbytes": machine.bytes / 1e9,
         "limit_seconds": limits[by],
         "limit": by,
-        "share": limits[by] / seconds,
+        "share": median(machine.seconds(work)[by] / took for machine, took in zip(machines, seconds, strict=True)),
         "peak_memory_bytes": step_bytes(compiled),
     }
 
 
 def table(rows: Sequence[dict[str, Any]], machine: Machine, title: str) -> Table:
-    """The cases as a table."""
+    """The cases as a table, under what the machine did between them."""
     found = f"{machine.name}: {machine.flops / 1e9:,.0f} GFLOP/s in matrix products, {machine.bytes / 1e9:,.1f} GB/s of memory"
     result = Table(title=f"{title}\n{found}")
     for name in ("case", "s", "GFLOP by hand", "of the program", "GB by hand", "of the program", "limit s", "set by", "share %"):
@@ -173,13 +180,15 @@ def main(arguments: list[str]) -> None:
     options = parse(Options, args=arguments, prog="python -m jaxface.bench roofline")
     rows, console = [], Console(width=150)
     if options.cases:
-        machine = measure_machine(options.setting().dtype)
+        probe = machine_probe(options.setting().dtype)
+        machine = probe()
         if options.json:
             print(json.dumps({"machine": asdict(machine)}), flush=True)
         for case in options.cases:
-            rows.append(measure(case, options, machine))
+            rows.append(measure(case, options, probe))
             if options.json:
                 print(json.dumps(rows[-1]), flush=True)
+        machine = typical([Machine(machine.name, 1e9 * row["machine_gflops"], 1e9 * row["machine_gbytes"]) for row in rows])
         if not options.json:
             console.print(table(rows, machine, f"{options.variant}, batch {options.batch_size}, {options.setting().dtype.__name__}"))
         if options.plot:

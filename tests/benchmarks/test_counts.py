@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxface.benchmarks import memory, roofline, scaling
+from jaxface.benchmarks import adapters, memory, roofline, scaling
 from jaxface.benchmarks._limits import WORK, Machine, Setting, Work
 from jaxface.benchmarks._prediction import ACCELERATORS, prediction
 from jaxface.benchmarks._program import count
@@ -110,6 +110,27 @@ def test_the_benchmarks_run_and_print_a_line_a_case(capsys, tmp_path):
     kernels = 5 * 12 * 128 * 128
     assert full["argument_bytes"] - int8["argument_bytes"] == pytest.approx(3 * kernels, rel=0.05)
     assert int8["temporary_bytes"] - full["temporary_bytes"] < 4 * kernels
+
+
+def test_a_step_is_held_against_what_the_machine_did_just_before_it(monkeypatch):
+    work, rates, shares = WORK["forward"](MINI.setting()).flops, (1e9, 5e9, 2e9), (0.5, 0.9, 0.7)
+    machines = iter([Machine("", rate, 1e30) for rate in rates])
+
+    def turns(cases, rounds):
+        for _ in range(rounds):
+            cases["machine"]()
+        return {"forward": [work / rate / share for rate, share in zip(rates, shares, strict=True)]}
+
+    monkeypatch.setattr(roofline, "interleaved", turns)
+    row = roofline.measure("forward", replace(MINI, rounds=3), lambda: next(machines))
+    assert row["share"] == pytest.approx(0.7)  # the median of the ratios, however the machine's rate went
+    assert row["machine_gflops"] == 2
+
+
+@pytest.mark.parametrize("command", [roofline, scaling, adapters])
+def test_no_round_is_one_line(command):
+    with pytest.raises(UserError, match="rounds 0: expected at least 1"):
+        command.main(["--rounds", "0", "--variant", MINI.variant])
 
 
 def test_words_that_the_benchmarks_do_not_know_are_one_line():
