@@ -35,21 +35,22 @@ def read_command_line(arguments: list[str], prog: str = "python -m jaxface.train
             break
     description = "--config FILE names the experiment (default: the quickstart); the options below change single values."
     config = parse(Config, args=arguments, default=load_config(path), prog=prog, description=description)
-    if config.after is None:
-        return config
+    if config.after is None or config.encoder.weights is not None:  # other weights were named: the run to start from has no use
+        return replace(config, after=None)
     after = replace(config.after, out=config.out, cluster=config.cluster)
-    if config.encoder.weights is None:
-        config = replace(config, encoder=replace(config.encoder, weights=str(after.folder)))
-    return replace(config, after=after)
+    return replace(config, after=after, encoder=replace(config.encoder, weights=str(after.folder)))
 
 
 def train(config: Config) -> list[Path]:
     """Trains the runs that the configuration stands for and, first, the one that they start from. Returns their folders in that order."""
-    from jaxface.training.capacity import settle_batch_size  # slow to import: not for --help
+    from jaxface.kernels.attention import require_kernel  # slow to import: not for --help
+    from jaxface.training.capacity import settle_batch_size
     from jaxface.training.loop import Run
     from jaxface.training.sweep import members
 
     runs = members(config)
+    for run in runs:
+        require_kernel(run.encoder.attention)  # before the run to start from takes its time
     folders = [] if config.after is None else train(config.after)
     for run in runs:
         run = settle_batch_size(run)

@@ -72,6 +72,12 @@ def get_kernel(name: str) -> AttentionKernel:
     return register(name, load_function(path, function))
 
 
+def require_kernel(name: str) -> None:
+    """Raises UserError unless `attention` takes the name."""
+    if name != AUTO:
+        get_kernel(name)
+
+
 def choose(call: Call) -> str:
     """The name of the kernel for a call: the one registered last whose condition holds, else plain XLA."""
     return next((name for name in reversed(CONDITIONS) if CONDITIONS[name](call)), ANYWHERE)

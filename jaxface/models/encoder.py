@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
-from jaxface.kernels.attention import AUTO, attention, get_kernel
+from jaxface.kernels.attention import AUTO, attention, require_kernel
 from jaxface.kernels.products import PRODUCT, product
 from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.models.pool import AttentionPool, join_heads, split_heads
@@ -173,8 +173,7 @@ class Encoder(nnx.Module):
 
 def use_attention(encoder: Encoder, kernel: str) -> None:
     """Has the blocks and the pool attend with a kernel of `jaxface.kernels.attention`. Raises UserError if there is none of that name."""
-    if kernel != AUTO:
-        get_kernel(kernel)
+    require_kernel(kernel)
     for _, module in nnx.iter_modules(encoder):
         if hasattr(module, "attention"):
             module.attention = kernel

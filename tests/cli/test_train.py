@@ -194,6 +194,7 @@ def test_raf_db_trains_from_the_weights_of_another_run_with_two_seeds(workplace,
         (["--config", "configs/nothing.py"], "no configuration configs/nothing.py; in configs: age_ordinal.py"),
         (["--epoch", "3"], "unrecognized options: --epoch"),
         (["--tasks", "age", "height"], "no task 'height'; known: age, gender, emotion"),
+        (["--encoder.attention", "flash"], "no attention kernel 'flash'; known: xla"),
         (["--batch-size", "-1"], "batch_size -1: expected more than 0"),
         (["--method.name", "loha"], "no method 'loha'; known: lp, ap"),
         (["--config", "configs/dora.py", "--data.sets", "nowhere"], "no folder nowhere"),
@@ -205,6 +206,13 @@ def test_wrong_words_are_one_line_and_exit_status_two(words, message, tmp_path):
     done.stderr = "\n".join(line for line in done.stderr.splitlines() if not line.startswith(str(tmp_path)))  # the line that names the run
     assert message in one_line_error(done)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_other_weights_take_the_place_of_the_run_to_start_from(workplace, tmp_path):
+    done = run("--config", workplace / "config.py", "--encoder.weights", "nowhere.pt", "--out", tmp_path / "runs")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: nowhere.pt: no such file; expected a checkpoint"
+    assert not (tmp_path / "runs/first").exists()
 
 
 def test_a_config_with_a_mistake_names_the_file(tmp_path):
