@@ -89,34 +89,45 @@ class Program:
     def count(self) -> Count:
         """FLOPs of all matrix products (2 x multiply-adds), and bytes read and written by operations that are not fused into another."""
         totals = [0.0] * 4
-        for computation, times, fused in self._visits(self.entry, 1, False):
+        for computation, times, fused in self.visits():
             flops, moved = self._own[computation]
             moved = 0 if fused else moved
             for index, value in enumerate((flops * times, moved * times, flops, moved)):
                 totals[index] += value
         return Count(*totals)
 
-    def _visits(self, name: str, times: int, fused: bool) -> Iterator[tuple[str, int, bool]]:
-        """Every computation with how often it runs, and whether it is the inside of another operation."""
+    def visits(self, name: str = "", times: int = 1, fused: bool = False) -> Iterator[tuple[str, int, bool]]:
+        """Every computation that runs (from the named one on) with how often, and whether it is the inside of another operation."""
+        name = name or self.entry
         yield name, times, fused
         for instruction in self.computations[name].values():
             trips = _TRIPS.search(instruction.rest) if instruction.kind == "while" else None
             inside = fused or instruction.kind not in ("while", "call", "conditional")
             for called in instruction.called:
-                yield from self._visits(called, times * int(trips[1] if trips else 1), inside)
+                yield from self.visits(called, times * int(trips[1] if trips else 1), inside)
 
     @cached_property
     def _own(self) -> dict[str, tuple[float, float]]:
         """FLOPs and bytes of each computation's own lines."""
         found = {}
         for name, lines in self.computations.items():
-            products = (line for line in lines.values() if line.kind in ("dot", "custom-call") and _CONTRACTED.search(line.rest))
-            flops = sum(self._product(line, lines) for line in products)
+            flops = sum(self._product(line, lines) for line in lines.values())
             found[name] = flops, float(sum(self._moved(line, lines) for line in lines.values() if line.kind not in FREE))
         return found
 
+    def flops(self, line: Instruction, computation: str) -> float:
+        """Of one run of an operation of a computation, with what is fused into it."""
+        return self._product(line, self.computations[computation]) + sum(self._own[called][0] for called in line.called)
+
+    def moved(self, line: Instruction, computation: str) -> int:
+        """Bytes that one run of an operation of a computation reads and writes."""
+        return self._moved(line, self.computations[computation])
+
     @staticmethod
     def _product(line: Instruction, lines: dict[str, Instruction]) -> float:
+        """FLOPs of a matrix product, 0 of anything else."""
+        if line.kind not in ("dot", "custom-call") or not _CONTRACTED.search(line.rest):
+            return 0.0
         left = _sides(lines[line.operands[0]].shape)
         contracted = [left[int(axis)] for axis in re.findall(r"\d+", _CONTRACTED.search(line.rest)[1])]
         return 2.0 * math.prod(_sides(line.shape)) * math.prod(contracted)

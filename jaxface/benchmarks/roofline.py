@@ -35,51 +35,65 @@ TASKS = ("age", "gender", "emotion")
 
 
 @dataclass(frozen=True)
-class Options:
-    """Measures the machine and each case, and counts FLOPs and bytes by hand and from the compiled program.
+class Step:
+    """What is measured.
 
     Attributes:
       variant: the encoder.
       batch_size: images of a step, on one device.
       image_size: side in pixels, 0 for the encoder's own.
       rank: of adapters.
-      cases: forward, lp, ft4, lora, dora, mtlora, full; no case at all leaves the prediction alone.
-      rounds: steps that count, the machine measured anew before each.
       precision: fp32, bf16, or what suits the device.
       attention: a kernel of `jaxface.kernels`.
       remat: what a block keeps for its backward pass.
-      plot: a file for the picture.
-      json: print one JSON object a case, then one for each line of the prediction.
     """
 
     variant: str = "PE-Core-B16-224"
     batch_size: int = 8
     image_size: int = 0
     rank: int = 64
-    cases: tuple[str, ...] = tuple(WORK)
-    rounds: int = 5
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     attention: str = "auto"
     remat: Literal["none", "products", "full"] = "products"
-    plot: Path | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
-        for case in self.cases:
-            if case not in WORK:
-                raise UserError(f"no case {case!r}; known: {', '.join(WORK)}")
         get_variant(self.variant)
 
     def config(self, case: str) -> Config:
-        """The run that a case is a step of."""
+        """The run that a case is a step of. Raises UserError for an unknown case."""
+        if case not in WORK:
+            raise UserError(f"no case {case!r}; known: {', '.join(WORK)}")
         encoder = EncoderOptions(RANDOM, self.variant, self.image_size, self.remat, self.precision, attention=self.attention)
         method = MethodOptions("lp" if case == "forward" else case, AdapterOptions(rank=self.rank))
         return Config(tasks=TASKS, encoder=encoder, method=method)
 
     def setting(self) -> Setting:
+        """What is counted by hand."""
         encoder = get_variant(self.variant)
         dtype = compute_dtype(self.config("lp"))
         return Setting(encoder, self.image_size or encoder.image_size, self.batch_size, self.rank, len(TASKS), dtype)
+
+
+@dataclass(frozen=True)
+class Options(Step):
+    """Measures the machine and each case, and counts FLOPs and bytes by hand and from the compiled program.
+
+    Attributes:
+      cases: forward, lp, ft4, lora, dora, mtlora, full; no case at all leaves the prediction alone.
+      rounds: steps that count, the machine measured anew before each.
+      plot: a file for the picture.
+      json: print one JSON object a case, then one for each line of the prediction.
+    """
+
+    cases: tuple[str, ...] = tuple(WORK)
+    rounds: int = 5
+    plot: Path | None = None
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for case in self.cases:
+            self.config(case)
 
 
 def random_like(shapes: Any) -> Any:

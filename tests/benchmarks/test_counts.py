@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxface.benchmarks import adapters, memory, roofline, scaling
+from jaxface.benchmarks import adapters, memory, profile, roofline, scaling
 from jaxface.benchmarks._limits import WORK, Machine, Setting, Work
 from jaxface.benchmarks._prediction import ACCELERATORS, prediction
 from jaxface.benchmarks._program import count
@@ -127,13 +127,26 @@ def test_a_step_is_held_against_what_the_machine_did_just_before_it(monkeypatch)
     assert row["machine_gflops"] == 2
 
 
-@pytest.mark.parametrize("command", [roofline, scaling, adapters])
+@pytest.mark.parametrize("command", [roofline, scaling, adapters, profile])
 def test_no_round_is_one_line(command):
     with pytest.raises(UserError, match="rounds 0: expected at least 1"):
         command.main(["--rounds", "0", "--variant", MINI.variant])
 
 
+def test_a_profile_holds_every_product_of_the_step_as_often_as_it_ran(capsys):
+    profile.main(["--variant", MINI.variant, "--batch-size", "4", "--rank", "16", "--rounds", "2", "--json"])
+    kinds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(kind["flops"] for kind in kinds) == pytest.approx(count(compile_step(MINI.config("dora"), 4)).flops)
+    assert kinds == sorted(kinds, key=lambda kind: -kind["seconds"])
+    assert {kind["operation"].split()[0] for kind in kinds} > {"product"}
+
+
 def test_words_that_the_benchmarks_do_not_know_are_one_line():
-    for command, words in ((roofline, ["--cases", "lorra"]), (scaling, ["--axes", "width"]), (memory, ["--base", "int4"])):
+    for command, words in (
+        (roofline, ["--cases", "lorra"]),
+        (profile, ["--case", "lorra"]),
+        (scaling, ["--axes", "width"]),
+        (memory, ["--base", "int4"]),
+    ):
         with pytest.raises(UserError, match="known: "):
             command.main(words)
