@@ -14,7 +14,7 @@ from rich.table import Table
 from jaxface.adapters.low_rank import UpProjection
 from jaxface.adapters.methods import adapt, merge
 from jaxface.adapters.several import stack_adapters
-from jaxface.benchmarks._timing import interleaved, medians
+from jaxface.benchmarks._timing import interleaved, medians, require_rounds
 from jaxface.cli import parse
 from jaxface.models.encoder import Encoder
 from jaxface.models.variants import get_variant
@@ -41,6 +41,9 @@ class Options:
     method: str = "dora"
     rounds: int = 9
     json: bool = False
+
+    def __post_init__(self) -> None:
+        require_rounds(self.rounds)
 
 
 def random_adapter(encoder: Encoder, method: str, rank: int, seed: int) -> Encoder:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxface.benchmarks._timing import interleaved, medians
+from jaxface.benchmarks._timing import interleaved, medians, require_rounds
 from jaxface.cli import parse
 from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
 from jaxface.data.synthetic import DrawnSet
@@ -47,6 +47,9 @@ class Options:
     augment: bool = True
     trace: Path | None = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        require_rounds(self.rounds)
 
 
 def main(arguments: list[str]) -> None:

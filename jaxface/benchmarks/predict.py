@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jaxface.benchmarks._timing import interleaved, medians
+from jaxface.benchmarks._timing import interleaved, medians, require_rounds
 from jaxface.cli import parse
 from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions, to_dict
 from jaxface.files import write_json
@@ -44,6 +44,9 @@ class Options:
     batches: int = 4
     rounds: int = 3
     json: bool = False
+
+    def __post_init__(self) -> None:
+        require_rounds(self.rounds)
 
 
 def write_random_run(folder: Path, variant: str) -> None:

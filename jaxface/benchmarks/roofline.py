@@ -21,7 +21,7 @@ from jaxface.adapters.methods import AdapterOptions
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
-from jaxface.benchmarks._timing import interleaved
+from jaxface.benchmarks._timing import interleaved, require_rounds
 from jaxface.cli import parse
 from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.errors import UserError
@@ -92,6 +92,7 @@ class Options(Step):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_rounds(self.rounds)
         for case in self.cases:
             self.config(case)
 

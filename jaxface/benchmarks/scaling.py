@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jaxface.adapters.methods import AdapterOptions
 from jaxface.benchmarks._limits import WORK, Setting
-from jaxface.benchmarks._timing import interleaved, medians
+from jaxface.benchmarks._timing import interleaved, medians, require_rounds
 from jaxface.benchmarks.roofline import compiled_case
 from jaxface.cli import parse
 from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
@@ -84,6 +84,7 @@ class Options:
     json: bool = False
 
     def __post_init__(self) -> None:
+        require_rounds(self.rounds)
         get_variant(self.variant)
         for kind, words, known in (("axis", self.axes, AXES), ("method", self.methods, WORK)):
             for word in words:
