@@ -112,16 +112,12 @@ class Program:
         found = {}
         for name, lines in self.computations.items():
             flops = sum(self._product(line, lines) for line in lines.values())
-            found[name] = flops, float(sum(self._moved(line, lines) for line in lines.values() if line.kind not in FREE))
+            found[name] = flops, float(sum(self.moved(line, lines) for line in lines.values() if line.kind not in FREE))
         return found
 
-    def flops(self, line: Instruction, computation: str) -> float:
-        """Of one run of an operation of a computation, with what is fused into it."""
-        return self._product(line, self.computations[computation]) + sum(self._own[called][0] for called in line.called)
-
-    def moved(self, line: Instruction, computation: str) -> int:
-        """Bytes that one run of an operation of a computation reads and writes."""
-        return self._moved(line, self.computations[computation])
+    def flops(self, line: Instruction, lines: dict[str, Instruction]) -> float:
+        """Of one run of an operation among the lines of its computation, with what is fused into it."""
+        return self._product(line, lines) + sum(self._own[called][0] for called in line.called)
 
     @staticmethod
     def _product(line: Instruction, lines: dict[str, Instruction]) -> float:
@@ -132,7 +128,7 @@ class Program:
         contracted = [left[int(axis)] for axis in re.findall(r"\d+", _CONTRACTED.search(line.rest)[1])]
         return 2.0 * math.prod(_sides(line.shape)) * math.prod(contracted)
 
-    def _moved(self, line: Instruction, lines: dict[str, Instruction]) -> int:
+    def moved(self, line: Instruction, lines: dict[str, Instruction]) -> int:
         """Bytes read and written: of a slice the part that is cut out, of an update in place the part that is new."""
         if line.kind == "dynamic-slice":
             return 2 * _bytes(line.shape)

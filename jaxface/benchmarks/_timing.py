@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -36,3 +37,9 @@ def require_rounds(rounds: int) -> None:
     """Raises UserError if there is no round to take a median of."""
     if rounds < 1:
         raise UserError(f"rounds {rounds}: expected at least 1")
+
+
+def require_trace_folder(path: Path | None) -> None:
+    """Raises UserError if a profiler cannot write below the path."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise UserError(f"trace {path}: a file; expected a folder, or a name for a new one")

@@ -17,6 +17,7 @@ from rich.table import Table
 from jaxface.benchmarks._attention_cases import CALLS, OTHERS, attention_flops, our_attention
 from jaxface.benchmarks._limits import machine_probe
 from jaxface.benchmarks._step_cases import Shape
+from jaxface.benchmarks._timing import require_rounds
 from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
 from jaxface.cli import parse
 from jaxface.errors import UserError
@@ -59,8 +60,8 @@ class Options:
         for kernel in self.kernels:
             get_kernel(kernel)
         self.shapes()
-        if self.against and self.rounds < 1:
-            raise UserError(f"rounds {self.rounds}: expected at least 1")
+        if self.against:
+            require_rounds(self.rounds)
 
     def shapes(self) -> list[Shape]:
         """What `variants` says. Raises UserError for an unknown encoder, or no number of images."""

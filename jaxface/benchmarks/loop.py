@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxface.benchmarks._timing import interleaved, medians, require_rounds
+from jaxface.benchmarks._timing import interleaved, medians, require_rounds, require_trace_folder
 from jaxface.cli import parse
 from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
 from jaxface.data.synthetic import DrawnSet
@@ -50,6 +50,7 @@ class Options:
 
     def __post_init__(self) -> None:
         require_rounds(self.rounds)
+        require_trace_folder(self.trace)
 
 
 def main(arguments: list[str]) -> None:

@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.benchmarks._program import FREE, Instruction, Program
-from jaxface.benchmarks._timing import require_rounds
+from jaxface.benchmarks._program import FREE, Program
+from jaxface.benchmarks._timing import require_rounds, require_trace_folder
 from jaxface.benchmarks.roofline import Step, compiled_case
 from jaxface.cli import parse
+from jaxface.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Options(Step):
         super().__post_init__()
         self.config(self.case)
         require_rounds(self.rounds)
+        require_trace_folder(self.trace)
 
 
 @dataclass
@@ -59,30 +61,21 @@ class Kind:
     bytes: float = 0.0
 
 
-@dataclass
-class Operations:
-    """The operations of a compiled program that take time, by name."""
+def operations(program: Program) -> dict[str, tuple[str, float, float]]:
+    """The operations of a program that take time, by name: the kind, and FLOPs and bytes of one run.
 
-    program: Program
-    found: dict[str, tuple[Instruction, str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for computation, _, fused in self.program.visits():
-            lines = self.program.computations[computation]
-            self.found |= {} if fused else {name.lstrip("%"): (line, computation) for name, line in lines.items() if line.kind not in FREE}
-
-    def kind(self, name: str) -> str:
-        """What an operation is listed under: a product's two operands, else the operation's name without its number."""
-        line, computation = self.found[name]
-        if self.program.flops(line, computation):
-            sides = (re.sub(r"\{.*", "", self.program.computations[computation][operand].shape) for operand in line.operands[:2])
-            return f"product {' x '.join(sides)}"
-        return re.sub(r"[.\d]+$", "", name)
-
-    def work(self, name: str) -> tuple[float, float]:
-        """FLOPs and bytes of one run."""
-        line, computation = self.found[name]
-        return self.program.flops(line, computation), self.program.moved(line, computation)
+    A product's kind is its two operands, another operation's its name without the number.
+    """
+    found = {}
+    for computation, _, fused in program.visits():
+        lines = program.computations[computation]
+        for line in () if fused else lines.values():
+            if line.kind not in FREE:
+                name, flops = line.name.lstrip("%"), program.flops(line, lines)
+                sides = " x ".join(lines[operand].shape.partition("{")[0] for operand in line.operands[:2])
+                kind = f"product {sides}" if flops else re.sub(r"[.\d]+$", "", name)
+                found[name] = kind, flops, program.moved(line, lines)
+    return found
 
 
 def events(folder: Path) -> Iterator[tuple[str, float]]:
@@ -94,21 +87,28 @@ def events(folder: Path) -> Iterator[tuple[str, float]]:
                 yield event.get("args", {}).get("hlo_op", event["name"]), event["dur"] / 1e6
 
 
-def profile(run: Callable[[], Any], operations: Operations, rounds: int, folder: Path) -> dict[str, Kind]:
-    """What each kind of operation did in one run, the longest first; the first two runs are not profiled."""
+def profile(run: Callable[[], Any], program: Program, rounds: int, folder: Path) -> dict[str, Kind]:
+    """What each kind of operation did in one run, the longest first; the first two runs are not profiled.
+
+    Raises UserError if the profiler saw no operation of the program.
+    """
     for _ in range(2):
         jax.block_until_ready(run())
     with jax.profiler.trace(str(folder)):
         for _ in range(rounds):
             jax.block_until_ready(run())
+    known = operations(program)
     kinds: dict[str, Kind] = {}
     for name, seconds in events(folder):
-        if name in operations.found:
-            kind, (flops, moved) = kinds.setdefault(operations.kind(name), Kind()), operations.work(name)
-            kind.times, kind.seconds = kind.times + 1, kind.seconds + seconds / rounds
-            kind.flops, kind.bytes = kind.flops + flops / rounds, kind.bytes + moved / rounds
-    for kind in kinds.values():
-        kind.times //= rounds
+        if name in known:
+            kind, flops, moved = known[name]
+            one = kinds.setdefault(kind, Kind())
+            one.times, one.seconds, one.flops, one.bytes = one.times + 1, one.seconds + seconds, one.flops + flops, one.bytes + moved
+    if not kinds:
+        raise UserError(f"the profiler saw no operation of the program on {jax.default_backend()}")
+    for one in kinds.values():
+        one.times //= rounds
+        one.seconds, one.flops, one.bytes = one.seconds / rounds, one.flops / rounds, one.bytes / rounds
     return dict(sorted(kinds.items(), key=lambda item: -item[1].seconds))
 
 
@@ -122,7 +122,7 @@ def table(kinds: dict[str, Kind], title: str, top: int) -> Table:
     if rest:
         shown.append(("all others", Kind(*(sum(getattr(kind, key) for kind in rest) for key in ("times", "seconds", "flops", "bytes")))))
     for name, kind in shown:
-        rates = (f"{work / kind.seconds / 1e9:,.0f}" if work else "" for work in (kind.flops, kind.bytes))
+        rates = (f"{work / kind.seconds / 1e9:,.0f}" if work and kind.seconds else "" for work in (kind.flops, kind.bytes))
         result.add_row(name, str(kind.times), f"{1e3 * kind.seconds:.1f}", f"{100 * kind.seconds / total:.1f}", *rates)
     result.add_row("all", "", f"{1e3 * total:.1f}", "100.0", f"{sum(kind.flops for kind in kinds.values()) / total / 1e9:,.0f}", "")
     return result
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> None:
     options = parse(Options, args=arguments, prog="python -m jaxface.bench profile")
     compiled, run = compiled_case(options.case, options.config(options.case), options.batch_size)
     with tempfile.TemporaryDirectory() as temporary:
-        kinds = profile(run, Operations(Program.of(compiled.as_text())), options.rounds, options.trace or Path(temporary))
+        kinds = profile(run, Program.of(compiled.as_text()), options.rounds, options.trace or Path(temporary))
     if options.json:
         for name, kind in kinds.items():
             print(json.dumps({"operation": name, **vars(kind)}))

@@ -57,6 +57,8 @@ class Step:
     remat: Literal["none", "products", "full"] = "products"
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.rank < 1:
+            raise UserError("batch-size and rank: expected at least 1")
         get_variant(self.variant)
 
     def config(self, case: str) -> Config:

@@ -141,6 +141,13 @@ def test_a_profile_holds_every_product_of_the_step_as_often_as_it_ran(capsys):
     assert {kind["operation"].split()[0] for kind in kinds} > {"product"}
 
 
+def test_a_profile_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for words, message in ((["--trace", str(tmp_path / "file")], "expected a folder"), (["--batch-size", "0"], "expected at least 1")):
+        with pytest.raises(UserError, match=message):
+            profile.main(words)
+
+
 def test_words_that_the_benchmarks_do_not_know_are_one_line():
     for command, words in (
         (roofline, ["--cases", "lorra"]),
