@@ -3,6 +3,6 @@
 python -m jaxface.train --config configs/dora_dwa.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """
 
-from jaxface.config import Config, MethodOptions
+from jaxface.runs.config import Config, MethodOptions
 
 config = Config(name="dora_dwa", method=MethodOptions("dora"), balancing="dwa")

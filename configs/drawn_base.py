@@ -3,9 +3,8 @@
 python -m jaxface.train --config configs/drawn_base.py
 """
 
-from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions
 from jaxface.data.synthetic import DrawnSet
-from jaxface.training.optimizer import OptimizerOptions
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, OptimizerOptions
 
 config = Config(
     name="drawn/base",

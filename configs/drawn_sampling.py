@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import DataOptions, EncoderOptions, MethodOptions, load_config
 from jaxface.data.synthetic import DrawnSet
-from jaxface.training.optimizer import OptimizerOptions
+from jaxface.runs.config import DataOptions, EncoderOptions, MethodOptions, OptimizerOptions, load_config
 
 base = load_config(Path(__file__).with_name("drawn_base.py"))
 

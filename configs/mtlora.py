@@ -6,6 +6,6 @@ python -m jaxface.train --config configs/mtlora.py --encoder.weights PE-Core-L14
 """
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import Config, MethodOptions
+from jaxface.runs.config import Config, MethodOptions
 
 config = Config(name="mtlora", method=MethodOptions("mtlora", AdapterOptions(train_magnitude=False)))

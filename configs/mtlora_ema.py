@@ -4,6 +4,6 @@ python -m jaxface.train --config configs/mtlora_ema.py --encoder.weights PE-Core
 """
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import Config, MethodOptions
+from jaxface.runs.config import Config, MethodOptions
 
 config = Config(name="mtlora_ema", method=MethodOptions("mtlora", AdapterOptions(train_magnitude=False)), balancing="ema")

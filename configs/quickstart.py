@@ -6,9 +6,8 @@ python -m jaxface.train
 from dataclasses import replace
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions
 from jaxface.data.synthetic import DrawnSet
-from jaxface.training.optimizer import OptimizerOptions
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, OptimizerOptions
 
 paint = Config(
     name="quickstart/paint",

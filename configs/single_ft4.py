@@ -3,6 +3,6 @@
 python -m jaxface.train --config configs/single_ft4.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """
 
-from jaxface.config import Config, MethodOptions
+from jaxface.runs.config import Config, MethodOptions
 
 config = Config(name="single_ft4", method=MethodOptions("ft4"), grid=("tasks=age,gender,emotion",))

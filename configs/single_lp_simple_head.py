@@ -3,6 +3,6 @@
 python -m jaxface.train --config configs/single_lp_simple_head.py --encoder.weights PE-Core-L14-336.pt --data.sets data/raf ...
 """
 
-from jaxface.config import Config, HeadOptions, MethodOptions
+from jaxface.runs.config import Config, HeadOptions, MethodOptions
 
 config = Config(name="single_lp_simple_head", method=MethodOptions("lp"), head=HeadOptions(deep=False), grid=("tasks=age,gender,emotion",))

@@ -15,11 +15,11 @@ EXPORTS = {
     "Predictor": "jaxface.prediction.predictor",
     "load_peft": "jaxface.adapters.peft_format",
     "save_peft": "jaxface.adapters.peft_format",
-    "stack_adapters": "jaxface.adapters.several",
-    "load_run": "jaxface.training.runs",
-    "load_encoder": "jaxface.models.weights",
-    "load_clip": "jaxface.models.weights",
-    "save_weights": "jaxface.models.weights",
+    "stack_adapters": "jaxface.adapters.mixed_batch",
+    "load_run": "jaxface.runs.model",
+    "load_encoder": "jaxface.runs.model",
+    "load_clip": "jaxface.weights",
+    "save_weights": "jaxface.weights",
     "tokenize": "jaxface.models.tokenizer",
 }
 """Where each public name is defined; imported when first asked for, so that `import jaxface` costs nothing."""

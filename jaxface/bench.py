@@ -5,24 +5,24 @@ from __future__ import annotations
 import importlib
 import sys
 
-from jaxface.benchmarks import names
+from jaxface.benchmarks import BENCHMARKS
 from jaxface.errors import UserError, run_command
 
 
 def main() -> int | None:
     """Runs the named benchmark with the arguments behind its name."""
-    known = ", ".join(names())
+    known = ", ".join(BENCHMARKS)
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nbenchmarks: {known}")
         return 0 if arguments else 2
-    if arguments[0] not in names():
+    if arguments[0] not in BENCHMARKS:
         raise UserError(f"no benchmark {arguments[0]!r}; known: {known}")
-    return importlib.import_module(f"jaxface.benchmarks.{arguments[0]}").main(arguments[1:])
+    return importlib.import_module(f"jaxface.benchmarks.{BENCHMARKS[arguments[0]]}").main(arguments[1:])
 
 
 if __name__ == "__main__":
-    from jaxface.memory import use_large_pages
+    from jaxface.large_pages import use_large_pages
 
     use_large_pages()
     run_command(main)

@@ -50,7 +50,7 @@ SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old",
 
 def read_images(options: Options, size: int) -> np.ndarray:
     """The images [B, size, size, 3] in -1..1."""
-    from jaxface.evaluation.photos import find_photos, read_photo
+    from jaxface.data.photos import find_photos, read_photo
 
     if not options.photos:
         return np.random.default_rng(0).uniform(-1, 1, (options.batch_size, size, size, 3)).astype(np.float32)
@@ -62,10 +62,10 @@ def run(options: Options) -> tuple[list[Any], Any, str]:
     """The differences, the speed or None, and the variant's name."""
     import jax
 
-    from jaxface.evaluation.comparison import compare, measure
-    from jaxface.evaluation.reference import build_original
     from jaxface.models.tokenizer import tokenize
-    from jaxface.models.weights import load_clip, load_encoder
+    from jaxface.originals.comparison import compare, measure
+    from jaxface.originals.reference import build_original
+    from jaxface.weights import load_clip, load_encoder
     from weights_convert.checkpoint import read_checkpoint
     from weights_convert.towers import Heads
 
@@ -92,9 +92,9 @@ def main() -> int:
     """Prints the table, writes the picture, and returns 1 if a stage is past the tolerance."""
     options = parse(Options, prog="python -m jaxface.compare", description=__doc__)
     differences, speed, variant = run(options)
-    from jaxface.evaluation.comparison import draw
-    from jaxface.evaluation.style import to_png_bytes
-    from weights_convert.files import aside
+    from jaxface.originals.comparison import draw
+    from jaxface.plots import to_png_bytes
+    from weights_convert.tensor_files import aside
 
     names = ("jaxface", options.against)
     table = Table("stage", "largest error / largest value", "1 - cosine", "", title=f"{variant}: {names[0]} and {names[1]}")

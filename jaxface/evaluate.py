@@ -84,12 +84,13 @@ def main() -> None:
     options = parse(Options, prog="python -m jaxface.evaluate")
     if options.batch_size <= 0:
         raise UserError(f"batch_size {options.batch_size}: expected more than 0")
-    from jaxface.evaluation.testing import evaluate_again, evaluate_run  # slow to import: not for --help
+    from jaxface.report.pictures import write_pictures  # slow to import: not for --help
+    from jaxface.runs.evaluate import evaluate_again, evaluate_run
 
     if options.recompute:
-        _, scores = evaluate_again(options.out or options.run, options.groups)
+        predictions, scores = evaluate_again(options.out or options.run, options.groups)
     else:
-        _, scores = evaluate_run(
+        predictions, scores = evaluate_run(
             options.run,
             tuple(map(str, options.data)),
             options.split,
@@ -98,6 +99,9 @@ def main() -> None:
             features=options.features,
             groups=options.groups,
         )
+    temperatures = {task: values["calibration"]["temperature"] for task, values in scores["tasks"].items()}
+    fitted = {task: value for task, value in temperatures.items() if value is not None}
+    write_pictures((options.out or options.run) / "figures", predictions, fitted)
     if options.json:
         print(json.dumps(scores))
         return

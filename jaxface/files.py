@@ -65,3 +65,12 @@ def load_function(path: str | Path, name: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{path} has no function {name}")
     return function
+
+
+WRITTEN = (".csv", ".jsonl", ".parquet")
+
+
+def check_output(path: Path) -> None:
+    """Raises UserError if the suffix of a file to write is none of `WRITTEN`."""
+    if path.suffix not in WRITTEN:
+        raise UserError(f"{path}: the suffix says the format: one of {', '.join(WRITTEN)}")

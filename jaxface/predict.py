@@ -17,7 +17,7 @@ import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import UserError, run_command
-from jaxface.memory import use_large_pages
+from jaxface.large_pages import use_large_pages
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import FaceOptions, Predictor
@@ -98,7 +98,7 @@ def shard_path(out: Path, index: int, count: int) -> Path:
 
 def predict(options: Options) -> Counter[str]:
     """Runs the job and returns how many images there were of each status, those done before included."""
-    from jaxface.prediction.drawing import draw_photo
+    from jaxface.prediction.annotate import draw_photo
     from jaxface.prediction.journal import Journal
     from jaxface.prediction.stream import predict_stream
     from jaxface.progress import Track
@@ -130,7 +130,7 @@ def predict(options: Options) -> Counter[str]:
 
 def draw_videos(folder: Path, rows: Any, tasks: Json) -> None:
     """The annotated copies of all videos among the results that are not there yet."""
-    from jaxface.prediction.drawing import draw_video, place
+    from jaxface.prediction.annotate import draw_video, place
 
     frames: defaultdict[str, dict[int, list[Json]]] = defaultdict(dict)
     for row in rows:

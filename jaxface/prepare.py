@@ -82,7 +82,7 @@ class Look:
 
 def look() -> None:
     """Writes the page of `--look` and prints where it is."""
-    from jaxface.evaluation.data_sheets import batch_page
+    from jaxface.report.data_sheets import batch_page
 
     options = parse(Look, prog="python -m jaxface.prepare", description=__doc__)
     if not options.look:
@@ -137,7 +137,7 @@ def main() -> None:
     )
     show(summary, options.out, Console())
     if not (options.out / "summary.png").exists():
-        from jaxface.evaluation.data_sheets import write_summary_picture
+        from jaxface.report.data_sheets import write_summary_picture
 
         write_summary_picture(options.out)
 

@@ -10,21 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.config import RANDOM, Config
 from jaxface.errors import run_command
-from jaxface.evaluation.costs import (
-    PROMPTS,
-    THESIS_COUNTS,
-    THESIS_GFLOPS,
-    encoder_flops,
-    encoder_parts,
-    model_counts,
-    text_flops,
-)
 from jaxface.models.variants import TEXT_VARIANTS
-from jaxface.train import read_command_line
-from jaxface.training.balancing import get_balancer
-from jaxface.training.runs import make_parts, shapes_of
+from jaxface.objectives.balancing import get_balancer
+from jaxface.runs.command_line import read_command_line
+from jaxface.runs.config import RANDOM, Config
+from jaxface.runs.costs import PROMPTS, THESIS_COUNTS, THESIS_GFLOPS, encoder_flops, encoder_parts, model_counts, text_flops
+from jaxface.runs.model import make_parts, shapes_of
 
 REFERENCE = "PE-Core-L14-336"
 """The encoder of the thesis."""

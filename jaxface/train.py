@@ -5,48 +5,26 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.cli import parse
-from jaxface.config import Config, load_config
-from jaxface.errors import UserError, run_command
-from jaxface.evaluation.runs import read_metrics, read_run
-from jaxface.evaluation.sweep import sweep_table
-from jaxface.memory import use_large_pages
-
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
-
-
-def read_command_line(arguments: list[str], prog: str = "python -m jaxface.train") -> Config:
-    """The configuration of `--config FILE` (default: the quickstart), changed by the other options."""
-    arguments = list(arguments)
-    path: str | Path = QUICKSTART
-    for index, word in enumerate(arguments):
-        if word == "--config" or word.startswith("--config="):
-            if word == "--config" and index + 1 == len(arguments):
-                raise UserError("--config needs a file")
-            path = word.partition("=")[2] or arguments[index + 1]
-            del arguments[index : index + (1 if "=" in word else 2)]
-            break
-    description = "--config FILE names the experiment (default: the quickstart); the options below change single values."
-    config = parse(Config, args=arguments, default=load_config(path), prog=prog, description=description)
-    if config.after is None or config.encoder.weights is not None:  # other weights were named: the run to start from has no use
-        return replace(config, after=None)
-    after = replace(config.after, out=config.out, cluster=config.cluster)
-    return replace(config, after=after, encoder=replace(config.encoder, weights=str(after.folder)))
+from jaxface.errors import run_command
+from jaxface.large_pages import use_large_pages
+from jaxface.report.seeds import sweep_table
+from jaxface.runs.command_line import read_command_line
+from jaxface.runs.config import Config
+from jaxface.runs.folder import read_metrics, read_run
 
 
 def train(config: Config) -> list[Path]:
     """Trains the runs that the configuration stands for and, first, the one that they start from. Returns their folders in that order."""
     from jaxface.kernels.attention import require_kernel  # slow to import: not for --help
+    from jaxface.runs.sweep import members
     from jaxface.training.capacity import settle_batch_size
     from jaxface.training.loop import Run
-    from jaxface.training.sweep import members
 
     runs = members(config)
     for run in runs:
@@ -88,7 +66,7 @@ def show(config: Config, folders: list[Path]) -> None:
     if sweep is not None:
         console.print(sweep)
     if config.report:
-        from jaxface.report import write_report
+        from jaxface.report.__main__ import write_report
 
         one = len(folders) == 1 or config.seeds or config.grid
         page = write_report(folders, (config.folder if one else config.folder.parent) / "report.html")
@@ -99,7 +77,7 @@ def main() -> int:
     """Trains and prints what came out."""
     config = read_command_line(sys.argv[1:])
     signal.signal(signal.SIGTERM, _stop_early)  # a run takes it over from its first step on
-    from jaxface.training.cluster import connect, is_first
+    from jaxface.cluster import connect, is_first
     from jaxface.training.stopping import Stopped
 
     connect(config.cluster)

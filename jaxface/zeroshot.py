@@ -10,8 +10,9 @@ from rich.console import Console
 
 from jaxface.cli import parse
 from jaxface.errors import UserError, run_command
-from jaxface.evaluation.console import check_output, confusion_table, metrics_table, predictions_table, write_rows
 from jaxface.evaluation.predictions import Predictions
+from jaxface.files import check_output
+from jaxface.report.console import confusion_table, metrics_table, predictions_table, write_rows
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ def classify(options: Options) -> Predictions:
     import jax
     import jax.numpy as jnp
 
+    from jaxface.data.photos import find_photos, photo_batches
     from jaxface.data.pipeline import count_records, eval_batches
-    from jaxface.evaluation.inference import predict_all
-    from jaxface.evaluation.photos import find_photos, photo_batches
-    from jaxface.evaluation.prompts import TEMPLATES, read_templates, zero_shot
+    from jaxface.devices import replicate
     from jaxface.models.tree import flatten
-    from jaxface.models.weights import load_clip
-    from jaxface.training.step import make_predict, replicate
+    from jaxface.runs.inference import make_predict, predict_all
+    from jaxface.runs.zero_shot import TEMPLATES, read_templates, zero_shot
+    from jaxface.weights import load_clip
 
     templates = TEMPLATES | (read_templates(options.templates) if options.templates else {})
     photos = find_photos(options.photos) if options.photos else []

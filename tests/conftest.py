@@ -32,3 +32,11 @@ def trained_run(tmp_path_factory):
     from trained_run import write_trained_run  # JAX must not be imported before `pytest_configure`
 
     return write_trained_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """Writes a whole run folder of made-up answers: `make_run(folder, tasks=..., **configuration)`."""
+    from made_run import write_made_run
+
+    return lambda *args, **options: write_made_run(tmp_path_factory.mktemp("runs"), *args, **options)

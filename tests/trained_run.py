@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, to_dict
 from jaxface.data.synthetic import DrawnSet
 from jaxface.files import write_json
-from jaxface.models.weights import save_weights
-from jaxface.training.runs import fingerprint, make_parts, save_best
+from jaxface.runs.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, to_dict
+from jaxface.runs.model import fingerprint, make_parts, save_best
+from jaxface.weights import save_weights
 from tiny_encoder import tiny_encoder
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.products import NORM_FLOOR, low_rank_product, product, sums_kernel, up
+from jaxface.kernels.matmul import NORM_FLOOR, low_rank_product, product, sums_kernel, up
 
 
 class Adapter(nnx.Param):
@@ -47,7 +47,7 @@ class LowRank(nnx.Module):
       b: [rank, out], zero at first; with several groups each equal slice of the outputs has an adapter of its own.
       magnitude: [out], ||W|| at first, or None for LoRA.
       base_norms: [out] ||W||^2, computed once.
-      keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout`.
+      keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout_keys`.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -296,3 +296,12 @@ def group_of(path: Sequence[Any], groups: Sequence[Group]) -> Group | None:
     """The first group whose pattern is found in a parameter's path (without a leading `encoder.`), or None if it is frozen."""
     name = ".".join(map(str, path)).removeprefix("encoder.")
     return next((group for group in groups if re.search(group.pattern, name)), None)
+
+
+def group_parameters(names: Iterable[str], groups: Sequence[Group]) -> dict[str, Group]:
+    """The group of every parameter that trains. Raises UserError for a group that no parameter belongs to."""
+    found = {name: group for name in names if (group := group_of(name.split("."), groups)) is not None}
+    unused = [group.pattern for group in groups if group not in found.values()]
+    if unused:
+        raise UserError(f"no parameter matches {unused[0]!r}, which the method says to train")
+    return found

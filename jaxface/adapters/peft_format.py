@@ -22,8 +22,8 @@ from jaxface.adapters.methods import linears, shallow_copy
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.models.encoder import Encoder
-from weights_convert.files import open_tensors, write_tensors
 from weights_convert.layouts import TIMM_VISION
+from weights_convert.tensor_files import open_tensors, write_tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -1,7 +1,7 @@
 """Frozen kernels in fewer bits: int8 with a scale per output feature, and 4-bit NormalFloat in blocks (QLoRA, Dettmers et al. 2023).
 
 A quantised kernel stands where an array stood, alone or as the base of an adapter. It becomes an array again for one product at a time,
-in the forward pass and once more in the backward pass (`jaxface.kernels.products`), so that no array of full precision stays in memory;
+in the forward pass and once more in the backward pass (`jaxface.kernels.matmul`), so that no array of full precision stays in memory;
 it gets no gradient. DoRA's magnitudes are still the lengths of the columns before they were rounded.
 """
 
@@ -21,7 +21,7 @@ from flax import nnx
 from jaxface.adapters.low_rank import Constant, column_norms_squared
 from jaxface.adapters.methods import Group, group_of, linears
 from jaxface.errors import UserError
-from jaxface.kernels.products import compressed_product
+from jaxface.kernels.matmul import compressed_product
 from jaxface.models.encoder import Encoder
 
 

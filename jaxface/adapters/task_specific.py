@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxface.adapters.low_rank import DownProjection, UpProjection
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.products import product
+from jaxface.kernels.matmul import product
 
 
 class TaskLowRank(nnx.Module):
@@ -20,7 +20,7 @@ class TaskLowRank(nnx.Module):
       base: [in, out], frozen.
       a: [T, in, groups * rank]
       b: [T, rank, out], zero at first.
-      keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout`.
+      keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout_keys`.
       shared_a, shared_b: one more update, which MTLoRA's module also has: not used, since nothing task-agnostic follows; or None.
     """
 

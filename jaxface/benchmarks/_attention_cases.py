@@ -72,7 +72,7 @@ def _differentiated(function: Callable[..., Any], arrays: list[np.ndarray]) -> C
 
 def reference_attention(name: str, shape: Shape) -> Callable[[], Any]:
     """timm's rotation of q and k, and `torch.nn.functional.scaled_dot_product_attention`."""
-    from jaxface.evaluation.reference import import_torch
+    from jaxface.originals.reference import import_torch
 
     torch, _ = import_torch("timm")
     from timm.layers.pos_embed_sincos import apply_rot_embed_cat

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxface.benchmarks._timing import interleaved
-from jaxface.evaluation.costs import encoder_flops
-from jaxface.kernels.products import sums_kernel
+from jaxface.kernels.matmul import sums_kernel
 from jaxface.models.variants import EncoderConfig
+from jaxface.runs.costs import encoder_flops
+from jaxface.timing import interleaved
 
 
 @dataclass(frozen=True)

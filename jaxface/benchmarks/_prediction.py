@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from jaxface.benchmarks._limits import WORK, Machine, Setting
-from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
-from jaxface.evaluation.costs import size
 from jaxface.models.variants import get_variant
-from jaxface.training.runs import shapes_of
+from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+from jaxface.runs.costs import size
+from jaxface.runs.model import shapes_of
 
 VARIANT = "PE-Core-L14-336"
 BATCH = 128

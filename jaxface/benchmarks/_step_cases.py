@@ -65,8 +65,7 @@ def our_case(name: str, shape: Shape) -> Callable[[], Any]:
     """A function that runs one step of a method (or the forward pass) and returns when it has ended."""
     import jax
 
-    from jaxface.models.encoder import random_encoder
-    from jaxface.training.step import normalize_images
+    from jaxface.models.encoder import normalize_images, random_encoder
 
     batch = random_batch(shape)
     if name != "forward":
@@ -81,11 +80,12 @@ def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], An
     import jax
 
     from jaxface.adapters.methods import AdapterOptions
-    from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
-    from jaxface.training.balancing import get_balancer
+    from jaxface.devices import replicate, shard
+    from jaxface.objectives.balancing import get_balancer
+    from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+    from jaxface.runs.model import make_parts
     from jaxface.training.optimizer import make_optimizer
-    from jaxface.training.runs import make_parts
-    from jaxface.training.step import make_step, replicate, shard, start_state
+    from jaxface.training.step import make_step, start_state
 
     config = Config(
         encoder=EncoderOptions(weights=RANDOM, variant=shape.variant, remat=shape.remat),
@@ -112,7 +112,7 @@ def reference_case(name: str, shape: Shape) -> Callable[[], Any]:
 
     Raises KeyError for what PEFT does not have.
     """
-    from jaxface.evaluation.reference import import_torch
+    from jaxface.originals.reference import import_torch
 
     torch, timm, peft = import_torch("timm", "peft")
     torch.set_num_threads(shape.threads)

@@ -21,15 +21,15 @@ from jaxface.adapters.methods import AdapterOptions
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
-from jaxface.benchmarks._timing import interleaved, require_rounds
 from jaxface.cli import parse
-from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.errors import UserError
-from jaxface.evaluation.style import INK, new_figure, styled, to_png_bytes
+from jaxface.models.encoder import normalize_images
 from jaxface.models.variants import get_variant
+from jaxface.plots import INK, new_figure, styled, to_png_bytes
+from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+from jaxface.runs.model import compute_dtype, shapes_of
+from jaxface.timing import interleaved, require_rounds
 from jaxface.training.capacity import step_bytes, step_of
-from jaxface.training.runs import compute_dtype, shapes_of
-from jaxface.training.step import normalize_images
 
 TASKS = ("age", "gender", "emotion")
 

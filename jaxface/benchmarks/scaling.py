@@ -15,15 +15,15 @@ from rich.table import Table
 
 from jaxface.adapters.methods import AdapterOptions
 from jaxface.benchmarks._limits import WORK, Setting
-from jaxface.benchmarks._timing import interleaved, medians, require_rounds
 from jaxface.benchmarks.roofline import compiled_case
 from jaxface.cli import parse
-from jaxface.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
-from jaxface.evaluation.style import INK, new_figure, styled, to_png_bytes
 from jaxface.models.variants import VARIANTS, get_variant
+from jaxface.plots import INK, new_figure, styled, to_png_bytes
 from jaxface.progress import Track
+from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+from jaxface.timing import interleaved, medians, require_rounds
 from jaxface.training.capacity import step_bytes
 
 AXES: dict[str, tuple[int, ...]] = {

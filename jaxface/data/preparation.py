@@ -19,6 +19,7 @@ from jaxface.data.cropping import Cropping
 from jaxface.data.leakage import Leak, find_leaks, own_hashes, without
 from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_hashes, read_summary
 from jaxface.data.shards import Shard, make_shards
+from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
 from jaxface.progress import Track
@@ -178,3 +179,10 @@ def _summary(shards: dict[str, list[Shard]], dropped: Sequence[tuple[str, str]],
             "pairs": [dataclasses.asdict(leak) for leak in leaks],
         },
     }
+
+
+def prepare_synthetic(out: Path, **drawings: Any) -> None:
+    """Writes drawn faces into a prepared folder; does nothing where the same ones stand already. Raises UserError as `prepare`."""
+    from jaxface.data.preparation import prepare
+
+    prepare("synthetic", Path(drawings["style"]), out, options=DrawnSet(**drawings))

@@ -7,6 +7,7 @@ also where it was predicted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -253,3 +254,21 @@ def summarize(predictions: Predictions, tasks: Sequence[Task] | None = None) -> 
     summary = {f"{figure}/{task}": value for task, values in figures.items() for figure, value in values.items()}
     averages = {task: values["average_accuracy"] for task, values in figures.items() if "average_accuracy" in values}
     return summary | ({"overall_accuracy": overall(averages)} if averages else {})
+
+
+def mean_losses(predictions: Predictions) -> dict[str, float]:
+    """Mean cross-entropy of each task over its labelled records; NaN where there is none."""
+    losses = {}
+    for task in predictions.tasks:
+        labels = predictions.labels[task.name]
+        known = labels >= 0
+        p = probabilities(predictions.logits[task.name][known])[np.arange(known.sum()), labels[known]]
+        losses[task.name] = float(-np.log(np.maximum(p, 1e-30)).mean()) if known.any() else float("nan")
+    return losses
+
+
+def figures(predictions: Predictions) -> dict[str, float]:
+    """Every figure of `summarize`, and the losses, without those that JSON does not know (a task without labels)."""
+    losses = mean_losses(predictions)
+    values = {"loss": float(np.nansum(list(losses.values()))), **{f"loss/{task}": value for task, value in losses.items()}}
+    return {name: float(value) for name, value in (values | summarize(predictions)).items() if math.isfinite(value)}

@@ -1,23 +1,14 @@
-"""A model's answers on a data set, and the file that holds them: every figure can be computed from it again without the model."""
+"""A model's answers on a data set: what every figure is computed from."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jaxface.data.tasks import MISSING, Task
-from jaxface.errors import UserError
-from jaxface.files import aside
-
-METADATA_KEY = b"jaxface"
-"""Key of the schema's metadata: JSON with the tasks, their classes in the order of the logits, and whatever the writer adds."""
 
 
 @dataclass(frozen=True)
@@ -83,76 +74,3 @@ class Predictions:
     def predicted(self, task: str) -> np.ndarray:
         """The classes `[N]` with the highest logits."""
         return self.logits[task].argmax(axis=-1)
-
-
-def _lists(values: np.ndarray) -> pa.ListArray:
-    rows, width = values.shape
-    return pa.ListArray.from_arrays(np.arange(0, rows * width + 1, max(width, 1), dtype=np.int32), np.asarray(values, np.float32).ravel())
-
-
-def write_predictions(path: Path | str, predictions: Predictions) -> None:
-    """Writes a Parquet file: `id`, `source`, `person`, per task `TASK` and `TASK_logits`, and what there is of `features`,
-    `TASK_features` and `group_NAME`.
-
-    The file is written aside and renamed: whoever reads the path never sees half of it.
-    """
-    path = Path(path)
-    columns: dict[str, Any] = {name: pa.array(getattr(predictions, name), pa.string()) for name in ("id", "source", "person")}
-    for task in predictions.tasks:
-        columns[task.name] = pa.array(predictions.labels[task.name], pa.int64())
-        columns[f"{task.name}_logits"] = _lists(predictions.logits[task.name])
-    if predictions.features is not None:
-        columns["features"] = _lists(predictions.features)
-    columns |= {f"{task}_features": _lists(values) for task, values in predictions.task_features.items()}
-    columns |= {f"group_{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
-    tasks = [{"name": task.name, "classes": task.classes, "ordinal": task.ordinal} for task in predictions.tasks]
-    about = json.dumps({**predictions.about, "tasks": tasks}, ensure_ascii=False)
-    with aside(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata({METADATA_KEY: about.encode()}), temporary, compression="zstd")
-
-
-def read_predictions(path: Path | str) -> Predictions:
-    """Reads what `write_predictions` wrote. Raises UserError that names the file and what is wrong with it."""
-    path = Path(path)
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `python -m jaxface.evaluate RUN` writes it") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    about = (table.schema.metadata or {}).get(METADATA_KEY)
-    if about is None:
-        raise UserError(f"{path}: its metadata name no tasks and classes; it was not written as predictions")
-    try:
-        about = json.loads(about)
-        tasks = tuple(Task(entry["name"], tuple(entry["classes"]), bool(entry["ordinal"])) for entry in about.pop("tasks"))
-        return Predictions(
-            tasks=tasks,
-            id=_strings(table, "id"),
-            labels={task.name: table[task.name].to_numpy() for task in tasks},
-            logits={task.name: _matrix(table, f"{task.name}_logits", task.classes) for task in tasks},
-            source=_strings(table, "source"),
-            person=_strings(table, "person"),
-            features=_matrix(table, "features") if "features" in table.column_names else None,
-            task_features={t.name: _matrix(table, f"{t.name}_features") for t in tasks if f"{t.name}_features" in table.column_names},
-            groups={n.removeprefix("group_"): _strings(table, n) for n in table.column_names if n.startswith("group_")},
-            about=about,
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: no column or entry {error}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
-
-
-def _strings(table: pa.Table, name: str) -> np.ndarray:
-    return np.asarray(table[name].to_pylist(), object)
-
-
-def _matrix(table: pa.Table, name: str, columns: Sequence[str] | None = None) -> np.ndarray:
-    """A column of equally long lists as `[N, width]`."""
-    column = table[name].combine_chunks()
-    lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
-    width = len(columns) if columns is not None else int(lengths[0]) if len(lengths) else 0
-    if len(lengths) > 1 or (len(lengths) and lengths[0] != width):
-        raise ValueError(f"column {name}: lists of {', '.join(str(length) for length in lengths)} values, expected {width} in each row")
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), width)

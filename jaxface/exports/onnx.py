@@ -12,15 +12,15 @@ from flax import nnx
 
 from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
-from jaxface.evaluation.trained import Trained
-from jaxface.exports.manifest import Answer, register_exporter
+from jaxface.exports.exporter import Answer, register_exporter
 from jaxface.files import aside
-from jaxface.kernels.products import up
+from jaxface.kernels.matmul import up
 from jaxface.models.encoder import Block, Encoder
 from jaxface.models.heads import Classifier, Head
 from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.models.pool import AttentionPool, split_heads
 from jaxface.models.rope import resize_positions, rope_angles
+from jaxface.runs.trained import Trained
 
 OPSET = 20
 FILE = "model.onnx"

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxface.evaluation.trained import Trained
-from jaxface.exports.manifest import Answer, register_exporter
+from jaxface.exports.exporter import Answer, register_exporter
 from jaxface.files import aside
 from jaxface.kernels.attention import ANYWHERE
-from jaxface.models.encoder import use_attention
-from jaxface.training.step import normalize_images
+from jaxface.models.encoder import normalize_images, use_attention
+from jaxface.runs.trained import Trained
 
 PLATFORMS = ("cpu", "cuda")
 FILE = "model.jax"

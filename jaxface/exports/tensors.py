@@ -12,14 +12,14 @@ from flax import nnx
 from jaxface.adapters.methods import linears, merge
 from jaxface.adapters.peft_format import load_peft, save_peft
 from jaxface.errors import UserError
-from jaxface.evaluation.trained import Trained
-from jaxface.exports.manifest import Answer, model_answer, register_exporter
+from jaxface.exports.exporter import Answer, model_answer, register_exporter
 from jaxface.files import write_tensors
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import arrays_of
-from jaxface.models.weights import load_encoder, save_weights
-from jaxface.training.runs import base_model
+from jaxface.runs.model import base_model
+from jaxface.runs.trained import Trained
+from jaxface.weights import load_encoder, save_weights
 
 LAYOUTS = ("meta", "timm")
 HEADS = "heads.safetensors"

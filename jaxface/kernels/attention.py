@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.errors import UserError
 from jaxface.files import load_function
-from jaxface.kernels.products import PRODUCT
+from jaxface.kernels.matmul import PRODUCT
 
 
 class AttentionKernel(Protocol):

@@ -21,8 +21,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.benchmarks._timing import interleaved, medians
 from jaxface.kernels.attention import AttentionKernel, get_kernel
+from jaxface.timing import interleaved, medians
 
 HEADS = 2
 

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxface.kernels.attention import register
-from jaxface.kernels.products import PRODUCT
+from jaxface.kernels.matmul import PRODUCT
 
 SMALLEST = 16
 """Of a tile's sides: what a tensor core multiplies."""

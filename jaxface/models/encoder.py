@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.kernels.attention import AUTO, attention, require_kernel
-from jaxface.kernels.products import PRODUCT, product
+from jaxface.kernels.matmul import PRODUCT, product
 from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.models.pool import AttentionPool, join_heads, split_heads
 from jaxface.models.rope import resize_positions, rope_angles
@@ -196,3 +196,8 @@ def join_stages(encoder: Encoder) -> Block:
     """All blocks as one stack. They must be alike: merge adapters first where stages differ."""
     stages = list(encoder.stages)
     return stages[0] if len(stages) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stages)
+
+
+def normalize_images(images: jax.Array) -> jax.Array:
+    """uint8 0..255 -> float32 -1..1: mean 0.5 and standard deviation 0.5 of the unit range."""
+    return images.astype(jnp.float32) / 127.5 - 1.0

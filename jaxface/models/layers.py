@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.kernels.gelu import gelu
+from jaxface.kernels.matmul import product
 from jaxface.kernels.normalize import normalize
-from jaxface.kernels.products import product
 
 
 class Linear(nnx.Module):

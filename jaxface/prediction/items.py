@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from jaxface.data.images import Unreadable
+from jaxface.data.photos import SUFFIXES
 from jaxface.errors import UserError
-from jaxface.evaluation.photos import SUFFIXES
 from jaxface.prediction.predictor import read_pixels
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")

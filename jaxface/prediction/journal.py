@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxface.errors import UserError
-from jaxface.evaluation.console import WRITTEN, check_output
-from jaxface.files import aside, write_json
+from jaxface.files import WRITTEN, aside, check_output, write_json
 from jaxface.prediction.items import Key
 
 Json = dict[str, Any]

@@ -15,11 +15,12 @@ from jaxface.data.augment import resize
 from jaxface.data.faces import Detector, Face, crop, get_detector
 from jaxface.data.images import Unreadable, decode_photo
 from jaxface.data.tasks import Task
+from jaxface.devices import replicate, shard
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
-from jaxface.evaluation.trained import load_trained
 from jaxface.models.tree import flatten
-from jaxface.training.step import make_predict, replicate, shard
+from jaxface.runs.inference import make_predict
+from jaxface.runs.trained import load_trained
 
 Json = dict[str, Any]
 

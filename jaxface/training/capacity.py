@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxface.config import Config
 from jaxface.errors import UserError
-from jaxface.training.balancing import get_balancer
+from jaxface.objectives.balancing import get_balancer
+from jaxface.runs.config import Config
+from jaxface.runs.model import read_config, shapes_of
 from jaxface.training.optimizer import make_optimizer
-from jaxface.training.runs import read_config, shapes_of
 from jaxface.training.step import make_step, start_state
 
 SHARE = 0.8

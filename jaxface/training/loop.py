@@ -17,22 +17,26 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from jaxface.config import Config, to_dict
+from jaxface.cluster import end_together, from_first, is_first
 from jaxface.data.tasks import get_task, with_coarse
+from jaxface.devices import replicate, shard, unreplicate
 from jaxface.errors import UserError
-from jaxface.evaluation.inference import predict_all
-from jaxface.evaluation.predictions import Predictions, write_predictions
+from jaxface.evaluation.metrics import figures
+from jaxface.evaluation.predictions import Predictions
 from jaxface.files import write_json
-from jaxface.training.balancing import get_balancer
-from jaxface.training.checkpoints import Checkpoints, Saved
-from jaxface.training.cluster import end_together, from_first, is_first
+from jaxface.objectives.balancing import get_balancer
+from jaxface.runs.checkpoints import Checkpoints, Saved
+from jaxface.runs.config import Config, to_dict
+from jaxface.runs.data import Images, prepared_sets
+from jaxface.runs.inference import make_classify, make_predict, predict_all
+from jaxface.runs.metrics_log import MetricsLog
+from jaxface.runs.model import alone_in, check_same_config, fingerprint, make_parts, save_best
+from jaxface.runs.outcome import write_outcome
+from jaxface.runs.predictions import write_predictions
+from jaxface.training.batches import Features
 from jaxface.training.display import EpochDisplay
-from jaxface.training.input import Features, Images, prepared_sets
-from jaxface.training.metrics_log import MetricsLog
 from jaxface.training.optimizer import EarlyStop, Plateau, make_optimizer
-from jaxface.training.outcome import figures, write_outcome
-from jaxface.training.runs import alone_in, check_same_config, fingerprint, make_parts, save_best
-from jaxface.training.step import make_classify, make_predict, make_step, model_part, replicate, shard, start_state, unreplicate
+from jaxface.training.step import make_step, model_part, start_state
 from jaxface.training.stopping import Stopped, StopRequest
 
 SAVE_SECONDS = 10.0

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxface.adapters.dropout import set_keys
-from jaxface.data.tasks import get_task
+from jaxface.adapters.dropout_keys import set_keys
+from jaxface.devices import AXIS, mean_over_devices
+from jaxface.models.encoder import normalize_images
 from jaxface.models.heads import Classifier, Training
 from jaxface.models.tree import Structure, arrays_of
-from jaxface.training.balancing import Balancer
-from jaxface.training.losses import get_loss, masked_correct, masked_sum
+from jaxface.objectives.balancing import Balancer
+from jaxface.objectives.losses import get_loss, masked_correct, masked_sum
 
-AXIS = "devices"
 BALANCE = "balance."
 """Prefix of the loss balancer's parameters among those that train."""
 
@@ -78,11 +78,6 @@ def start_state(
         bad=zero,
         key=jax.random.key_data(jax.random.key(seed)),
     )
-
-
-def normalize_images(images: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 -1..1: mean 0.5 and standard deviation 0.5 of the unit range."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def make_step(
@@ -203,11 +198,6 @@ def make_step(
     return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
 
 
-def mean_over_devices(tree: Any) -> Any:
-    """The mean of every leaf over the devices; one device alone is spared the copy that XLA makes of it."""
-    return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(tree, AXIS)
-
-
 def features_of(model: Classifier, batch: Batch) -> jax.Array:
     """The encoder's output for a batch, computed or cached: [B, D]."""
     return batch["features"] if "features" in batch else model.features(normalize_images(batch["image"]))
@@ -223,42 +213,6 @@ def present_in(counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {task: (count > 0).astype(jnp.float32) for task, count in counts.items()}
 
 
-def make_predict(structure: Structure) -> Callable[[Arrays, jax.Array], tuple[dict[str, jax.Array], jax.Array]]:
-    """Evaluation over all local devices: (arrays by name, images uint8 [devices, B, H, W, 3]) -> (logits of each task, features).
-
-    The tasks are those of `jaxface.data.tasks.with_coarse`.
-    """
-
-    def predict(arrays: Arrays, images: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-        model = structure.build(arrays)
-        features = model.features(normalize_images(images))
-        return with_coarse_logits(model.classify(features)), features
-
-    return jax.pmap(predict, axis_name=AXIS, devices=jax.local_devices())
-
-
-def make_classify(structure: Structure) -> Callable[[Arrays, jax.Array], tuple[dict[str, jax.Array], jax.Array]]:
-    """The heads' part of `make_predict`: (arrays by name, features [devices, B, D]) -> (logits of each task, the features)."""
-
-    def classify(arrays: Arrays, features: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-        return with_coarse_logits(structure.build(arrays).classify(features)), features
-
-    return jax.pmap(classify, axis_name=AXIS, devices=jax.local_devices())
-
-
-def with_coarse_logits(logits: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Adds log-probabilities [B, G] of the groups that fine classes fall into; the largest is the group of the fine answer."""
-    coarse = {}
-    for name, fine in logits.items():
-        task = get_task(name)
-        if task.coarse and task.coarse not in logits:
-            member = jax.nn.one_hot(jnp.array(task.group), get_task(task.coarse).num_classes)
-            values = jnp.log(jnp.maximum(jax.nn.softmax(fine) @ member, 1e-7))
-            answer = member[jnp.argmax(fine, -1)] > 0
-            coarse[task.coarse] = jnp.where(answer, jnp.maximum(values, values.max(-1, keepdims=True) + 1e-3), values)
-    return logits | coarse
-
-
 def model_part(trained: Arrays) -> Arrays:
     """The model's own parameters among those that train."""
     return {name: leaf for name, leaf in trained.items() if not name.startswith(BALANCE)}
@@ -267,27 +221,3 @@ def model_part(trained: Arrays) -> Arrays:
 def balance_part(trained: Arrays) -> Arrays:
     """The loss balancer's parameters among those that train, by task."""
     return {name.removeprefix(BALANCE): leaf for name, leaf in trained.items() if name.startswith(BALANCE)}
-
-
-def replicate(tree: Any) -> Any:
-    """Every leaf with a leading axis of local devices, one copy on each."""
-    devices = jax.local_devices()
-    mesh = jax.sharding.Mesh(devices, (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-
-    def copy(leaf: Any) -> jax.Array:
-        shards = [jax.device_put(np.asarray(leaf)[None], device) for device in devices]
-        return jax.make_array_from_single_device_arrays((len(devices), *np.shape(leaf)), sharding, shards)
-
-    return jax.tree.map(copy, tree)
-
-
-def unreplicate(tree: Any) -> Any:
-    """The first local device's copy of every leaf, on the host."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0, ...], tree)
-
-
-def shard(batch: Any) -> Any:
-    """Splits the leading axis of every array over the local devices: [B, ...] -> [devices, B / devices, ...]."""
-    count = jax.local_device_count()
-    return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 
 import jax
 
-from jaxface.training.cluster import maximum
+from jaxface.cluster import maximum
 
 
 class Stopped(Exception):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxface.adapters.low_rank import LowRank, column_norms_squared
-from jaxface.kernels.products import sums_kernel
+from jaxface.kernels.matmul import sums_kernel
 
 
 def make(inputs, outputs, rank, *, seed=0, **options):

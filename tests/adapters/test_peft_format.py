@@ -11,9 +11,9 @@ import jaxface
 from jaxface.adapters.methods import merge
 from jaxface.adapters.peft_format import CONFIG, load_peft, save_peft
 from jaxface.errors import UserError
-from jaxface.evaluation.reference import build_original, import_torch
 from jaxface.models.tree import flatten
-from jaxface.models.weights import load_encoder
+from jaxface.originals.reference import build_original, import_torch
+from jaxface.weights import load_encoder
 from small_models import KINDS, random_images, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 

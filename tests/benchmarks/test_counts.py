@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxface.benchmarks import adapters, memory, profile, roofline, scaling
+from jaxface.benchmarks import mixed_adapters as adapters
+from jaxface.benchmarks import roofline, scaling
+from jaxface.benchmarks import step_memory as memory
+from jaxface.benchmarks import step_profile as profile
 from jaxface.benchmarks._limits import WORK, Machine, Setting, Work
 from jaxface.benchmarks._prediction import ACCELERATORS, prediction
 from jaxface.benchmarks._program import count

@@ -63,7 +63,7 @@ def test_a_difference_past_the_tolerance_is_marked_and_ends_with_status_1(comman
 
 
 def test_a_model_that_differs_in_one_bias_is_found_at_its_block(command, checkpoint, tmp_path, monkeypatch):
-    import jaxface.evaluation.reference as reference
+    import jaxface.originals.reference as reference
 
     def build_wrong(against, towers, tensors, code):
         name = "visual.blocks.1.mlp.fc.bias"

@@ -9,7 +9,7 @@ import pytest
 
 from jaxface.errors import run_command
 from jaxface.evaluate import main
-from jaxface.evaluation.predictions import read_predictions
+from jaxface.runs.predictions import read_predictions
 
 
 def call(monkeypatch, *words):
@@ -43,7 +43,7 @@ def test_answers_figures_temperatures_and_pictures_are_written(evaluated):
 
 
 def test_the_report_finds_the_hardest_faces_and_the_costs(evaluated):
-    from jaxface.evaluation.runs import read_run
+    from jaxface.runs.folder import read_run
 
     run = read_run(evaluated)
     predictions = run.predictions

@@ -9,7 +9,8 @@ import pytest
 
 from jaxface.errors import UserError, run_command
 from jaxface.export import main
-from jaxface.exports import export_run, manifest
+from jaxface.exports import export_run
+from jaxface.exports import exporter as manifest
 
 
 def sample(folder):
@@ -95,7 +96,7 @@ def timm_model(path):
     import torch
     from safetensors.numpy import load_file
 
-    from jaxface.evaluation.reference import _timm_vision
+    from jaxface.originals.reference import _timm_vision
     from tiny_encoder import TINY
 
     model = _timm_vision(TINY).eval()
@@ -115,7 +116,7 @@ def test_merged_weights_and_heads_give_the_same_logits_in_timm(trained_run, tmp_
 def test_the_adapter_folder_gives_the_same_logits_in_peft(trained_run, tmp_path):
     from safetensors.numpy import load_file
 
-    from jaxface.evaluation.reference import import_torch
+    from jaxface.originals.reference import import_torch
     from weights_convert.checkpoint import convert
 
     export_run(trained_run, "peft", tmp_path)

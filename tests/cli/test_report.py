@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from jaxface.errors import run_command
-from jaxface.report import main
+from jaxface.report.__main__ import main
 
 
 @pytest.fixture

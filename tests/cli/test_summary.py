@@ -3,7 +3,7 @@ import json
 import pytest
 
 from jaxface import summary
-from jaxface.train import read_command_line
+from jaxface.runs.command_line import read_command_line
 
 
 def describe(method, *words):

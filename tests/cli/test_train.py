@@ -20,13 +20,13 @@ import jaxface
 from jaxface import train
 from jaxface.data.preparation import prepare
 from jaxface.errors import run_command
-from jaxface.evaluation.predictions import read_predictions
-from jaxface.training.runs import load_run
+from jaxface.runs.model import load_run
+from jaxface.runs.predictions import read_predictions
 
 CONFIG = """
 from dataclasses import replace
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import *
+from jaxface.runs.config import *
 from jaxface.models.variants import VARIANTS, EncoderConfig
 from jaxface.training.optimizer import OptimizerOptions
 
@@ -106,7 +106,7 @@ def test_the_saved_run_predicts_what_its_predictions_file_says(workplace):
     import jax.numpy as jnp
 
     from jaxface.data.pipeline import eval_batches
-    from jaxface.training.step import normalize_images
+    from jaxface.models.encoder import normalize_images
 
     config, model = load_run(workplace / "runs/second")
     encoder = jaxface.load_encoder(str(workplace / "runs/second"))
@@ -216,7 +216,7 @@ def test_other_weights_take_the_place_of_the_run_to_start_from(workplace, tmp_pa
 
 
 def test_a_config_with_a_mistake_names_the_file(tmp_path):
-    (tmp_path / "c.py").write_text("from jaxface.config import *\nconfig = Config(epoch=3)\n")
+    (tmp_path / "c.py").write_text("from jaxface.runs.config import *\nconfig = Config(epoch=3)\n")
     words = [sys.executable, "-m", "jaxface.train", "--config", str(tmp_path / "c.py")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100)
     assert f"{tmp_path / 'c.py'}: TypeError: " in one_line_error(done)

@@ -12,10 +12,10 @@ import pytest
 import jaxface
 from jaxface.data.tasks import AGE, EMOTION, GENDER
 from jaxface.errors import UserError, run_command
-from jaxface.evaluation.console import write_rows
-from jaxface.evaluation.predictions import read_predictions
-from jaxface.evaluation.prompts import TEMPLATES, Template, read_templates, zero_shot
 from jaxface.models.variants import TextConfig
+from jaxface.report.console import write_rows
+from jaxface.runs.predictions import read_predictions
+from jaxface.runs.zero_shot import TEMPLATES, Template, read_templates, zero_shot
 from jaxface.zeroshot import main
 from small_models import KINDS, random_tensors
 from weights_convert.checkpoint import write_checkpoint
@@ -108,7 +108,7 @@ def test_photos_are_classified_and_written_in_every_format(command, checkpoint, 
 
 
 def test_a_prepared_folder_is_compared_with_its_labels(command, checkpoint, tmp_path):
-    from jaxface.data.sources.synthetic import prepare_synthetic
+    from jaxface.data.preparation import prepare_synthetic
 
     prepare_synthetic(tmp_path / "drawn", style="paint", count=20, test_count=11, size=32, seed=0, missing=0.0)
     status, printed, _ = command(

@@ -10,12 +10,12 @@ from faces import noise
 from scipy.stats import ks_2samp
 
 from jaxface.cli import parse
-from jaxface.config import Config, to_dict
 from jaxface.data.augment import Augment, affine, apply, draw, erase, resize
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.data.synthetic import draw_face
-from jaxface.evaluation.reference import import_torch
-from jaxface.training.runs import from_dict
+from jaxface.originals.reference import import_torch
+from jaxface.runs.config import Config, to_dict
+from jaxface.runs.model import from_dict
 
 torch = pytest.importorskip("torch")
 DRAWS = 10_000

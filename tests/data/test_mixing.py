@@ -4,8 +4,8 @@ import pytest
 from jaxface.data.augment import Augment
 from jaxface.data.mixing import mix_pairs
 from jaxface.data.pipeline import train_batches
-from jaxface.data.sources.synthetic import prepare_synthetic
-from jaxface.training.losses import get_loss, masked_sum
+from jaxface.data.preparation import prepare_synthetic
+from jaxface.objectives.losses import get_loss, masked_sum
 
 torch = pytest.importorskip("torch")
 OPTIONS = {"image_size": 32, "batch_size": 8, "seed": 0, "sampling": "shuffle"}

@@ -8,10 +8,9 @@ from faces import noise, write_manifest, write_raf_db
 
 from jaxface.data.cropping import Cropping, cut_face
 from jaxface.data.images import decode, encode
-from jaxface.data.preparation import prepare
+from jaxface.data.preparation import prepare, prepare_synthetic
 from jaxface.data.records import Record, open_records, read_labels, read_summary
 from jaxface.data.sources.base import SOURCES, Source, register_source, validates
-from jaxface.data.sources.synthetic import prepare_synthetic
 from jaxface.errors import UserError
 
 

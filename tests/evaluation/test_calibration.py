@@ -9,7 +9,8 @@ from made_answers import answers
 
 from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError
-from jaxface.evaluation.calibration import FILE, fit_temperature, read_temperatures, write_temperatures
+from jaxface.evaluation.calibration import fit_temperature
+from jaxface.runs.temperatures import FILE, read_temperatures, write_temperatures
 
 
 def overconfident(factor, count=400, classes=5, seed=0):

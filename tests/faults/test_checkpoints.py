@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxface.errors import UserError
-from jaxface.training.checkpoints import Checkpoints, Saved
+from jaxface.runs.checkpoints import Checkpoints, Saved
 
 
 class State(NamedTuple):

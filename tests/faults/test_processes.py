@@ -10,8 +10,8 @@ import pytest
 
 PROCESS = """
 import os, signal, sys
-from jaxface.config import ClusterOptions
-from jaxface.training.cluster import connect, end_together, from_first, maximum
+from jaxface.runs.config import ClusterOptions
+from jaxface.cluster import connect, end_together, from_first, maximum
 from jaxface.training.stopping import StopRequest
 
 address, number = sys.argv[1], int(sys.argv[2])

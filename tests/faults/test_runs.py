@@ -14,15 +14,15 @@ from faces import write_manifest
 from safetensors.numpy import load_file
 
 from jaxface.adapters.methods import AdapterOptions
-from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
 from jaxface.data.pipeline import TrainBatches
 from jaxface.data.preparation import prepare
 from jaxface.data.records import read_labels
 from jaxface.errors import UserError
 from jaxface.models.variants import VARIANTS, EncoderConfig
-from jaxface.training.input import Features, Images
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
+from jaxface.runs.data import Images
+from jaxface.training.batches import Features
 from jaxface.training.loop import Run
-from jaxface.training.optimizer import OptimizerOptions
 from jaxface.training.stopping import Stopped
 
 VARIANTS["tiny"] = EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2)

@@ -13,13 +13,15 @@ from jaxlib.mlir import ir
 from jaxlib.triton import dialect
 
 from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
+from jaxface.devices import replicate
 from jaxface.kernels.attention import attention
 from jaxface.models.encoder import use_attention
 from jaxface.models.heads import Classifier
-from jaxface.training.balancing import get_balancer
-from jaxface.training.optimizer import OptimizerOptions, make_optimizer
-from jaxface.training.runs import take_apart
-from jaxface.training.step import make_step, replicate, start_state
+from jaxface.objectives.balancing import get_balancer
+from jaxface.runs.config import OptimizerOptions
+from jaxface.runs.model import take_apart
+from jaxface.training.optimizer import make_optimizer
+from jaxface.training.step import make_step, start_state
 from tiny_encoder import tiny_encoder
 
 

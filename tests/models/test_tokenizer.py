@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxface.errors import UserError
-from jaxface.evaluation.reference import import_torch
 from jaxface.models.tokenizer import encode, tokenize
+from jaxface.originals.reference import import_torch
 
 PIECES = (
     "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJ  ",

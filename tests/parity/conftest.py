@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from jaxface.evaluation.reference import Original, build_original
-from jaxface.models.weights import load_clip, load_encoder
+from jaxface.originals.reference import Original, build_original
+from jaxface.weights import load_clip, load_encoder
 from small_models import KINDS, random_images, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxface.evaluation.reference import build_original, import_torch
+from jaxface.originals.reference import build_original, import_torch
 from small_models import KINDS, random_ids, random_images, random_tensors
 
 FOLDER = Path(__file__).parent / "golden"

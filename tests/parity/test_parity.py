@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxface.evaluation.reference import captured, import_torch, timm_name
 from jaxface.models.variants import VARIANTS
+from jaxface.originals.reference import captured, import_torch, timm_name
 from small_models import KINDS, random_ids
 from weights_convert.layouts import LAYOUTS, decode, table
 from weights_convert.towers import Towers

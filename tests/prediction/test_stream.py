@@ -9,11 +9,11 @@ import jaxface
 from jaxface.data.augment import resize
 from jaxface.data.faces import DETECTORS, Face
 from jaxface.errors import UserError
-from jaxface.evaluation.trained import load_trained
+from jaxface.models.encoder import normalize_images
 from jaxface.prediction.items import Item
 from jaxface.prediction.predictor import FaceOptions, Predictor, read_pixels
 from jaxface.prediction.stream import predict_stream
-from jaxface.training.step import normalize_images
+from jaxface.runs.trained import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from jaxface.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
 from jaxface.data.preparation import prepare
 from jaxface.data.records import read_labels
 from jaxface.data.synthetic import draw_face
 from jaxface.data.tasks import age_group
-from jaxface.evaluation.predictions import read_predictions
 from jaxface.models.variants import VARIANTS, EncoderConfig
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
+from jaxface.runs.predictions import read_predictions
 from jaxface.training.loop import Run
-from jaxface.training.optimizer import OptimizerOptions
 
 VARIANTS["tiny"] = EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2)
 

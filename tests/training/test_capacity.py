@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxface.config import Config, EncoderOptions, MethodOptions, to_dict
 from jaxface.errors import UserError
 from jaxface.files import write_json
+from jaxface.runs.config import Config, EncoderOptions, MethodOptions, to_dict
+from jaxface.runs.model import shapes_of
 from jaxface.training import capacity
 from jaxface.training.capacity import compile_step, largest_batch, settle_batch_size, step_bytes
-from jaxface.training.runs import shapes_of
 
 CONFIG = Config(
     encoder=EncoderOptions(weights="random", variant="PE-Mini-10-60"), method=MethodOptions("ap"), tasks=("age",), batch_size="auto"

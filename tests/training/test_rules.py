@@ -14,18 +14,19 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxface.adapters.methods import Group, adapt_with_groups, make_options
+from jaxface.adapters.methods import Group, adapt_with_groups, group_parameters, make_options
 from jaxface.adapters.peft_format import timm_modules
 from jaxface.data.tasks import AGE, AGE_STARTS, AGE_YEARS
 from jaxface.errors import UserError
-from jaxface.evaluation.reference import build_original, import_torch
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Head
 from jaxface.models.tree import flatten
-from jaxface.training.balancing import MovingAverage, Uncertainty, get_balancer
-from jaxface.training.losses import get_loss, masked_correct, masked_sum
-from jaxface.training.optimizer import EarlyStop, OptimizerOptions, Plateau, group_parameters, make_optimizer
-from jaxface.training.step import with_coarse_logits
+from jaxface.objectives.balancing import MovingAverage, Uncertainty, get_balancer
+from jaxface.objectives.losses import get_loss, masked_correct, masked_sum
+from jaxface.originals.reference import build_original, import_torch
+from jaxface.runs.config import OptimizerOptions
+from jaxface.runs.inference import with_coarse_logits
+from jaxface.training.optimizer import EarlyStop, Plateau, make_optimizer
 from small_models import KINDS, random_tensors
 
 torch, peft = import_torch("peft")

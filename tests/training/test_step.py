@@ -12,11 +12,14 @@ from flax import nnx
 
 from jaxface.adapters import methods
 from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
+from jaxface.devices import replicate, shard, unreplicate
+from jaxface.models.encoder import normalize_images
 from jaxface.models.heads import Classifier
-from jaxface.training.balancing import get_balancer
-from jaxface.training.optimizer import OptimizerOptions, make_optimizer
-from jaxface.training.runs import take_apart
-from jaxface.training.step import make_step, normalize_images, replicate, shard, start_state, unreplicate
+from jaxface.objectives.balancing import get_balancer
+from jaxface.runs.config import OptimizerOptions
+from jaxface.runs.model import take_apart
+from jaxface.training.optimizer import make_optimizer
+from jaxface.training.step import make_step, start_state
 from tiny_encoder import TINY, tiny_encoder
 
 TASKS = ("age", "gender")

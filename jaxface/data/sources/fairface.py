@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Source, register_source
-from jaxface.data.sources.tables import inside, read_labels, rows
+from jaxface.data.tables import inside, read_labels, rows
 
 TABLES = {"train": "fairface_label_train.csv", "test": "fairface_label_val.csv"}
 OLDEST = {"more than 70": "70+"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Skipped, Source, register_source
-from jaxface.data.sources.tables import inside, read_box, read_labels, rows, with_box
+from jaxface.data.tables import inside, read_box, read_labels, rows, with_box
 
 TABLE = "lagenda_annotation.csv"
 BOX = ("face_x0", "face_y0", "face_x1", "face_y1")

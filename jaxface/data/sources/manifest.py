@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Source, register_source
-from jaxface.data.sources.tables import columns, inside, read_box, read_labels, read_split, rows, with_box
+from jaxface.data.tables import columns, inside, read_box, read_labels, read_split, rows, with_box
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
-from jaxface.data.sources.tables import read_age
+from jaxface.data.tables import read_age
 
 NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?")
 

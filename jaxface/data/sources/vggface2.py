@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxface.data.faces import Box
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
-from jaxface.data.sources.tables import read_age, read_label, rows
+from jaxface.data.tables import read_age, read_label, rows
 from jaxface.errors import UserError
 
 TABLE, BOXES = "identity_meta.csv", "bb_landmark/loose_bb_test.csv"

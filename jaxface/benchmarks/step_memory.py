@@ -1,0 +1,109 @@
+"""python -m jaxface.bench memory: what remat and a quantised base save of a step's memory, and what they cost of its time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxface.adapters.methods import AdapterOptions, get_method
+from jaxface.adapters.quantized import FORMATS, FULL
+from jaxface.benchmarks.roofline import TASKS, compiled_case
+from jaxface.cli import parse
+from jaxface.errors import UserError
+from jaxface.models.encoder import REMAT
+from jaxface.models.variants import get_variant
+from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+from jaxface.timing import interleaved, medians
+from jaxface.training.capacity import compile_step, step_bytes
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compiles a step for every pair of a word of remat and a format of frozen kernels, and runs it if there are rounds.
+
+    Attributes:
+      variant: the encoder.
+      method: how it is adapted.
+      batch_size: images of a step, on one device.
+      rank: of adapters.
+      remat: what a block keeps for its backward pass: none, products, full.
+      base: what frozen kernels rest in: full, int8, nf4.
+      precision: fp32, bf16, or what suits the device.
+      rounds: steps that count; 0 only compiles.
+      json: print one JSON object a pair.
+    """
+
+    variant: str = "PE-Core-B16-224"
+    method: str = "dora"
+    batch_size: int = 8
+    rank: int = 64
+    remat: tuple[str, ...] = tuple(REMAT)
+    base: tuple[str, ...] = (FULL, *FORMATS)
+    precision: str = "auto"
+    rounds: int = 3
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        get_variant(self.variant)
+        get_method(self.method)
+        kinds = (
+            ("remat", self.remat, REMAT),
+            ("base", self.base, (FULL, *FORMATS)),
+            ("precision", [self.precision], ("auto", "fp32", "bf16")),
+        )
+        for kind, words, known in kinds:
+            for word in words:
+                if word not in known:
+                    raise UserError(f"no {kind} {word!r}; known: {', '.join(known)}")
+
+    def config(self, remat: str, base: str) -> Config:
+        encoder = EncoderOptions(RANDOM, self.variant, remat=remat, precision=self.precision, base=base)
+        return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(self.method, AdapterOptions(rank=self.rank)))
+
+
+def measure(options: Options) -> list[dict[str, Any]]:
+    """Bytes of each pair's arguments, of what lies between them and results, and of both; and the median time."""
+    rows, runs = [], {}
+    for base in options.base:
+        for remat in options.remat:
+            config = options.config(remat, base)
+            if options.rounds:
+                compiled, runs[base, remat] = compiled_case(options.method, config, options.batch_size)
+            else:
+                compiled = compile_step(config, options.batch_size)
+            memory = compiled.memory_analysis()
+            row = {
+                "base": base,
+                "remat": remat,
+                "argument_bytes": memory.argument_size_in_bytes,
+                "temporary_bytes": memory.temp_size_in_bytes,
+            }
+            rows.append(row | {"bytes": step_bytes(compiled)})
+    seconds = medians(interleaved(runs, options.rounds)) if runs else {}
+    return [row | ({"seconds": seconds[row["base"], row["remat"]]} if seconds else {}) for row in rows]
+
+
+def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The pairs as a table, beside the first."""
+    result = Table("base", "remat", "arguments MiB", "temporary MiB", "together MiB", "of the first", "s", "of the first", title=title)
+    first = rows[0]
+    for row in rows:
+        sizes = [f"{row[key] / 2**20:,.0f}" for key in ("argument_bytes", "temporary_bytes", "bytes")]
+        times = [f"{row['seconds']:.3f}", f"{row['seconds'] / first['seconds']:.2f}"] if "seconds" in row else []
+        result.add_row(row["base"], row["remat"], *sizes, f"{row['bytes'] / first['bytes']:.2f}", *times)
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    options = parse(Options, args=arguments, prog="python -m jaxface.bench memory")
+    rows = measure(options)
+    for row in rows if options.json else ():
+        print(json.dumps(row))
+    if not options.json:
+        Console(width=150).print(table(rows, f"{options.variant}, {options.method}, batch {options.batch_size}, rank {options.rank}"))

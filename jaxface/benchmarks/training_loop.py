@@ -1,0 +1,116 @@
+"""What the training loop costs beside its compiled step: input, logging and a checkpoint, against the bare step on a batch that is there.
+
+python -m jaxface.bench loop --variant PE-Core-T16-384 --method lora --batch-size 8
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxface.cli import parse
+from jaxface.data.synthetic import DrawnSet
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
+from jaxface.timing import interleaved, medians, require_rounds, require_trace_folder
+
+
+@dataclass(frozen=True)
+class Options:
+    """Times epochs of the loop and as many bare steps, in turns.
+
+    Attributes:
+      variant: the encoder's shape.
+      method: how it is adapted.
+      batch_size: images of a step.
+      steps: steps of an epoch; each epoch ends with a checkpoint.
+      rounds: epochs that are timed.
+      workers: processes that read, as `--data.workers`.
+      augment: as `--data.augment`.
+      trace: a folder for a trace of one epoch (perfetto), in which the gaps between steps can be seen.
+      json: print one line of JSON.
+    """
+
+    variant: str = "PE-Core-T16-384"
+    method: str = "dora"
+    batch_size: int = 8
+    steps: int = 10
+    rounds: int = 3
+    workers: int = 0
+    augment: bool = True
+    trace: Path | None = None
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        require_rounds(self.rounds)
+        require_trace_folder(self.trace)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the median seconds of a step in the loop and alone, and their ratio."""
+    options = parse(Options, args=arguments, prog="python -m jaxface.bench loop")
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = measure(options, folder)
+    result = {"case": f"{options.variant} {options.method}", "batch_size": options.batch_size}
+    result |= {name: value / options.steps for name, value in seconds.items()}
+    result["ratio"] = seconds["loop"] / seconds["step"]
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(f"{result['case']}, batch {options.batch_size}: {result['step']:.4f} s a step alone, {result['loop']:.4f} s in the loop")
+        print(f"the loop adds {100 * (result['ratio'] - 1):.1f} %")
+
+
+def measure(options: Options, folder: str) -> dict[str, float]:
+    """Median seconds of `options.steps` steps, as `loop` and alone as `step`."""
+    from jaxface.training.loop import Run
+
+    records = 5 * options.steps * options.batch_size // 4 + 50  # about a fifth of them is for validation
+    config = Config(
+        name="loop",
+        out=folder,
+        encoder=EncoderOptions(weights=RANDOM, variant=options.variant),
+        method=MethodOptions(options.method),
+        data=DataOptions(drawn=DrawnSet(count=records, test_count=8), augment=options.augment, workers=options.workers),
+        batch_size=options.batch_size,
+        epochs=1000,
+    )
+    run = Run(config)
+    run.steps_per_epoch = options.steps
+    with contextlib.ExitStack() as stack:
+        run._open(stack)
+        bare = _bare(run, options.steps)
+
+        def loop() -> object:
+            run._epoch()
+            run._save()
+            return run.state
+
+        seconds = interleaved({"loop": loop, "step": bare}, rounds=options.rounds)
+        if options.trace is not None:
+            with jax.profiler.trace(str(options.trace), create_perfetto_trace=True):
+                jax.block_until_ready(loop())
+        run.checkpoints.wait()
+    return medians(seconds)
+
+
+def _bare(run: Any, steps: int) -> Callable[[], object]:
+    """As many steps on one batch that is on the device already."""
+    from jaxface.devices import shard
+
+    item = next(run.batches)
+    batch = jax.tree.map(jnp.asarray, shard({name: item[name] for name in ("image", "labels")}))
+
+    def run_steps() -> object:
+        for _ in range(steps):
+            run.state, _ = run.step(run.state, run.frozen, batch)
+        return run.state
+
+    return run_steps

@@ -1,0 +1,103 @@
+"""Several processes that train one model: how they find each other, agree, and end when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxface.errors import UserError
+
+SILENCE = 30
+"""Seconds without a sign of life after which a process counts as dead."""
+
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+"""Environment variables in which launchers say how many processes there are."""
+
+INDEXED_JOB = "JOB_COMPLETION_INDEX"
+"""What Kubernetes tells the pods of an indexed Job alone; JAX asks its API for the rest (`pip install 'jax[k8s]'`)."""
+
+
+def connect(options: ClusterOptions) -> None:
+    """Joins the other processes: those of the options, or those that a launcher has started. Does nothing for one process alone.
+
+    Raises UserError if they do not all come.
+    """
+    launched = INDEXED_JOB in os.environ or any(os.environ.get(name, "1") not in ("", "1") for name in LAUNCHERS)
+    if jax.distributed.is_initialized() or not (options.coordinator or launched):
+        return
+    if options.coordinator and not 0 <= options.process < options.processes:
+        raise UserError(f"cluster.process {options.process}: expected 0 to {options.processes - 1}")
+    chosen = (
+        {"coordinator_address": options.coordinator, "num_processes": options.processes, "process_id": options.process}
+        if options.coordinator
+        else {}
+    )
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is the run's own: its handler would swallow it
+    try:
+        jax.distributed.initialize(**chosen, heartbeat_timeout_seconds=SILENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes did not find each other: {str(error).splitlines()[0]}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and talks."""
+    return jax.process_index() == 0
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, in every process; called by all of them together. What the others pass is not looked at."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(pickle.dumps(value if is_first() else None), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    sent = multihost_utils.broadcast_one_to_all(data if is_first() else np.zeros(size, np.uint8))
+    return pickle.loads(sent.astype(np.uint8).tobytes())
+
+
+@cache
+def _maximum() -> Callable[[np.ndarray], jax.Array]:
+    return jax.pmap(lambda x: jax.lax.pmax(x, "devices"), axis_name="devices")
+
+
+def maximum(number: int) -> Callable[[], int]:
+    """Starts to find the largest of all processes' numbers; the function that it returns waits for it."""
+    result = _maximum()(np.full(jax.local_device_count(), number, np.int32))
+    return lambda: int(np.asarray(result.addressable_data(0)).ravel()[0])
+
+
+@contextmanager
+def end_together() -> Iterator[None]:
+    """Where another process is gone, ends this one at once, with one line and exit status 2: there is nobody to say goodbye to."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        first = str(error).splitlines()[0][:200]
+        print(f"error: another process of this run is gone ({first}); start all of them again to go on", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Several processes that train one model; SLURM, Open MPI and Kubernetes tell theirs by themselves.
+
+    Attributes:
+      coordinator: address HOST:PORT of the first process.
+      processes: how many there are.
+      process: which one this is, from 0.
+    """
+
+    coordinator: str | None = None
+    processes: int = 1
+    process: int = 0

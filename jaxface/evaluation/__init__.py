@@ -1,0 +1,1 @@
+"""Numbers from labels and logits, and nothing else."""

@@ -1,0 +1,1 @@
+"""The PyTorch originals (timm, open_clip, Meta's code), and comparisons with them."""

@@ -1,0 +1,36 @@
+"""`python -m jaxface.report RUN... [--out report.html]`: one self-contained HTML page that compares runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxface.cli import parse
+from jaxface.errors import run_command
+from jaxface.report.page import write_report
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compares runs on one HTML page that needs no network.
+
+    Attributes:
+      runs: run folders.
+      out: the page to write.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    out: Path = Path("report.html")
+
+
+def main() -> None:
+    """The command."""
+    options = parse(Options, prog="python -m jaxface.report")
+    print(f"wrote {write_report(options.runs, options.out)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

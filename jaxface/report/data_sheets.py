@@ -1,0 +1,114 @@
+"""What is in a prepared set, for a person to see: a picture of its summary, and a page of training batches as the model gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxface.data.augment import Augment, resize
+from jaxface.data.images import Unreadable, decode, encode
+from jaxface.data.pipeline import Joined, train_batches
+from jaxface.data.records import open_records, read_summary
+from jaxface.data.sampling import replicas, sample_weights, shares, task_shares
+from jaxface.data.tasks import MISSING, get_task
+from jaxface.plots import COLOURS, WRONG, new_figure, styled, to_data_uri, to_png_bytes
+from jaxface.report.markup import Html, grid, page, section, table, tag
+
+TILE, COLUMNS, ROWS = 72, 16, 5
+"""Side in pixels of a face in the contact sheet, and how many there are."""
+
+
+def write_summary_picture(folder: Path) -> Path:
+    """Draws `summary.png` into a prepared folder: classes of each task, what was left out and why, random faces."""
+    path = folder / "summary.png"
+    path.write_bytes(to_png_bytes(_summary_figure(read_summary(folder), _contact_sheet(folder)), dpi=110))
+    return path
+
+
+@styled
+def _summary_figure(summary: dict[str, Any], faces: np.ndarray) -> Figure:
+    tasks = [task for task in summary["classes"] if any(sum(split["labels"][task]) for split in summary["splits"].values())]
+    whole, _ = new_figure(11, 7.4)
+    whole.clear()
+    top, bottom = whole.subfigures(2, height_ratios=[3, 4])
+    reasons = dict(list(summary["dropped"]["reasons"].items())[:8])
+    axes = top.subplots(1, len(tasks) + bool(reasons), squeeze=False)[0]
+    for place, task in zip(axes, tasks, strict=False):
+        classes, width = summary["classes"][task], 0.8 / len(summary["splits"])
+        for index, (split, colour) in enumerate(zip(summary["splits"], COLOURS, strict=False)):
+            place.bar(np.arange(len(classes)) + index * width, summary["splits"][split]["labels"][task], width, color=colour, label=split)
+        place.set_xticks(np.arange(len(classes)) + 0.4 - width / 2, classes, rotation=45, ha="right")
+        place.set_title(task)
+        place.grid(visible=False, axis="x")
+    top.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    if reasons:
+        axes[-1].barh([reason[:48] for reason in reasons], list(reasons.values()), color=WRONG)
+        axes[-1].invert_yaxis()
+        axes[-1].grid(visible=False, axis="y")
+        axes[-1].set_title(f"left out: {summary['dropped']['count']:,}")
+    place = bottom.subplots()
+    place.imshow(faces)
+    place.set_axis_off()
+    kept = ", ".join(f"{split['records']:,} {name}" for name, split in summary["splits"].items())
+    place.set_title(f"random faces of {summary['source']}: {kept}")
+    return whole
+
+
+def _contact_sheet(folder: Path) -> np.ndarray:
+    """Random faces of all splits in rows: uint8 [ROWS * TILE, COLUMNS * TILE, 3]."""
+    splits = [open_records(folder, split) for split in read_summary(folder)["splits"]]
+    sheet = np.full((ROWS, COLUMNS, TILE, TILE, 3), 255, np.uint8)
+    places = [(part, index) for part, records in enumerate(splits) for index in range(len(records))]
+    chosen = np.random.default_rng(0).permutation(len(places))[: ROWS * COLUMNS]
+    for tile, place in zip(sheet.reshape(-1, TILE, TILE, 3), chosen, strict=False):
+        part, index = places[place]
+        try:
+            tile[:] = resize(decode(splits[part][index]["image"]), TILE)
+        except Unreadable:
+            tile[:] = (192, 57, 43)
+    return sheet.swapaxes(1, 2).reshape(ROWS * TILE, COLUMNS * TILE, 3)
+
+
+def batch_page(folders: Sequence[str], tasks: Sequence[str], *, sampling: str, image_size: int, count: int, seed: int = 0) -> str:
+    """An HTML page of training images as the model gets them, with their labels, and of the classes before and after sampling.
+
+    Raises UserError if a folder is not a prepared one or has no training records.
+    """
+    labels = Joined(folders, "train", tasks).labels
+    options = {"image_size": image_size, "batch_size": count, "seed": seed, "augment": Augment(), "sampling": sampling}
+    batch = next(train_batches(folders, tasks, **options))
+    pictures = [_picture(batch, row) for row in range(count)]
+    lead = f"{len(next(iter(labels.values()))):,} training records of {', '.join(folders)}, drawn by {sampling} sampling"
+    parts = [("batch", "Batch", section("The first batch", grid(pictures, "cards"), anchor="batch"))]
+    parts.append(("classes", "Classes", section("Classes before and after balanced sampling", *class_tables(labels), anchor="classes")))
+    return page("What the model sees", lead, parts)
+
+
+def _picture(batch: dict[str, Any], row: int) -> Html:
+    words = [get_task(task).classes[labels[row]] for task, labels in batch["labels"].items() if labels[row] != MISSING]
+    image = cv2.resize(batch["image"][row], (168, 168), interpolation=cv2.INTER_AREA)
+    source = to_data_uri(encode(image), "image/jpeg")
+    lines = [tag("li", word) for word in words or ["no label"]]
+    return tag("div", tag("img", src=source, alt=""), tag("ul", *lines), class_="face")
+
+
+def class_tables(labels: dict[str, np.ndarray]) -> list[Html]:
+    """The thesis's Table 3.2 for these labels: samples, their share, and that after balanced sampling, of each class and each task."""
+    classes = {task: get_task(task).num_classes for task in labels}
+    plain, weights = np.ones(len(next(iter(labels.values())))), sample_weights(labels, replicas(labels))
+    before, after = shares(labels, classes, plain), shares(labels, classes, weights)
+    tables = []
+    for task, values in labels.items():
+        counts = np.bincount(values[values != MISSING], minlength=classes[task])
+        if not counts.any():
+            continue
+        rows = zip(get_task(task).classes, counts, 100 * before[task], 100 * after[task], strict=True)
+        tables.append(table((task, "samples", "%", "weighted %"), [(name, int(n), f"{p:.2f}", f"{w:.2f}") for name, n, p, w in rows]))
+    carried, drawn = task_shares(labels, plain), task_shares(labels, weights)
+    rows = [(task, int((labels[task] != MISSING).sum()), f"{100 * carried[task]:.2f}", f"{100 * drawn[task]:.2f}") for task in labels]
+    return [*tables, table(("task", "samples", "%", "weighted %"), rows)]

@@ -1,0 +1,270 @@
+"""What a run is: typed values, checked once. A file in `configs/` holds one `config`; the command line changes single values of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import optax
+import tyro
+
+from jaxface.adapters.methods import AdapterOptions, Group, get_method
+from jaxface.cluster import ClusterOptions
+from jaxface.data.augment import Augment
+from jaxface.data.synthetic import DrawnSet
+from jaxface.data.tasks import get_task
+from jaxface.errors import UserError
+from jaxface.models.variants import get_variant
+from jaxface.objectives.balancing import get_balancer
+from jaxface.objectives.losses import get_loss
+
+RANDOM = "random"
+"""The word for weights that starts an encoder from random numbers."""
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which encoder.
+
+    Attributes:
+      weights: a checkpoint in any layout, or a run folder; the word "random" trains from nothing.
+      variant: the shape to start from random numbers; a checkpoint knows its own.
+      image_size: side in pixels of the input, 0 for the encoder's own.
+      remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
+      precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
+      base: what frozen kernels of the blocks and the pool rest in: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
+      attention: a kernel of `jaxface.kernels` by name, or `FILE.py:FUNCTION`; "auto" takes what suits the device and the shape.
+    """
+
+    weights: str | None = None
+    variant: str = "PE-Core-L14-336"
+    image_size: int = 0
+    remat: Literal["none", "products", "full"] = "products"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    base: Literal["full", "int8", "nf4"] = "full"
+    attention: str = "auto"
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """The classifiers: `deep` is dropout, linear, GELU, linear; otherwise dropout and one linear (thesis, section 3.4.1)."""
+
+    deep: bool = True
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the images come from.
+
+    Attributes:
+      sets: folders written by `jaxface.prepare`.
+      drawn: drawn faces instead, where no set is named.
+      sampling: "shuffle", or "balanced": rare classes oftener (thesis, section 3.2).
+      augment: flip, color jitter, affine, erasing on training images.
+      changes: how strong those are, and how many of RandAugment's operations come before them.
+      workers: processes that decode and augment; 0 does it in threads of this one.
+      cache_features: encode each image once where no later pass could see other features: the encoder is frozen (LP) and nothing
+        augments. With augmentation every epoch has other pixels, and the encoder runs on each of them.
+    """
+
+    sets: tuple[str, ...] = ()
+    drawn: Annotated[DrawnSet | None, tyro.conf.Fixed] = None
+    sampling: Literal["shuffle", "balanced"] = "balanced"
+    augment: bool = True
+    changes: Augment = field(default_factory=Augment)
+    workers: int = 0
+    cache_features: bool = True
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """How the encoder is adapted: a name of `jaxface.adapters.methods`, and what it may be told."""
+
+    name: str = "dora"
+    options: AdapterOptions = field(default_factory=AdapterOptions)
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """AdamW's settings; the defaults are the thesis's (section 3.3).
+
+    Attributes:
+      backbone: learning rate of what trains in the blocks.
+      pool: learning rate of what trains in the attention pool.
+      head: learning rate of the heads, their batch norms and the loss balancer.
+      plus_ratio: LoRA+'s lambda: B takes this times A's rate.
+      weight_decay: decoupled; parameters of one axis (norms, biases, magnitudes) are not decayed where `decay_vectors` is off.
+      decay_vectors: decay one-axis parameters too, as torch's AdamW does by default.
+      plateau_factor: the rates are multiplied by this when the plateau lasts.
+      plateau_patience: epochs without a better validation loss before that.
+      early_stop: epochs without improvement before training ends.
+      warmup_steps: linear rise of all rates from zero.
+      clip_norm: gradients are scaled down to this global norm; 0 leaves them.
+      cosine: lower the rates along a half cosine to zero at the last step, instead of on plateaus.
+      average: decay of a moving average of what trains, which is validated, kept and tested in its place; 0 for none.
+    """
+
+    backbone: float = 1e-5
+    pool: float = 1e-4
+    head: float = 1e-4
+    plus_ratio: float = 6.0
+    weight_decay: float = 0.01
+    decay_vectors: bool = True
+    plateau_factor: float = 0.1
+    plateau_patience: int = 5
+    early_stop: int = 10
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    cosine: bool = False
+    average: float = 0.0
+
+    def rate(self, group: Group) -> float:
+        """The learning rate of a group. Raises UserError for an unknown rate name."""
+        if group.rate not in ("backbone", "pool", "head"):
+            raise UserError(f"group {group.pattern!r} asks for the learning rate {group.rate!r}; known: backbone, pool, head")
+        return getattr(self, group.rate) * (self.plus_ratio if group.plus else 1.0)
+
+    def schedule(self, total_steps: int) -> optax.Schedule:
+        """The factor on all rates at a step, without the plateau's. Raises UserError for a warm-up that leaves no step to the cosine."""
+        if self.cosine:
+            if self.warmup_steps >= total_steps:
+                raise UserError(f"optimizer.warmup_steps {self.warmup_steps}: expected fewer than the run's {total_steps} steps")
+            return optax.warmup_cosine_decay_schedule(0.0 if self.warmup_steps else 1.0, 1.0, self.warmup_steps, total_steps)
+        return optax.linear_schedule(0.0, 1.0, self.warmup_steps) if self.warmup_steps else optax.constant_schedule(1.0)
+
+    def factor_at(self, step: int, total_steps: int) -> float:
+        """The factor of `schedule` at a step, without a device."""
+        rise = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        if not self.cosine or step < self.warmup_steps:
+            return rise
+        share = min(1.0, (step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1))
+        return 0.5 * (1 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Attributes:
+      name: of the run folder below `out`.
+      out: folder of run folders.
+      tasks: what is predicted.
+      losses: of single tasks, where not cross_entropy: coral (ordinal regression), soft (labels smeared over neighbours).
+      balancing: how the losses of several tasks become one: uw, ema, dwa, gradnorm, fixed.
+      batch_size: over all devices of all hosts; "auto" takes the largest that fits into their memory.
+      accumulate: pieces that a device's part of the batch is computed in, where memory is short.
+      epochs: at most.
+      seed: of everything that is drawn at random.
+      checkpoint_minutes: time between two saves of the latest state; it is saved at every epoch's end as well.
+      log_every: steps between two lines of metrics.
+      before: test the starting model, too (for a run that starts from another run's heads).
+      pixels: measure a linear model on pixels for comparison.
+      report: write `report.html` at the end.
+      bad_steps: steps in a row without a finite loss and gradient that end the run; each is skipped.
+      cluster: several processes.
+      seeds: one run for each in place of `seed`, in a folder of its own below this one's.
+      grid: one run for each combination, as in `balancing=uw,ema optimizer.backbone=1e-5,1e-4`: an option of this list and its values.
+      after: the run that this one starts from; made first if it is not there.
+    """
+
+    name: str = "run"
+    out: str = "runs"
+    tasks: tuple[str, ...] = ("age", "gender", "emotion")
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    method: MethodOptions = field(default_factory=MethodOptions)
+    head: HeadOptions = field(default_factory=HeadOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    losses: dict[str, str] = field(default_factory=dict)
+    balancing: str = "uw"
+    batch_size: int | Literal["auto"] = 128
+    accumulate: int = 1
+    epochs: int = 100
+    seed: int = 0
+    checkpoint_minutes: float = 10.0
+    log_every: int = 10
+    before: bool = False
+    pixels: bool = False
+    report: bool = False
+    bad_steps: int = 5
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    seeds: tuple[int, ...] = ()
+    grid: tuple[str, ...] = ()
+    after: Annotated[Any, tyro.conf.Suppress] = None
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            get_task(task)
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"tasks {' '.join(self.tasks) or '(none)'}: name at least one, each once")
+        get_method(self.method.name)
+        get_variant(self.encoder.variant)
+        get_balancer(self.balancing)
+        for task, name in self.losses.items():
+            get_loss(name)
+            if task not in self.tasks:
+                raise UserError(f"losses {task} {name}: the run has no task {task}, only {' '.join(self.tasks)}")
+        if self.batch_size != "auto":
+            _positive(self, "batch_size")
+        _positive(self, "epochs", "log_every", "accumulate", "bad_steps")
+        _positive(self.optimizer, "backbone", "pool", "head", "plus_ratio")
+        if not 0 <= self.optimizer.average < 1:
+            raise UserError(f"optimizer.average {self.optimizer.average}: expected at least 0 and below 1")
+        if not 0 <= self.head.dropout < 1:
+            raise UserError(f"head.dropout {self.head.dropout}: expected at least 0 and below 1")
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out) / self.name
+
+
+def _positive(options: Any, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) <= 0:
+            raise UserError(f"{name} {getattr(options, name)}: expected more than 0")
+
+
+def load_config(path: str | Path) -> Config:
+    """The value `config` of a Python file. Raises UserError if there is no such file or no such value in it."""
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise UserError(f"no configuration {path}" + (f"; in {path.parent}: {', '.join(Path(p).name for p in known)}" if known else ""))
+    spec = importlib.util.spec_from_file_location(f"jaxface_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: expected a value `config = Config(...)`, got {type(config).__name__}")
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names under which two configurations differ."""
+    names = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            names += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            names.append(f"{prefix}{key}")
+    return names

@@ -1,0 +1,128 @@
+"""What a model costs: parameters of every part, and FLOPs of one image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.extend.core
+import numpy as np
+from flax import nnx
+
+from jaxface.adapters.methods import merge
+from jaxface.models.encoder import Encoder
+from jaxface.models.tree import Structure, flatten
+from jaxface.models.variants import EncoderConfig, TextConfig
+from jaxface.runs.model import Parts
+
+
+def size(arrays: Mapping[str, Any]) -> int:
+    """The number of values in the arrays."""
+    return sum(math.prod(leaf.shape) for leaf in arrays.values())
+
+
+def parameters_of(arrays: Mapping[str, Any], structure: Structure) -> dict[str, Any]:
+    """The arrays that are parameters: no running statistics and no constants."""
+    return {name: leaf for name, leaf in arrays.items() if issubclass(structure.kinds[name], nnx.Param)}
+
+
+def count(module: Any) -> int:
+    """The number of parameters of a module (of arrays or of shapes)."""
+    return size(parameters_of(*flatten(module)))
+
+
+def encoder_parts(encoder: Encoder) -> dict[str, int]:
+    """Parameters of an encoder and of its parts: vision tower, one block, pool, projection."""
+    parts = {"vision tower": count(encoder), "block": sum(map(count, encoder.stages)) // encoder.config.depth}
+    if encoder.pool is not None:
+        parts["attention pool"] = count(encoder.pool)
+    if encoder.projection is not None:
+        parts["projection"] = count(encoder.projection)
+    return parts
+
+
+def model_counts(parts: Parts, balance: int) -> dict[str, int]:
+    """Parameters of an adapted classifier: trained, total, merged (what can be merged is), and at inference (without the balancer's).
+
+    `without gradient` are those of the trained ones that nothing depends on: the shared update of task-specific kernels.
+
+    Args:
+      balance: parameters of the loss balancer, which train and are thrown away.
+    """
+    model = parts.structure.build(parts.frozen, parts.statistics, parts.trained)
+    inference = count(jax.eval_shape(merge, model.encoder)) + count(model.heads)
+    unused = {name: leaf for name, leaf in parts.trained.items() if ".shared_" in name}
+    return {
+        "trained": size(parts.trained) + balance,
+        "without gradient": size(unused),
+        "total": count(model) + balance,
+        "merged": inference + balance,
+        "inference": inference,
+    }
+
+
+THESIS_COUNTS = {
+    ("lp", 1): {"trained": 1_058_825},
+    ("ap", 1): {"trained": 13_656_073},
+    ("ft4", 1): {"trained": 64_040_969},
+    ("dora", 3): {"trained": 29_352_981, "total": 346_504_213, "merged": 320_324_629},
+    ("mtlora", 3): {"trained": 36_730_901, "total": 354_093_077, "merged": 329_763_861},
+}
+"""The thesis's figures for PE-Core-L14-336 by method and number of tasks (age alone, or all three)."""
+
+THESIS_GFLOPS = {"vision": 352.18, "zero-shot": 699.76, "mtlora": 368.01}
+"""The thesis's printed GFLOPs of one 336 x 336 image; they leave the attention's products out."""
+
+PROMPTS = 18
+"""Prompts of the thesis's zero-shot model: one a class."""
+
+
+def encoder_flops(c: EncoderConfig, image_size: int | None = None) -> dict[str, float]:
+    """FLOPs (2 x multiply-adds) of one square image: linear layers and convolution, and the attention's score and value products."""
+    grid = (image_size or c.image_size) // c.patch
+    n = grid * grid + c.class_token
+    d = c.width
+    linear = 2 * grid * grid * c.patch**2 * 3 * d + c.depth * 2 * n * (4 * d * d + 2 * d * c.mlp_width)
+    attention = c.depth * 4 * n * n * d
+    if c.pool:
+        linear += 2 * (n * 2 * d * d + 2 * d * d + 8 * d * d)
+        attention += 4 * n * d
+    linear += 2 * d * (c.output or 0) * (1 if c.pool else n)
+    return {"linear": float(linear), "attention": float(attention)}
+
+
+def text_flops(c: TextConfig, prompts: int = 1) -> dict[str, float]:
+    """FLOPs of encoding that many prompts with the text tower."""
+    linear = c.depth * 2 * c.context * 12 * c.width**2 + 2 * c.width * c.output
+    return {"linear": float(prompts * linear), "attention": float(prompts * c.depth * 4 * c.context**2 * c.width)}
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """FLOPs (2 x multiply-adds) of all matrix products in a function of arrays or shapes: nothing runs, and a scan counts every turn."""
+    return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += turns * sum(map(_products, jax.extend.core.jaxprs_in_params(equation.params)))
+    return total
+
+
+def run_costs(model: Any, trained: int, image_size: int) -> dict[str, dict[str, float]]:
+    """What a run's merged classifier costs: parameters trained and at inference, GFLOPs of one image, all products counted.
+
+    `linear` leaves attention's score and value products out, as the thesis does; not told for a model with parts per task.
+    """
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    gflops = {"all products": count_flops(lambda model, image: model(image), model, image) / 1e9}
+    if len(model.encoder.stages) == 1:
+        gflops["linear"] = gflops["all products"] - encoder_flops(model.encoder.config, image_size)["attention"] / 1e9
+    return {"parameters": {"trained": trained, "inference": count(model)}, "gflops": gflops}

@@ -1,0 +1,164 @@
+"""Tests a run's model on prepared data: answers, temperatures, figures, pictures, into a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from jaxface.errors import UserError
+from jaxface.evaluation.groups import read_groups, with_groups
+from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.results import Json, hardest_of, score
+from jaxface.files import aside, write_json
+from jaxface.models.heads import Classifier
+from jaxface.runs.config import RANDOM
+from jaxface.runs.costs import run_costs
+from jaxface.runs.inference import predict_all
+from jaxface.runs.predictions import read_predictions, write_predictions
+from jaxface.runs.temperatures import read_temperatures, write_temperatures
+from jaxface.runs.trained import Trained, load_trained
+
+VALIDATION = "validation"
+
+
+def answer(
+    trained: Trained, model: Classifier, sets: Sequence[str], split: str, *, batch_size: int, features: bool, title: str
+) -> Predictions:
+    """A model's answers on a split of prepared sets. Raises UserError if none of them has it."""
+    import jax
+
+    from jaxface.data.pipeline import count_records, eval_batches
+    from jaxface.devices import replicate
+    from jaxface.models.tree import flatten
+    from jaxface.runs.inference import make_predict
+
+    total = count_records(sets, split)
+    devices = jax.local_device_count()
+    size = -(-min(batch_size, total) // devices) * devices
+    batches = eval_batches(sets, split, trained.config.tasks, image_size=trained.image_size, batch_size=size)
+    arrays, structure = flatten(model)
+    return predict_all(
+        make_predict(structure), replicate(arrays), batches, trained.config.tasks, title=title, total=total, keep_features=features
+    )
+
+
+def test_split(sets: Sequence[str]) -> str:
+    """`test`, or `validation` for sets without one."""
+    from jaxface.data.pipeline import count_records
+
+    return "test" if count_records(sets, "test", missing_ok=True) else VALIDATION
+
+
+def evaluate_run(
+    folder: Path,
+    sets: Sequence[str] = (),
+    split: str | None = None,
+    *,
+    out: Path | None = None,
+    batch_size: int = 64,
+    features: bool = False,
+    groups: Sequence[Path] = (),
+) -> tuple[Predictions, Json]:
+    """Runs the model, writes `predictions.parquet` and what `write_scores` writes, and fits temperatures on the run's validation records.
+
+    Args:
+      folder: a run folder.
+      sets: prepared folders; the run's own if none is named.
+      split: of them; `test` where they have one.
+      out: the folder to write into; the run's if None.
+      batch_size: over all local devices.
+      features: keep the encoder's output with the answers, and in `features_before.parquet` that of the model that training started from.
+      groups: further columns of groups (see `read_groups`).
+
+    Returns:
+      the answers and the figures.
+
+    Raises UserError for a folder that holds no trained model, or sets that do not hold the split.
+    """
+    from jaxface.runs.data import prepared_sets
+    from jaxface.runs.model import make_parts
+
+    out = out or folder
+    columns = [read_groups(path) for path in groups]
+    trained = load_trained(folder)
+    own = prepared_sets(trained.config)
+    sets = tuple(map(str, sets)) or own
+    split = split or test_split(sets)
+    options: dict[str, Any] = {"batch_size": batch_size, "features": features}
+    model = trained.merged()
+    about = {"run": trained.config.name, "sets": list(sets), "split": split, "model": trained.digest}
+    predictions = replace(answer(trained, model, sets, split, title=split, **options), about=about)
+    for name, column in columns:
+        predictions = with_groups(predictions, name, column)
+    if split != VALIDATION:
+        try:
+            validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
+            write_temperatures(folder, validation, trained.digest)
+        except UserError as error:  # the run may have been trained elsewhere
+            print(f"confidence is not calibrated: {error}", file=sys.stderr)
+    write_predictions(out / "predictions.parquet", predictions)
+    write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
+    write_json(out / "summary.json", run_costs(model, _trained_size(folder), trained.image_size))
+    if features and trained.config.encoder.weights not in (None, RANDOM):
+        start = answer(trained, make_parts(trained.config).build(), sets, split, title="before training", **options)
+        write_predictions(out / "features_before.parquet", replace(start, about=about))
+    return predictions, write_scores(out, predictions, read_temperatures(folder, trained.digest))
+
+
+def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Predictions, size: int) -> None:
+    """Images of each task's hardest records, uint8 [K, size, size, 3], for the report."""
+    from jaxface.data.augment import resize
+    from jaxface.data.images import decode
+    from jaxface.data.pipeline import Joined
+
+    names = {record for task in predictions.tasks for _, record, *_ in hardest_of(predictions, task)}
+    records = Joined(sets, split, ())
+    found = {}
+    for index in range(len(records)) if names else ():
+        record = records[index]
+        if record["id"] in names:
+            found[record["id"]] = resize(decode(record["image"]), size)
+    images = np.stack(list(found.values())) if found else np.zeros((0, size, size, 3), np.uint8)
+    with aside(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, id=np.array(list(found), str), image=images)
+
+
+def _trained_size(folder: Path) -> int:
+    """The number of values that a run has trained, batch statistics left out."""
+    with safe_open(folder / "best" / "trained.safetensors", "numpy") as file:
+        names = [name for name in file.keys() if not name.endswith((".norm.mean", ".norm.variance"))]  # noqa: SIM118 (no mapping)
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+
+
+def evaluate_again(folder: Path, groups: Sequence[Path] = ()) -> tuple[Predictions, Json]:
+    """The figures of a folder's `predictions.parquet`, without the model. Raises UserError if there is none."""
+    predictions = read_predictions(folder / "predictions.parquet")
+    for name, column in map(read_groups, groups):
+        predictions = with_groups(predictions, name, column)
+    if groups:
+        write_predictions(folder / "predictions.parquet", predictions)
+    return predictions, write_scores(folder, predictions, read_temperatures(folder, predictions.about.get("model")))
+
+
+def write_scores(folder: Path, predictions: Predictions, temperatures: dict[str, float]) -> Json:
+    """Writes `evaluation.json` and returns the figures that it holds."""
+    scores = score(predictions, temperatures)
+    write_json(folder / "evaluation.json", scores)
+    return scores
+
+
+def read_scores(folder: Path) -> Json:
+    """What `write_scores` wrote. Raises UserError if it is not there or not whole."""
+    path = folder / "evaluation.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); `python -m jaxface.evaluate {folder}` writes it") from None

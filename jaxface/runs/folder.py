@@ -1,0 +1,163 @@
+"""A finished or running training as its folder holds it, for whoever looks at it later."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxface.data.tasks import TASKS, Task
+from jaxface.errors import UserError
+from jaxface.evaluation.predictions import Predictions
+from jaxface.runs.predictions import read_predictions
+from jaxface.runs.temperatures import read_temperatures
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's content; what the folder does not hold is empty or None.
+
+    Attributes:
+      path: the folder.
+      config: `config.json`.
+      rows: `metrics.jsonl`, one mapping a line, in the order of steps; of a step that was logged twice (a resumed run), the later.
+      predictions: the trained model's answers on the test split.
+      before: those of the model that training started from.
+      start: the same with its features, where `jaxface.evaluate --features` ran.
+      baselines: per baseline and task an accuracy: `majority`, `pixels`.
+      summary: counts of parameters and operations.
+      faces: test images by record id, uint8 `[H, W, 3]`.
+      hardest: images of the hardest test records, likewise.
+      temperatures: per task, that calibrate the answers.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    predictions: Predictions | None
+    before: Predictions | None
+    start: Predictions | None
+    baselines: Mapping[str, Mapping[str, float]]
+    summary: Mapping[str, Any]
+    faces: Mapping[str, np.ndarray]
+    hardest: Mapping[str, np.ndarray]
+    temperatures: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The configuration's name, else the folder's."""
+        return str(self.config.get("name") or self.path.resolve().name)
+
+    def option(self, key: str, default: Any = None) -> Any:
+        """A value of the nested configuration by its dotted key."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """The run's tasks: as the predictions describe them, else the known ones that the configuration names."""
+        if self.predictions is not None:
+            return self.predictions.tasks
+        names = self.config.get("tasks") or ()
+        return tuple(TASKS[name] for name in names if isinstance(name, str) and name in TASKS)
+
+    def last(self, split: str) -> Row:
+        """The last row of a split; empty if there is none."""
+        return next((row for row in reversed(self.rows) if row.get("split") == split), {})
+
+    def series(self, split: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and finite values of one key over training, each `[N]`."""
+        points = [(row["step"], row[key]) for row in self.rows if row.get("split") == split and isinstance(row.get(key), int | float)]
+        steps, values = np.asarray(points, np.float64).reshape(-1, 2).T
+        finite = np.isfinite(values)
+        return steps[finite], values[finite]
+
+    def summed(self, split: str, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and the sum of several keys `[N]`, where a row has them all."""
+        parts = [dict(zip(*(part.tolist() for part in self.series(split, key)), strict=True)) for key in keys]
+        steps = [step for step in parts[0] if all(step in part for part in parts)] if parts else []
+        return np.asarray(steps, np.float64), np.asarray([sum(part[step] for part in parts) for step in steps], np.float64)
+
+
+def read_run(path: Path | str) -> Run:
+    """Reads a run folder. Raises UserError if it is none, or names the file and line that cannot be read."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder" if not path.exists() else f"{path}: a file, expected a run folder")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: not a run folder (it holds no config.json); give the folder that `python -m jaxface.train` wrote")
+    return Run(
+        path=path,
+        config=_read_json(path / "config.json"),
+        rows=_if_there(path / "metrics.jsonl", read_metrics, ()),
+        predictions=_if_there(path / "predictions.parquet", read_predictions, None),
+        before=_if_there(path / "predictions_before.parquet", read_predictions, None),
+        start=_if_there(path / "features_before.parquet", read_predictions, None),
+        baselines=_if_there(path / "baselines.json", _read_json, {}),
+        summary=_if_there(path / "summary.json", _read_json, {}),
+        faces=_if_there(path / "faces.npz", _read_faces, {}),
+        hardest=_if_there(path / "hardest.npz", _read_faces, {}),
+        temperatures=read_temperatures(path),
+    )
+
+
+def read_metrics(path: Path | str) -> tuple[Row, ...]:
+    """Reads `metrics.jsonl`, ordered by step; of rows with the same split and step the last one counts.
+
+    A last line without its line feed that does not parse is what a killed run leaves, and is ignored.
+
+    Raises:
+      UserError: with file and line, for any other line that is not a JSON object with `step` and `split`.
+    """
+    *lines, unfinished = Path(path).read_bytes().split(b"\n")
+    rows: dict[tuple[str, float], Row] = {}
+    for number, line in enumerate([*lines, unfinished], start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            key = (row["split"], float(row["step"]))
+        except (ValueError, TypeError, KeyError):
+            if number > len(lines):
+                break
+            raise UserError(f"{path}:{number}: not a JSON object with `step` and `split`; mend or delete the line") from None
+        rows.pop(key, None)
+        rows[key] = row
+    return tuple(sorted(rows.values(), key=lambda row: row["step"]))
+
+
+def _if_there(path: Path, read: Callable[[Path], Any], otherwise: Any) -> Any:
+    return read(path) if path.exists() else otherwise
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_faces(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ids, images = arrays["id"], arrays["image"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not readable as arrays `id` and `image` ({error})") from None
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or ids.shape != images.shape[:1]:
+        raise UserError(f"{path}: got id {ids.shape} and image {images.dtype} {images.shape}, expected [K] and uint8 [K, H, W, 3]")
+    return {str(name): image for name, image in zip(ids, images, strict=True)}

@@ -1,0 +1,41 @@
+"""Several runs from one configuration: one for each seed and each point of a grid."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+
+import tyro
+
+from jaxface.cli import parse
+from jaxface.errors import UserError
+from jaxface.runs.config import Config
+
+
+def members(config: Config) -> list[Config]:
+    """The runs that a configuration stands for, each in a folder of its own below the configuration's; itself where it has no sweep.
+
+    A point of the grid is what its options would make of the command line: `method.name=lp,dora` gives two, and values of several words
+    are written with blanks, `tasks=age,age gender`.
+
+    Raises UserError for a grid that cannot be read, or an option or value that the command line would refuse.
+    """
+    axes = [_axis(word) for word in config.grid] + ([[("seed", str(seed)) for seed in config.seeds]] if config.seeds else [])
+    if not axes:
+        return [config]
+    alone = replace(config, seeds=(), grid=())
+    return [_member(alone, point) for point in itertools.product(*axes)]
+
+
+def _axis(word: str) -> list[tuple[str, str]]:
+    option, equals, values = word.partition("=")
+    if not (option and equals and all(values.split(","))):
+        raise UserError(f"grid {word!r}: expected OPTION=VALUE,VALUE..., as in balancing=uw,ema")
+    return [(option, value) for value in values.split(",")]
+
+
+def _member(config: Config, point: tuple[tuple[str, str], ...]) -> Config:
+    name = ",".join(re.sub(r"[^\w.=+-]+", "-", f"{option}={value}") for option, value in point)
+    words = [word for option, value in point for word in (f"--{option}", *value.split())]
+    return parse(tyro.conf.FlagConversionOff[Config], args=words, default=replace(config, name=f"{config.name}/{name}"))

@@ -1,0 +1,37 @@
+"""The temperatures that a run folder keeps: fitted on validation records, they make confidence mean what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jaxface.errors import UserError
+from jaxface.evaluation.calibration import fit_temperatures
+from jaxface.evaluation.predictions import Predictions
+from jaxface.files import write_json
+
+FILE = "calibration.json"
+"""Where a run folder keeps its temperatures."""
+
+
+def write_temperatures(folder: Path, validation: Predictions, model: str) -> dict[str, float]:
+    """Fits temperatures on validation records and keeps them in the run folder, with the name of the model that they belong to."""
+    temperatures = fit_temperatures(validation)
+    write_json(folder / FILE, {"temperature": temperatures, "records": len(validation), "model": model})
+    return temperatures
+
+
+def read_temperatures(folder: Path, model: str | None = None) -> dict[str, float]:
+    """The temperatures of a run folder; none if it has no file of them, or one that was fitted on another `model`.
+
+    Raises UserError for a file that is not what `write_temperatures` writes.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        temperatures = {str(task): float(value) for task, value in content["temperature"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: not a file of temperatures ({error}); `python -m jaxface.evaluate {folder}` writes it") from None
+    return {} if model is not None and content.get("model") != model else temperatures

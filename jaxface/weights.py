@@ -1,0 +1,99 @@
+"""Models from checkpoints and back: any layout that `weights_convert` knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxface.errors import UserError
+from jaxface.models.clip import Clip
+from jaxface.models.encoder import Encoder, join_stages
+from jaxface.models.tree import arrays_of, flatten
+from jaxface.models.variants import EncoderConfig
+from weights_convert.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from weights_convert.tensor_files import NotFinite, contiguous, finite
+from weights_convert.towers import Heads, Towers
+
+
+def load_encoder(
+    path: str | Path,
+    *,
+    dtype: Any = None,
+    config: EncoderConfig | str | None = None,
+    heads: Heads | None = None,
+    remat: str = "none",
+) -> Encoder:
+    """A vision tower from a checkpoint in any layout. No random weights are made first.
+
+    Args:
+      path: a safetensors or torch file.
+      dtype: of its arrays and of its activations; None is float32, whatever the file has.
+      config: what the checkpoint must be; None reads it off the tensors.
+      heads: head counts, for a width that is none of the family's.
+      remat: see `Encoder`.
+
+    Raises UserError naming what is missing, too much or misshapen.
+    """
+    checkpoint = read_checkpoint(path, config=config, heads=heads)
+    vision = checkpoint.towers.vision
+    dtype = dtype or jnp.float32
+    return _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat, dtype=dtype), checkpoint, "visual.", dtype)
+
+
+def load_clip(path: str | Path, *, dtype: Any = None, config: Towers | str | None = None, heads: Heads | None = None) -> Clip:
+    """Both towers from a checkpoint; see `load_encoder`. Raises UserError if it has no text tower."""
+    checkpoint = read_checkpoint(path, config=config, heads=heads)
+    vision, text = checkpoint.towers.vision, checkpoint.towers.text
+    if text is None:
+        raise UserError(f"{path}: holds a vision tower alone; expected a text tower beside it")
+    dtype = dtype or jnp.float32
+    clip = _fill(lambda: Clip(vision, text, rngs=nnx.Rngs(0)), checkpoint, "", dtype)
+    clip.visual.dtype = dtype
+    return clip
+
+
+def save_weights(model: Encoder | Clip, path: str | Path, *, layout: str = "jaxface", dtype: Any = None) -> None:
+    """Writes an encoder or both towers as a checkpoint; adapters must be merged. Raises UserError if it cannot be written."""
+    clip = isinstance(model, Clip)
+    encoder = model.visual if clip else model
+    arrays = {f"visual.{name}": array for name, array in arrays_of(encoder).items() if not name.startswith("stages.")}
+    arrays |= {f"visual.blocks.{name}": array for name, array in arrays_of(join_stages(encoder)).items()}
+    if clip:
+        arrays |= {name: array for name, array in arrays_of(model).items() if not name.startswith("visual.")}
+    tensors: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        values = np.asarray(array)
+        numbered = re.sub(r"^(\w+\.blocks)\.", r"\1.{i}.", name)
+        tensors |= {numbered.format(i=i): part for i, part in enumerate(values)} if numbered != name else {name: values}
+    write_checkpoint(path, Towers(encoder.config, model.text.config if clip else None), tensors, layout=layout, dtype=dtype)
+
+
+def _fill(make: Callable[[], Any], checkpoint: Checkpoint, prefix: str, dtype: Any) -> Any:
+    """The module that `make` describes, with the checkpoint's tensors for arrays."""
+    shapes, structure = flatten(nnx.eval_shape(make))
+    try:
+        arrays = {name: _array(prefix + name, tuple(leaf.shape), checkpoint, dtype) for name, leaf in shapes.items()}
+    except NotFinite:
+        raise checkpoint.not_finite() from None
+    return structure.build(arrays)
+
+
+def _array(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: Any) -> jax.Array:
+    """One array of the module: a tensor, or a stack of the blocks'."""
+    pattern = re.sub(r"\.(?:stages\.0|blocks)\.", ".blocks.{i}.", name)
+    result = np.empty(shape, dtype)
+    targets = {pattern.format(i=i): result[i] for i in range(shape[0])} if pattern != name else {name: result}
+    for source, target in targets.items():
+        values = contiguous(checkpoint.tensors[source])
+        if not finite(values):
+            raise NotFinite(source)
+        target[...] = values.reshape(target.shape)
+    checkpoint.file.release()
+    return jnp.asarray(result)

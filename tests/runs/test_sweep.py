@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from jaxface.errors import UserError
+from jaxface.runs.config import Config, MethodOptions, load_config
+from jaxface.runs.sweep import members
+
+CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "quickstart")
+
+
+def test_a_configuration_without_a_sweep_stands_for_itself():
+    config = Config(name="plain")
+    assert members(config) == [config]
+
+
+def test_each_point_and_seed_is_a_run_in_a_folder_of_its_own_with_typed_values():
+    config = Config(name="study", grid=("balancing=uw,ema", "optimizer.backbone=1e-5,1e-4", "data.augment=True,False"), seeds=(0, 3))
+    runs = members(config)
+    assert len({run.folder for run in runs}) == len(runs) == 16
+    assert {(r.balancing, r.optimizer.backbone, r.data.augment, r.seed) for r in runs} == {
+        (b, rate, augment, seed) for b in ("uw", "ema") for rate in (1e-5, 1e-4) for augment in (True, False) for seed in (0, 3)
+    }
+    assert runs[0].name == "study/balancing=uw,optimizer.backbone=1e-5,data.augment=True,seed=0"
+    assert all(not run.seeds and not run.grid for run in runs)
+
+
+def test_values_of_several_words_are_written_with_blanks():
+    runs = members(Config(name="x", method=MethodOptions("ap"), grid=("tasks=age,age gender",)))
+    assert [run.tasks for run in runs] == [("age",), ("age", "gender")]
+    assert [run.name for run in runs] == ["x/tasks=age", "x/tasks=age-gender"]
+    assert all(run.method.name == "ap" for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("balancing", "grid 'balancing': expected OPTION=VALUE,VALUE..., as in balancing=uw,ema"),
+        ("balancing=uw,", "expected OPTION=VALUE"),
+        ("balancing=uw,sum", "no loss balancer 'sum'"),
+        ("balansing=uw", "nrecognized options: --balansing"),
+        ("batch_size=many", "many"),
+    ],
+)
+def test_a_grid_that_cannot_be_read_is_one_line(word, message):
+    with pytest.raises(UserError) as caught:
+        members(Config(grid=(word,)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_named_after_its_file_and_stands_for_runs(path):
+    config = load_config(path)
+    assert config.name.replace("/", "_") == path.stem
+    assert f"--config configs/{path.name}" in path.read_text()  # its docstring says how to run it
+    assert members(config)
