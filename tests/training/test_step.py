@@ -155,7 +155,7 @@ STEPS = """
 import sys
 sys.path[:0] = ["tests", "tests/training"]
 from test_step import make, random_batch
-from jaxface.training.step import shard
+from jaxface.devices import shard
 step, state, frozen = make("ap", dropout=0.1)
 for k in range(10):
     state, metrics = step(state, frozen, shard(random_batch(16, seed=k)))
