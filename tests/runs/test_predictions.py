@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from jaxface.data.tasks import AGE, EMOTION, Task
 from jaxface.errors import UserError
-from jaxface.runs import predictions as module
 from jaxface.evaluation.metrics import summarize
 from jaxface.evaluation.predictions import Predictions
+from jaxface.runs import predictions as module
 from jaxface.runs.predictions import METADATA_KEY, read_predictions, write_predictions
 
 
