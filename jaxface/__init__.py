@@ -24,12 +24,17 @@ EXPORTS = {
 }
 """Where each public name is defined; imported when first asked for, so that `import jaxface` costs nothing."""
 
+MODULES = ("kernels",)
+"""The packages that are public as they are (`jaxface.kernels.check`), imported in the same way."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in EXPORTS:
         raise AttributeError(f"module 'jaxface' has no attribute {name!r}")
     return getattr(importlib.import_module(EXPORTS[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *EXPORTS])
+    return sorted([*globals(), *EXPORTS, *MODULES])

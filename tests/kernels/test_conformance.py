@@ -108,3 +108,9 @@ def test_a_kernel_in_a_file_of_ones_own_is_checked_from_the_command_line(tmp_pat
     assert "2 of 2 cases hold" in done.stdout
     with pytest.raises(UserError, match="has no function yours"):
         jaxface.kernels.check(f"{path}:yours")
+
+
+def test_the_check_is_reached_by_importing_jaxface_alone():
+    code = "import jaxface; print(jaxface.kernels.check.__name__, 'kernels' in dir(jaxface))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["check", "True"], done.stderr
