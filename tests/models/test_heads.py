@@ -1,0 +1,71 @@
+"""Heads: batch norm against torch's, and dropout that is drawn for the whole batch and for each task anew."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxface.models.heads import BatchNorm, Classifier, Training
+from jaxface.models.tree import arrays_of, flatten
+from jaxface.originals.reference import import_torch
+from tiny_encoder import TINY, tiny_encoder
+
+torch, *_ = import_torch()
+WIDTH = 6
+
+
+def batches():
+    """Batches of several sizes, their channels far from zero mean and unit variance."""
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(size, WIDTH)) * np.arange(1, WIDTH + 1) + 3).astype(np.float32) for size in (8, 4, 12)]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batch_norm_and_its_running_statistics_are_torchs_of_the_whole_batch(devices):
+    theirs, ours = torch.nn.BatchNorm1d(WIDTH), BatchNorm(WIDTH)
+    rng = np.random.default_rng(1)
+    for mine, parameter in ((ours.scale, theirs.weight), (ours.bias, theirs.bias)):
+        mine[...] = jnp.asarray(rng.normal(size=WIDTH), jnp.float32)
+        parameter.data = torch.from_numpy(np.array(mine[...]))
+    arrays, structure = flatten(ours)
+
+    def train(arrays, x):
+        norm = structure.build(arrays)
+        return norm(x, Training(jax.random.key(0), "devices")), arrays_of(norm)
+
+    for x in batches():
+        y, every = jax.vmap(train, (None, 0), axis_name="devices")(arrays, jnp.asarray(x.reshape(devices, -1, WIDTH)))
+        arrays = {name: leaf[0] for name, leaf in every.items()}
+        np.testing.assert_allclose(y.reshape(-1, WIDTH), theirs(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(arrays["mean"], theirs.running_mean, rtol=1e-5)
+        np.testing.assert_allclose(arrays["variance"], theirs.running_var, rtol=1e-5)
+    x = batches()[0]
+    np.testing.assert_allclose(
+        structure.build(arrays)(jnp.asarray(x), None), theirs.eval()(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+def dropped(axis_name=None):
+    """What dropout leaves of ones [B, D], by task: heads that give back their features."""
+    tasks = dict.fromkeys(("age", "gender"), TINY.features)
+    model = Classifier(tiny_encoder(), tasks, deep=False, batch_norm=False, dropout=0.4, rngs=nnx.Rngs(0))
+    for head in model.heads.values():
+        head.out.kernel = nnx.Param(jnp.eye(TINY.features))
+    return lambda features: model.classify(features, Training(jax.random.key(3), axis_name))
+
+
+def test_each_task_drops_out_values_of_its_own():
+    kept = dropped()(jnp.ones((50, TINY.features)))
+    age, gender = (np.asarray(kept[task]) for task in ("age", "gender"))
+    assert set(np.unique(age)) == {0, np.float32(1 / 0.6)}
+    both = ((age == 0) & (gender == 0)).mean()
+    assert both == pytest.approx(0.4**2, abs=0.04)  # drawn independently
+
+
+def test_a_sample_of_the_batch_keeps_its_mask_on_whichever_device_it_is():
+    features = jnp.ones((8, TINY.features))
+    whole = dropped()(features)
+    parts = jax.vmap(dropped("devices"), axis_name="devices")(features.reshape(4, 2, -1))
+    for task, kept in whole.items():
+        assert np.array_equal(parts[task].reshape(kept.shape), kept)
