@@ -14,6 +14,7 @@ import numpy as np
 from jaxface.prediction.predictor import Json, Predictor
 
 Request = tuple[Sequence[np.ndarray], Future[list[Json]]]
+Results = list[tuple[Mapping[str, Any], int]]
 
 
 class Batcher:
@@ -41,7 +42,7 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        computing: deque[tuple[Mapping[str, Any], list[Request]]] = deque()
+        computing: deque[tuple[Results, list[Request]]] = deque()
         open_ = True
         while open_ or computing:
             asked: list[Request] = []
@@ -55,32 +56,42 @@ class Batcher:
                 open_ = open_ and request is not None
             except queue.Empty:
                 pass
-            self._start(asked, computing)
+            if asked:
+                self._start(asked, computing)
             while computing and (len(computing) > 1 or not asked):
                 self._finish(*computing.popleft())
 
-    def _start(self, asked: list[Request], computing: deque[tuple[Mapping[str, Any], list[Request]]]) -> None:
+    def _start(self, asked: list[Request], computing: deque[tuple[Results, list[Request]]]) -> None:
         """Gives all crops to the device, in as many batches as they need; a caller gets all of its answers at once."""
-        pieces = [(crop, request) for request in asked for crop in request[0]]
+        asked = [request for request in asked if request[1].set_running_or_notify_cancel()]  # whose caller has gone is not answered
+        pieces = [crop for crops, _ in asked for crop in crops]
         size = self.predictor.batch_size
         parts = [pieces[start : start + size] for start in range(0, len(pieces), size)]
         try:
-            logits = [self.predictor.classify([crop for crop, _ in part]) for part in parts]
-        except Exception as error:
-            for _, future in asked:
-                future.set_exception(error)
-            return
-        if asked:
-            computing.append(([*zip(logits, map(len, parts), strict=True)], asked))
+            computing.append(([(self.predictor.classify(part), len(part)) for part in parts], asked))
             self.batches += len(parts)
             self.faces += len(pieces)
-
-    def _finish(self, results: Any, asked: list[Request]) -> None:
-        try:
-            left = iter([answer for logits, count in results for answer in self.predictor.answers(logits, count)])
-            for crops, future in asked:
-                future.set_result([next(left) for _ in crops])
         except Exception as error:
-            for _, future in asked:
-                if not future.done():
-                    future.set_exception(error)
+            self._alone(asked, error)
+
+    def _finish(self, results: Results, asked: list[Request]) -> None:
+        try:
+            answers = [answer for logits, count in results for answer in self.predictor.answers(logits, count)]
+        except Exception as error:
+            self._alone(asked, error)
+            return
+        left = iter(answers)
+        for crops, future in asked:
+            future.set_result([next(left) for _ in crops])
+
+    def _alone(self, asked: list[Request], error: Exception) -> None:
+        """After a failure each request is answered by itself, so that one caller's fault is not its neighbours'."""
+        for crops, future in asked:
+            try:
+                if len(asked) == 1:
+                    raise error
+                size = self.predictor.batch_size
+                parts = [crops[start : start + size] for start in range(0, len(crops), size)]
+                future.set_result([row for part in parts for row in self.predictor.answers(self.predictor.classify(part), len(part))])
+            except Exception as own:
+                future.set_exception(own)

@@ -14,12 +14,12 @@ import logging
 import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -33,10 +33,12 @@ from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
 try:
     import uvicorn
     from fastapi import FastAPI, Request
-    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from jaxface.prediction.connections import Server, protocol
 except ImportError as missing:
     raise UserError(f"the server needs {missing.name}: pip install 'jaxface[serve]'") from None
 
@@ -45,6 +47,11 @@ POLICY = (
     "default-src 'none'; img-src 'self' blob: data:; media-src blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'"
 )
+
+
+READ = ["GET", "HEAD"]
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine for itself."""
 
 
 class Refused(Exception):
@@ -80,16 +87,25 @@ class Service:
 
     Attributes:
       under_way: photos that are being received, read or classified.
-      answered: requests by status.
-      seconds: spent on those that were answered with 200.
+      registry: what `/metrics` tells.
     """
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor, self.limits = predictor, limits
-        self.under_way, self.seconds, self.started = 0, 0.0, time.time()
-        self.answered: Counter[int] = Counter()
+        self.under_way, started = 0, time.time()
         self.threads = ThreadPoolExecutor(thread_name_prefix="photo")
         self.batcher = Batcher(predictor)
+        self.registry = registry = CollectorRegistry()
+        self.answered = Counter("jaxface_requests", "Requests by the status of their answer.", ["status"], registry=registry)
+        self.seconds = Histogram("jaxface_answer_seconds", "Seconds to an answer with status 200.", registry=registry)
+        told = {
+            "jaxface_faces_total": ("Faces that the model has seen.", lambda: self.batcher.faces),
+            "jaxface_batches_total": ("Batches that the model has seen.", lambda: self.batcher.batches),
+            "jaxface_under_way": ("Photos that are being received, read or classified.", lambda: self.under_way),
+            "jaxface_uptime_seconds": ("Seconds since the start.", lambda: time.time() - started),
+        }
+        for name, (what, value) in told.items():
+            Gauge(name, what, registry=registry).set_function(value)
 
     def warm_up(self) -> None:
         """Compiles the program of every batch size before the first request."""
@@ -131,6 +147,10 @@ class Service:
             raise Refused(422, str(error)) from None
         except MemoryError:
             raise Refused(413, "the photo does not fit into memory") from None
+        except (Refused, UserError):
+            raise
+        except Exception as error:  # whatever a decoder raises is that photo's own
+            raise Refused(422, f"the photo cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
     def _check_size(self, image: Image.Image | None) -> None:
         if image is None:
@@ -156,21 +176,6 @@ class Service:
         finally:
             self.under_way -= 1
 
-    def metrics(self) -> str:
-        """Prometheus's text format."""
-        lines = ["# TYPE jaxface_requests_total counter"]
-        lines += [f'jaxface_requests_total{{status="{status}"}} {count}' for status, count in sorted(self.answered.items())]
-        values = {
-            "jaxface_answer_seconds_total": ("counter", self.seconds),
-            "jaxface_faces_total": ("counter", self.batcher.faces),
-            "jaxface_batches_total": ("counter", self.batcher.batches),
-            "jaxface_under_way": ("gauge", self.under_way),
-            "jaxface_uptime_seconds": ("gauge", time.time() - self.started),
-        }
-        for name, (kind, value) in values.items():
-            lines += [f"# TYPE {name} {kind}", f"{name} {value:.6g}"]
-        return "\n".join(lines) + "\n"
-
 
 def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
     """The application. Its programs are compiled when it starts."""
@@ -191,71 +196,89 @@ def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
         start, status = time.perf_counter(), 500
         try:
             answer = JSONResponse(await service.answer(request))
-            service.seconds += time.perf_counter() - start
+            service.seconds.observe(time.perf_counter() - start)
             status = 200
         except Refused as refused:
             answer, status = Refusal(refused, limits), refused.status
         except ClientDisconnect:
             answer, status = Response(status_code=499), 499  # nobody reads it
         finally:
-            service.answered[status] += 1
+            service.answered.labels(status).inc()
         return answer
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
 
-    @app.get("/health")
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)
+
+    @app.middleware("http")
+    async def addressed(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        refused = strange(request, limits)
+        return Refusal(Refused(403, refused), limits) if refused else await call_next(request)
+
+    @app.api_route("/health", methods=READ)
     async def health() -> Json:
         return {"status": "ok", **predictor.about()}
 
-    @app.get("/metrics")
-    async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(app.state.service.metrics())
+    @app.api_route("/metrics", methods=READ)
+    async def metrics() -> Response:
+        return Response(generate_latest(app.state.service.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/")
+    @app.api_route("/", methods=READ)
     async def index() -> HTMLResponse:
         return HTMLResponse(page, headers={"content-security-policy": POLICY, "x-content-type-options": "nosniff"})
 
     return app
 
 
-def protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP protocol, which also closes a connection that has not asked for anything after so many seconds."""
+def strange(request: Request, limits: Limits) -> str | None:
+    """Why a request is not answered that a page of another site may have sent, or None.
 
-    class Patient(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.loop.call_later(seconds, self._close_if_silent)
-
-        def _close_if_silent(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
-                self.transport.close()
-
-    return Patient
+    A browser lets any page send requests to this machine, and a site may point a name of its own at it (DNS rebinding).
+    """
+    host = request.headers.get("host", "")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
+    known = limits.hosts or (LOCAL if limits.host in LOCAL else ())
+    if known and name not in (*known, limits.host):
+        return f"host {host[:100]!r} is none of this server's names (--hosts NAME allows another)"
+    origin = request.headers.get("origin")
+    if request.method not in READ and origin is not None and urlsplit(origin).netloc != host:
+        return f"a page of {origin[:100]} may not send photos here"
+    return None
 
 
 def listen(limits: Limits) -> socket.socket:
     """The socket that the server listens on. Raises UserError if the address is taken or none of this machine's."""
+    if not limits.host:
+        raise UserError("--host: expected an address, such as 127.0.0.1 for this machine alone or 0.0.0.0 for every network")
     try:
-        listener = socket.create_server((limits.host, limits.port), backlog=256)
-    except OSError as error:
-        raise UserError(f"cannot listen on {limits.host}:{limits.port}: {error.strerror or error}") from None
+        family = socket.AF_INET6 if ":" in limits.host else socket.AF_INET
+        listener = socket.create_server((limits.host, limits.port), family=family, backlog=256)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(f"cannot listen on {limits.host}:{limits.port}: {getattr(error, 'strerror', None) or error}") from None
     return listener
 
 
 def serve(predictor: Predictor, limits: Limits) -> None:
     """Serves until it is told to stop (Ctrl-C, SIGTERM). Raises UserError if it cannot listen."""
     listener = listen(limits)
-    host, port = listener.getsockname()[:2]
+    port = listener.getsockname()[1]
     config = uvicorn.Config(
         make_app(predictor, limits),
         http=protocol(limits.upload_seconds),
         log_level="warning",
         limit_concurrency=limits.connections,
         timeout_keep_alive=max(1, round(limits.upload_seconds)),
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=round(limits.upload_seconds + limits.answer_seconds) + 1,
         server_header=False,
     )
+    host = f"[{limits.host}]" if ":" in limits.host else limits.host
     print(f"http://{host}:{port}  (Ctrl-C stops)", file=sys.stderr, flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])

@@ -16,9 +16,10 @@ import uvicorn
 from faces import write_photo
 
 from jaxface.errors import UserError
+from jaxface.prediction.connections import Server, protocol
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import Predictor
-from jaxface.prediction.server import listen, make_app, protocol
+from jaxface.prediction.server import listen, make_app
 
 PATIENCE = 120
 """Seconds that a client waits: no figure that is tested, but the end of a test that hangs."""
@@ -35,7 +36,7 @@ def port(predictor):
     """The port of a running server."""
     listener = listen(LIMITS)
     config = uvicorn.Config(make_app(predictor, LIMITS), http=protocol(LIMITS.upload_seconds), log_level="warning")
-    server = uvicorn.Server(config)
+    server = Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
@@ -113,13 +114,13 @@ def test_what_is_no_photo_is_refused_in_one_line(port, photo, body, status, says
 
 def test_a_length_that_is_declared_too_large_is_refused_before_the_photo_is_sent(port):
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
-        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\nx")
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\nx")
         assert b" 413 " in client.recv(1000).splitlines()[0]
 
 
 def test_a_client_that_sends_too_slowly_is_told_so(port):
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
-        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
         assert b" 408 " in client.recv(1000).splitlines()[0]
 
 
@@ -133,7 +134,7 @@ def test_clients_that_go_away_leave_nothing_behind(port, photo):
     data = photo.read_bytes()
     for cut in (0, 10, len(data) - 1, len(data)):
         with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
-            client.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:cut])
+            client.sendall(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:cut])
     while "jaxface_under_way 0" not in ask(port, None, "/metrics", "GET")[1]:
         time.sleep(0.05)
     assert ask(port, data)[0] == 200
@@ -143,7 +144,7 @@ def test_more_callers_than_are_allowed_are_told_to_come_again(port, photo):
     waiting = []
     for _ in range(LIMITS.waiting):
         client = socket.create_connection(("127.0.0.1", port), PATIENCE)
-        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
         waiting.append(client)
     while f"jaxface_under_way {LIMITS.waiting}" not in ask(port, None, "/metrics", "GET")[1]:
         time.sleep(0.02)
@@ -171,3 +172,55 @@ def test_health_metrics_and_the_page(port, predictor, photo):
 def test_an_address_that_is_taken_is_one_line(port):
     with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
         listen(Limits(port=port))
+
+
+def test_every_connection_that_the_system_has_accepted_is_answered_when_the_server_stops(predictor, photo):
+    listener = listen(LIMITS)
+    server = Server(uvicorn.Config(make_app(predictor, LIMITS), http=protocol(1.5), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    data, clients = photo.read_bytes(), []
+    server.should_exit = True
+    for _ in range(6):  # the server is told to stop while these come in
+        client = socket.create_connection(listener.getsockname(), PATIENCE)
+        client.sendall(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+        clients.append(client)
+    answers = [client.recv(100).splitlines()[0] for client in clients]
+    thread.join(PATIENCE)
+    assert answers == [b"HTTP/1.1 200 OK"] * 6
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("second", [b"", b"POST /pred"])
+def test_a_kept_connection_that_asks_for_nothing_more_is_closed(port, photo, second):
+    data = photo.read_bytes()
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+        client.sendall(f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+        assert client.recv(100_000).startswith(b"HTTP/1.1 200")
+        client.sendall(second)
+        while client.recv(100_000):
+            pass
+
+
+def test_a_page_of_another_site_reaches_no_server_of_this_machine(port, photo):
+    data = photo.read_bytes()
+    assert ask(port, data, Host="evil.example:80")[0] == 403
+    assert "none of this server's names" in ask(port, None, "/health", "GET", Host="evil.example")[1]["error"]
+    status, answer = ask(port, data, Origin="https://evil.example")
+    assert (status, "may not send photos" in answer["error"]) == (403, True)
+    assert ask(port, data, Origin=f"http://127.0.0.1:{port}")[0] == 200
+    assert ask(port, None, "/health", "GET", Host=f"localhost:{port}")[0] == 200
+
+
+def test_head_is_answered_where_get_is(port):
+    for path in ("/health", "/metrics", "/"):
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_an_empty_address_is_refused():
+    with pytest.raises(UserError, match="--host: expected an address"):
+        listen(Limits(host=""))
