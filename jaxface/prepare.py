@@ -117,6 +117,9 @@ def show(summary: dict[str, Any], out: Path, console: Console) -> None:
         print(f"left out {dropped['count']} images ({reasons}), all listed in {out / 'summary.json'}", file=sys.stderr)
     for between, count in summary["duplicates"]["between"].items():
         print(f"the same picture is in {between}: {count} times (listed in {out / 'summary.json'})", file=sys.stderr)
+    for between, names in summary.get("persons", {}).items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(f"the same person is in {between}: {', '.join(names[:3])}{more} (listed in {out / 'summary.json'})", file=sys.stderr)
 
 
 def main() -> None:

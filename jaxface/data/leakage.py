@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,16 @@ def find_leaks(shards: Mapping[str, Sequence[Shard]], against: Sequence[Path] = 
                 of = (str(folder or ""), other, _name(shards, folder, other, int(j)))
                 leaks.setdefault((split, int(i)), Leak(split, int(i), names[i], of))
     return list(leaks.values())
+
+
+def shared_persons(shards: Mapping[str, Sequence[Shard]]) -> dict[str, list[str]]:
+    """The persons who are in two splits of this set, `train and test`, in the order of their names."""
+    persons = {
+        split: {shard.records[position].person for shard in parts for position in shard.outcome["kept"]} - {""}
+        for split, parts in shards.items()
+    }
+    both = {f"{a} and {b}": sorted(persons[a] & persons[b]) for a, b in combinations(persons, 2)}
+    return {between: names for between, names in both.items() if names}
 
 
 def _others(own: Mapping[str, np.ndarray], split: str, against: Sequence[Path]) -> Iterator[tuple[Path | None, str, np.ndarray]]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxface.data.cropping import Cropping
-from jaxface.data.leakage import Leak, find_leaks, own_hashes, without
+from jaxface.data.leakage import Leak, find_leaks, own_hashes, shared_persons, without
 from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_hashes, read_summary
 from jaxface.data.shards import Shard, make_shards
 from jaxface.data.synthetic import DrawnSet
@@ -178,6 +178,7 @@ def _summary(shards: dict[str, list[Shard]], dropped: Sequence[tuple[str, str]],
             "between": dict(Counter(leak.between for leak in leaks).most_common()),
             "pairs": [dataclasses.asdict(leak) for leak in leaks],
         },
+        "persons": shared_persons(shards),
     }
 
 

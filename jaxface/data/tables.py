@@ -1,56 +1,141 @@
-"""What the sources' tables hold: rows with their place for messages, and cells as labels, boxes and paths."""
+"""The one reader of tables: CSV or Parquet, whose columns are matched by what they are called everywhere.
+
+Names match without regard to case, blanks and hyphens, and by the usual synonyms. Nothing is passed over in silence: what was read by
+another name and what was not read is said in one line; a name twice, or one that nearly is a known one, is refused.
+"""
 
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from jaxface.data.faces import Box
-from jaxface.data.records import SPLITS
-from jaxface.data.tasks import AGE, AGE_STARTS, TASKS, age_group, age_labels
 from jaxface.errors import UserError
 
-SHORT = {"m": "male", "f": "female"}
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "path": (
+        *("file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path", "img_path", "image_name", "img_name"),
+        *("image_file", "photo", "photo_path"),
+    ),
+    "age": ("years", "age_group", "agegroup"),
+    "gender": ("sex",),
+    "emotion": ("expression", "facial_expression"),
+    "split": ("subset", "partition"),
+    "person": ("person_id", "subject", "subject_id", "identity", "identity_id", "pid"),
+}
+"""What the columns of face data are called, too."""
+NEAR = 0.8
+"""Likeness (of `difflib`) from which an unknown name is taken for a slip of the pen."""
 
 
-def columns(path: Path) -> list[str]:
-    """The names of a table's columns. Raises UserError if the file cannot be read."""
-    return next(_read(path))[1]
+def plain(name: str) -> str:
+    """A name without what does not tell names apart."""
+    return re.sub(r"[\s_-]+", "_", name.strip()).casefold()
 
 
-def rows(path: Path, *, needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row of a CSV or Parquet file: its place, `file:line`, and its cells that are not blank, as text.
+class Table:
+    """A CSV or Parquet file whose wanted columns are known.
 
-    Raises UserError if the file cannot be read, lacks a needed column, or has a row of another length.
+    Args:
+      path: the file.
+      wanted: names of the columns to read; those that the file has are `columns`.
+      needed: those of them that it must have.
+      ignored: further names that are known, and not worth a word.
+
+    Attributes:
+      names: of all columns, as the file writes them.
+      columns: where each wanted column stands.
+
+    Raises UserError if the file cannot be read, lacks a needed column, has a column twice, or one whose name nearly is a wanted one.
     """
-    table = _read(path)
-    names = next(table)[1]
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; found {', '.join(names)}")
-    for number, cells in table:
-        where = f"{path}:{number}"
-        if len(cells) != len(names):
-            raise UserError(f"{where}: {len(cells)} cells, but {len(names)} columns")
-        yield where, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+
+    def __init__(self, path: Path, wanted: Collection[str], *, needed: Collection[str] = (), ignored: Collection[str] = ()) -> None:
+        self.path, self.names = path, next(_read(path))[1]
+        self.columns: dict[str, int] = {}
+        self.said: dict[str, None] = {}
+        known = {plain(word): name for name in wanted for word in (*SYNONYMS.get(name, ()), name)}
+        unread = []
+        for place, (written, name) in enumerate((name, plain(name)) for name in self.names):
+            if name and name in [plain(other) for other in self.names[:place]]:
+                raise UserError(f"{path}: two columns {written!r}: remove one")
+            if name not in known:
+                unread += [written] if name and name not in map(plain, ignored) else []
+                continue
+            column = known[name]
+            if column in self.columns:
+                raise UserError(f"{path}: columns {self.names[self.columns[column]]!r} and {written!r} are both {column}: remove one")
+            self.columns[column] = place
+            if plain(column) != name:
+                self.note(f"{written} as {column}")
+        self.unread = unread
+        for written in unread:
+            near = get_close_matches(plain(written), known, 1, NEAR)
+            if near and known[near[0]] not in self.columns:
+                raise UserError(f"{path}: column {written!r}: if it is {near[0]}, name it so; if not, give it a name less like that")
+        missing = [name for name in needed if name not in self.columns]
+        if missing:
+            raise UserError(f"{path}: no column {', '.join(missing)}; found {', '.join(self.names)}")
+
+    def note(self, text: str) -> None:
+        """Keeps what was understood for what, `sex as gender`, to be said once."""
+        self.said[text] = None
+
+    def rows(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Each row: its place, `file:line`, and the wanted cells that are not blank, as text. Says at the end what was understood how.
+
+        Raises UserError for a row of another length.
+        """
+        table = _read(self.path)
+        next(table)
+        for number, cells in table:
+            where = f"{self.path}:{number}"
+            if len(cells) != len(self.names):
+                raise UserError(f"{where}: {len(cells)} cells, but {len(self.names)} columns")
+            if any(cells):
+                yield where, {name: cells[place] for name, place in self.columns.items() if cells[place]}
+        parts = [f"read {', '.join(self.said)}"] if self.said else []
+        parts += [f"did not read the columns {', '.join(self.unread)}"] if self.unread else []
+        if parts:
+            print(f"{self.path}: {'; '.join(parts)}", file=sys.stderr)
+
+
+def rows(path: Path, needed: Sequence[str], *, ignored: Collection[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table with exactly these columns. Raises UserError as `Table`."""
+    return Table(path, needed, needed=needed, ignored=ignored).rows()
+
+
+def pairs(path: Path, value: str, key: str | None = None) -> Mapping[str, str]:
+    """One column by another, by the first if no `key` is named. Raises UserError as `Table`, and for a key with two values."""
+    key = key or Table(path, ()).names[0]
+    found: dict[str, str] = {}
+    for where, row in Table(path, (key, value), needed=(key, value), ignored=Table(path, ()).names).rows():
+        if key in row and found.setdefault(row[key], row.get(value, "")) != row.get(value, ""):
+            raise UserError(f"{where}: {row[key]} has two values of {value}")
+    return found
 
 
 def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of every row, the columns' names first. Raises UserError."""
     try:
-        yield from (_read_parquet if path.suffix == ".parquet" else _read_csv)(path)
+        yield from (_read_parquet if path.suffix.lower() in (".parquet", ".pq") else _read_csv)(path)
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})") from None
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Cells parted by commas, semicolons or tabs: by what the header has most of."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, skipinitialspace=True)
+        header = file.readline()
+        file.seek(0)
+        reader = csv.reader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True)
         found = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells)
         yield next(found, (1, []))
         yield from found
@@ -59,75 +144,21 @@ def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _read_parquet(path: Path) -> Iterator[tuple[int, list[str]]]:
     file = pa.parquet.ParquetFile(path)
     yield 1, [name.strip() for name in file.schema_arrow.names]
-    rows = (row for batch in file.iter_batches(4096) for row in zip(*batch.to_pydict().values(), strict=True))
-    yield from ((number, ["" if cell is None else str(cell).strip() for cell in row]) for number, row in enumerate(rows, 2))
+    for start, batch in _numbered(file.iter_batches(4096)):
+        columns = [column.to_pylist() for column in batch.columns]
+        yield from ((start + index, [_text(cell) for cell in row]) for index, row in enumerate(zip(*columns, strict=True)))
 
 
-def inside(root: Path, name: str, where: str) -> Path:
-    """The path of a file below `root`. Raises UserError for one that leads out of it."""
-    path = os.path.normpath(name)
-    if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
-        raise UserError(f"{where}: {name} lies outside {root}")
-    return root / path
+def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Batches with the number of their first row; the header is row 1."""
+    start = 2
+    for batch in batches:
+        yield start, batch
+        start += batch.num_rows
 
 
-def read_split(text: str, where: str) -> str:
-    if text not in SPLITS:
-        raise UserError(f"{where}: split {text!r}; known: {', '.join(SPLITS)}")
-    return text
-
-
-def read_labels(row: Mapping[str, str], tasks: Sequence[str], where: str, straddling: str = "refuse") -> dict[str, int]:
-    """The classes of the tasks that the row has a cell for."""
-    found: dict[str, int] = {}
-    for task in tasks:
-        if task in row:
-            found |= read_age(row[task], where, straddling) if task == AGE.name else {task: read_label(task, row[task], where)}
-    return found
-
-
-def read_label(task: str, text: str, where: str) -> int:
-    """A class from its name. Raises UserError for anything else."""
-    classes = TASKS[task].classes
-    name = SHORT.get(text.lower(), text.lower()) if task == "gender" else text.lower()
-    if name not in classes:
-        raise UserError(f"{where}: {task} {text!r} is out of range; known: {', '.join(classes)}")
-    return classes.index(name)
-
-
-def read_age(text: str, where: str, straddling: str = "refuse") -> dict[str, int]:
-    """The labels that an age gives: one of the groups by name, `34`, `34.5` or `30-34` years.
-
-    A range over several groups is refused, counted by its middle or gives no label, as `straddling` says.
-    """
-    if text in AGE.classes:
-        return {AGE.name: AGE.classes.index(text)}
-    first, dash, last = text.partition("-") if not text.startswith("-") else (text, "", "")
-    try:
-        years = [float(part) for part in ((first, last) if dash else (first,))]
-        groups = {age_group(year) for year in years}
-    except (ValueError, UserError):
-        raise UserError(f"{where}: age {text!r} is out of range (years 0 to 149, or one of {', '.join(AGE.classes)})") from None
-    if len(years) == 1:
-        return age_labels(years[0])
-    if len(groups) == 1:
-        return {AGE.name: groups.pop()}
-    if straddling == "refuse":
-        starts = ", ".join(map(str, AGE_STARTS))
-        raise UserError(f"{where}: age {text!r} straddles two groups (they start at {starts}); see --read.straddling")
-    return {AGE.name: age_group(sum(years) / 2)} if straddling == "middle" else {}
-
-
-def read_box(row: Mapping[str, str], names: Sequence[str], where: str) -> Box | None:
-    """The box in the named cells x0, y0, x1, y1, or None where all are blank. Raises UserError for three of four."""
-    if not any(name in row for name in names):
-        return None
-    try:
-        return tuple(float(row[name]) for name in names)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{where}: the face box needs four numbers {', '.join(names)} ({error})") from None
-
-
-def with_box(photo: str, box: Box | None) -> str:
-    """The id of one face among a photo's."""
-    return photo if box is None else f"{photo}@{','.join(f'{edge:g}' for edge in box)}"
+def _text(cell: Any) -> str:
+    """A cell of Parquet as CSV would have it: nothing for null and not-a-number."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    return (cell.decode(errors="backslashreplace") if isinstance(cell, bytes) else str(cell)).strip()

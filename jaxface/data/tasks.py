@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxface.errors import UserError
 
@@ -21,6 +21,7 @@ class Task:
       ordinal: whether the classes have an order, so that being off by one class means something.
       coarse: the task whose classes are groups of this one's, which answers are mapped back to; '' for none.
       group: the coarse class of each class.
+      synonyms: further names of classes in tables: ("woman", "female").
     """
 
     name: str
@@ -28,6 +29,7 @@ class Task:
     ordinal: bool = False
     coarse: str = ""
     group: tuple[int, ...] = ()
+    synonyms: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -47,8 +49,23 @@ def register_task(task: Task) -> Task:
 
 # thesis, section 3.1: the classes and their order
 AGE = register_task(Task("age", ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70+"), ordinal=True))
-GENDER = register_task(Task("gender", ("male", "female")))
-EMOTION = register_task(Task("emotion", ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral")))
+GENDER = register_task(
+    Task(
+        "gender",
+        ("male", "female"),
+        synonyms=(("m", "male"), ("man", "male"), ("f", "female"), ("w", "female"), ("woman", "female")),
+    )
+)
+EMOTION = register_task(
+    Task(
+        "emotion",
+        ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"),
+        synonyms=(
+            *(("surprised", "surprise"), ("fearful", "fear"), ("disgusted", "disgust"), ("happiness", "happy"), ("joy", "happy")),
+            *(("sadness", "sad"), ("anger", "angry"), ("neutrality", "neutral")),
+        ),
+    )
+)
 
 AGE_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
 """The first year of each age group."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from jaxface.data.tables import Table, pairs
 from jaxface.data.tasks import MISSING, Task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
@@ -128,19 +128,15 @@ def read_groups(path: Path) -> tuple[str, Mapping[str, str]]:
 
     Raises UserError if there is no such file or column.
     """
-    name, *columns = str(path).split(":")
+    name, *columns = str(path).rsplit(":", 2 if Path(str(path).rsplit(":", 2)[0]).is_file() else 1)
     try:
-        with open(name, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            header = list(rows.fieldnames or [])
-            if len(columns) not in (1, 2) or any(column not in header for column in columns):
-                raise UserError(
-                    f"--groups {path}: expected FILE.csv:COLUMN or FILE.csv:COLUMN:ID_COLUMN with columns of {', '.join(header)}"
-                )
-            identity = columns[1] if len(columns) == 2 else header[0]
-            return columns[0], {row[identity]: row[columns[0]] for row in rows}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--groups {name}: cannot be read as a table ({error})") from None
+        if not columns:
+            raise UserError(
+                f"expected FILE.csv:COLUMN or FILE.csv:COLUMN:ID_COLUMN with columns of {', '.join(Table(Path(name), ()).names)}"
+            )
+        return columns[0], pairs(Path(name), *columns)
+    except UserError as error:
+        raise UserError(f"--groups {error}") from None
 
 
 def with_groups(predictions: Predictions, name: str, groups: Mapping[str, str]) -> Predictions:

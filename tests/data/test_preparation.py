@@ -48,11 +48,11 @@ def test_a_manifest_may_leave_labels_out_and_give_ages_in_years(tmp_path):
         ("path,age\na.jpg,200", r"years.csv:2: age '200' is out of range"),
         ("path,age\na.jpg,-5", r"years.csv:2: age '-5' is out of range"),
         ("path,age\na.jpg,25-35", r"years.csv:2: age '25-35' straddles two groups"),
-        ("path,emotion\na.jpg,joy", r"years.csv:2: emotion 'joy' is out of range; known: surprise"),
+        ("path,emotion\na.jpg,bored", r"years.csv:2: emotion 'bored' is out of range; known: surprise"),
         ("path,gender,split\na.jpg,male,dev", r"years.csv:2: split 'dev'; known: train"),
-        ("file,age\na.jpg,3", r"expected a column path .* found file, age"),
+        ("where,age\na.jpg,3", r"expected a column path .* found where, age"),
         ("path,age\n../a.jpg,3", r"years.csv:2: ../a.jpg lies outside"),
-        ("path,age,box_x0\na.jpg,3,5", r"years.csv:2: the face box needs four numbers"),
+        ("path,age,box_x0\na.jpg,3,5", r"years.csv: column 'box_x0': a face box is four columns"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_line(tmp_path, rows, message):
@@ -132,3 +132,21 @@ def test_a_turned_photo_is_stored_as_it_is_shown():
     assert stored[:18].mean() > 250
     assert stored[22:].mean() < 5
     assert plain == encode(image)
+
+
+def test_persons_in_two_splits_are_named(tmp_path, capsys):
+    from rich.console import Console
+
+    from jaxface.prepare import show
+
+    rows = ["path,gender,split,Person_ID"]
+    for index in range(10):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), noise(32, 32, index))
+        rows.append(f"{index}.png,m,{'test' if index < 5 else 'train'},p{index % 5 if index < 9 else ''}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    summary = prepare("manifest", tmp_path, tmp_path / "out")
+    shared = sorted(name for names in summary["persons"].values() for name in names)
+    assert shared == ["p0", "p1", "p2", "p3"]
+    capsys.readouterr()
+    show(summary, tmp_path / "out", Console())
+    assert "the same person is in " in capsys.readouterr().err

@@ -155,8 +155,8 @@ def test_vggface2_tests_with_persons_genders_boxes_and_ages_of_ones_own(tmp_path
     assert records["n000001/0001_01.jpg"].box == (10, 12, 50, 62)
     assert records["n000001/0001_01.jpg"].labels == {"gender": 0, "age": 7, "age_years": 61}
     assert records["n000009/0001_01.jpg"].labels == {"gender": 1}
-    with pytest.raises(UserError, match=r"ages.csv: no column path, age; found image, years"):
-        read("vggface2", tmp_path, ages=tmp_path / "ages.csv")
+    with pytest.raises(UserError, match=r"ages.csv: no column photos; found image, years"):
+        read("vggface2", tmp_path, ages=tmp_path / "ages.csv", path_column="photos", age_column="years")
 
 
 def test_raf_db_takes_original_photos_by_their_boxes_where_no_aligned_ones_are(tmp_path):
@@ -208,6 +208,114 @@ def test_every_class_gives_its_fifth_to_validation_as_far_as_chance_does():
         assert share == pytest.approx(0.2, abs=4 * (0.16 / count) ** 0.5)
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "expected"),
+    [
+        ("Path,Age,GENDER,Split", "a.jpg,31,F,Test", Record("a.jpg", "test", b"", {"age": 4, "age_years": 31, "gender": 1})),
+        (
+            "filename,years,sex,Expression",
+            "a.jpg,31,Woman,Happiness",
+            Record("a.jpg", "", b"", {"age": 4, "age_years": 31, "gender": 1, "emotion": 3}),
+        ),
+        ("image,sex,Person ID,subset", "a.jpg,male,p1,val", Record("a.jpg", "validation", b"", {"gender": 0}, person="p1")),
+        ("img_path;emotion;split", "a.jpg;anger;training", Record("a.jpg", "train", b"", {"emotion": 5})),
+        (
+            "path,gender,x,y,w,h,split",
+            "a.jpg,m,20,10,50,60,test",
+            Record("a.jpg@20,10,70,70", "test", b"", {"gender": 0}, (20, 10, 70, 70)),
+        ),
+        (
+            "path,gender,Box_X0,Box_Y0,Box_X1,Box_Y1,split",
+            "a.jpg,m,1,2,3,4,test",
+            Record("a.jpg@1,2,3,4", "test", b"", {"gender": 0}, (1, 2, 3, 4)),
+        ),
+        (
+            "path,gender,width,height,bbox_left,bbox_top,bbox_width,bbox_height,split",
+            "a.jpg,m,9,9,1,2,3,4,test",
+            Record("a.jpg@1,2,4,6", "test", b"", {"gender": 0}, (1, 2, 4, 6)),
+        ),
+        ("path,age", "a.jpg,3_9", Record("a.jpg", "", b"", {"age": 1})),
+        ("path,age", 'a.jpg,"(25, 29)"', Record("a.jpg", "", b"", {"age": 3})),
+        ("path,age", "a.jpg,more than 75", Record("a.jpg", "", b"", {"age": 8})),
+        ("path,age,age_years", "a.jpg,30-39,34", Record("a.jpg", "", b"", {"age": 4, "age_years": 34})),
+    ],
+)
+def test_columns_and_cells_go_by_their_usual_names(tmp_path, header, row, expected):
+    (tmp_path / "manifest.csv").write_text(f"{header}\n{row}\n")
+    (record,) = read("manifest", tmp_path)[0].values()
+    assert (record.id, record.labels, record.box, record.person) == (expected.id, expected.labels, expected.box, expected.person)
+    assert record.split == expected.split or not expected.split
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path,age,age", "two columns 'age': remove one"),
+        ("path,gender,Sex", "columns 'gender' and 'Sex' are both gender"),
+        ("path,gender,note,Note", "two columns 'Note'"),
+        ("path,gender,splitt", "column 'splitt': if it is split, name it so"),
+        ("path,gendre,age", "column 'gendre': if it is gender"),
+        ("path,age,x,y,w", "column 'x': a face box is four columns"),
+        ("path,age,bbox", "column 'bbox': expected a face box as four columns"),
+        ("path,age,x0,y0,x1,y1,x2,y2", "column 'x2': a face box is four columns"),
+        ("path,age,x,y,w,h,box_x0,box_y0,box_x1,box_y1", "two face boxes, x, y, w, h and box_x0"),
+    ],
+)
+def test_names_twice_and_near_misses_are_refused(tmp_path, header, message):
+    (tmp_path / "manifest.csv").write_text(f"{header}\n")
+    with pytest.raises(UserError, match=message):
+        read("manifest", tmp_path)
+
+
+@pytest.mark.parametrize("age", ["9-Mar", "1e1", "3__9", "29-20", "60+", "-3", "nan", "150", "0x10", "٣", "more than 60"])
+def test_an_age_that_only_nearly_is_one_is_refused(tmp_path, age):
+    (tmp_path / "manifest.csv").write_text(f"path,age\na.jpg,{age}\n")
+    with pytest.raises(UserError, match=r"manifest.csv:2: age .* (is out of range|straddles)"):
+        read("manifest", tmp_path)
+
+
+def test_what_was_read_by_another_name_and_what_was_not_is_one_line(tmp_path, capsys):
+    (tmp_path / "manifest.csv").write_text("file,sex,race,mood\na.jpg,woman,x,y\nb.jpg,WOMAN,x,y\nc.jpg,Male,x,y\n")
+    read("manifest", tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.partition("manifest.csv: ")[2] == (
+        "read file as path, sex as gender, woman as female, WOMAN as female; did not read the columns race, mood"
+    )
+
+
+def test_an_absolute_path_is_where_it_says(tmp_path):
+    photo(tmp_path / "elsewhere/a.jpg")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/manifest.csv").write_text(f"path,gender,split\n{tmp_path}/elsewhere/a.jpg,m,test\n")
+    assert prepare("manifest", tmp_path / "table", tmp_path / "out")["splits"]["test"]["records"] == 1
+
+
+def test_classes_with_capitals_are_read_and_told_apart(monkeypatch):
+    from jaxface.data.cells import read_label
+    from jaxface.data.tasks import TASKS, Task
+
+    monkeypatch.setitem(TASKS, "glasses", Task("glasses", ("None", "Sun Glasses", "sun-glasses")))
+    assert [read_label("glasses", text, "here") for text in ("None", "none", "Sun Glasses", "sun-glasses")] == [0, 0, 1, 2]
+
+
+def test_parquet_cells_are_what_csv_cells_are(tmp_path):
+    columns = {"Path": [b"a.jpg", b"b.jpg"], "years": [float("nan"), 34.0], "sex": pa.array(["f", "m"]).dictionary_encode()}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "manifest.parquet")
+    assert [r.labels for r in read("manifest", tmp_path)[0].values()] == [{"gender": 1}, {"age": 4, "age_years": 34, "gender": 0}]
+    doubled = pa.table([pa.array(["a.jpg"]), pa.array(["f"]), pa.array(["m"])], names=["path", "gender", "gender"])
+    pa.parquet.write_table(doubled, tmp_path / "manifest.parquet")
+    with pytest.raises(UserError, match="two columns 'gender'"):
+        read("manifest", tmp_path)
+
+
+def test_utkface_takes_any_case_of_the_suffix(tmp_path):
+    for name in ("25_0_1_x.JPG", "31_1_0_20170109.jpeg"):
+        photo(tmp_path / f"{name[:-4]}x.jpg")
+        (tmp_path / f"{name[:-4]}x.jpg").rename(tmp_path / name)
+    records, skipped = read("utkface", tmp_path)
+    assert (sorted(records), skipped) == (["25_0_1_x.JPG", "31_1_0_20170109.jpeg"], {})
+
+
 def test_names_that_are_no_utf_8_are_written_out_and_kept(tmp_path):
     photo(tmp_path / "x.jpg")
     shutil.copy(tmp_path / "x.jpg", os.fsencode(tmp_path) + b"/30_1_2_20170116184024662.jpg.chip.jpg")
@@ -230,7 +338,6 @@ def test_a_folder_of_something_else_is_refused_with_what_was_expected(name, tmp_
         (b"path,age\ncaf\xe9.jpg,3\n", "manifest.csv: cannot be read"),
         (b"", "manifest.csv: cannot be read|expected a column path"),
         (b"path,age\na.jpg,3,4\n", "manifest.csv:2: 3 cells, but 2 columns"),
-        (b"path,age\n/etc/passwd,3\n", "manifest.csv:2: /etc/passwd lies outside"),
         (b"path,age\nx/../../a.jpg,3\n", "manifest.csv:2: x/../../a.jpg lies outside"),
     ],
 )

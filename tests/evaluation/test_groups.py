@@ -76,6 +76,16 @@ def test_a_table_or_column_that_is_not_there_is_one_line(tmp_path, word):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("file,race\na\n", "labels.csv:2: 1 cells, but 2 columns"), ("file,race\na,x\na,y\n", "labels.csv:3: a has two values of Race")],
+)
+def test_a_table_of_groups_is_read_as_strictly_as_any_other(tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_groups(f"{tmp_path}/labels.csv:Race")
+
+
 def test_a_table_of_other_records_is_refused():
     with pytest.raises(UserError, match="no record has an id of that table"):
         with_groups(predictions([0], [0], [0]), "race", {"other": "White"})

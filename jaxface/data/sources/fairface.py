@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxface.data.cells import inside, read_labels
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Source, register_source
-from jaxface.data.tables import inside, read_labels, rows
+from jaxface.data.tables import rows
+from jaxface.errors import UserError
 
 TABLES = {"train": "fairface_label_train.csv", "test": "fairface_label_val.csv"}
-OLDEST = {"more than 70": "70+"}
 
 
 @register_source("fairface")
@@ -21,7 +22,8 @@ class FairFace(Source):
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record]:
         for split, name in TABLES.items():
-            for where, row in rows(self.require(folder / name), needed=("file", "age", "gender")):
-                row["age"] = OLDEST.get(row.get("age", ""), row.get("age", ""))
+            for where, row in rows(self.require(folder / name), ("file", "age", "gender"), ignored=("race", "service_test")):
                 labels = read_labels(row, ("age", "gender"), where, options.straddling)
+                if "file" not in row:
+                    raise UserError(f"{where}: no file")
                 yield Record(row["file"], split, inside(folder, row["file"], where), labels)

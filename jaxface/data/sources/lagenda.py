@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxface.data.cells import inside, read_box, read_labels, with_box
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Skipped, Source, register_source
-from jaxface.data.tables import inside, read_box, read_labels, rows, with_box
+from jaxface.data.tables import rows
 
 TABLE = "lagenda_annotation.csv"
 BOX = ("face_x0", "face_y0", "face_x1", "face_y1")
+PERSONS = ("person_x0", "person_y0", "person_x1", "person_y1")
 NOTHING = ("-1", "-1.0")
 
 
@@ -23,7 +25,7 @@ class Lagenda(Source):
     def records(self, folder: Path, options: Reading) -> Iterator[Record | Skipped]:
         images = folder / "images" if (folder / "images").is_dir() else folder
         seen = set()
-        for where, row in rows(self.require(folder / TABLE), needed=("img_name", "age", "gender", *BOX)):
+        for where, row in rows(self.require(folder / TABLE), ("img_name", "age", "gender", *BOX), ignored=PERSONS):
             row = {name: cell for name, cell in row.items() if cell not in NOTHING}
             box = read_box(row, BOX, where)
             name = with_box(row["img_name"], box)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxface.data.cells import read_age
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
-from jaxface.data.tables import read_age
 
-NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+)\.jpg(\.chip\.jpg)?")
+NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_([^_.]+)\.jpe?g(\.chip\.jpg)?", re.ASCII | re.IGNORECASE)
 
 
 @register_source("utkface")
@@ -20,8 +20,8 @@ class UtkFace(Source):
     layout = "images [age]_[gender]_[race]_[date].jpg or .jpg.chip.jpg, in the folder or in folders below it (part1, part2, part3)"
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record | Skipped]:
-        images = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(".jpg"))
-        chips = [path for path in images if path.name.endswith(".chip.jpg")]
+        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        chips = [path for path in images if path.name.lower().endswith(".chip.jpg")]
         for path in chips or images:
             name = printable(str(path.relative_to(folder)))
             match = NAME.fullmatch(path.name)

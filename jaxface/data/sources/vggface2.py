@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxface.data.cells import read_age, read_label
 from jaxface.data.faces import Box
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
-from jaxface.data.tables import read_age, read_label, rows
+from jaxface.data.tables import rows
 from jaxface.errors import UserError
 
 TABLE, BOXES = "identity_meta.csv", "bb_landmark/loose_bb_test.csv"
@@ -37,14 +38,14 @@ class VggFace2(Source):
 
 def read_genders(path: Path) -> dict[str, int]:
     """The gender of each person; blanks follow the commas in the published file."""
-    table = rows(path, needed=("Class_ID", "Gender"))
+    table = rows(path, ("Class_ID", "Gender"), ignored=("Name", "Sample_Num", "Flag"))
     return {row["Class_ID"]: read_label("gender", row.get("Gender", ""), where) for where, row in table}
 
 
 def read_boxes(path: Path) -> dict[str, Box]:
     """The authors' box of each image, by `n000001/0001_01`: the published file gives left, top, width, height."""
     found = {}
-    for where, row in rows(path, needed=("NAME_ID", "X", "Y", "W", "H")):
+    for where, row in rows(path, ("NAME_ID", "X", "Y", "W", "H")):
         try:
             x, y, width, height = (float(row[name]) for name in ("X", "Y", "W", "H"))
         except (KeyError, ValueError) as error:
@@ -58,7 +59,7 @@ def read_ages(options: Reading) -> dict[str, dict[str, int]]:
     if not options.ages.is_file():
         raise UserError(f"--read.ages {options.ages}: no such file")
     found = {}
-    for where, row in rows(options.ages, needed=(options.path_column, options.age_column)):
+    for where, row in rows(options.ages, (options.path_column, options.age_column)):
         if options.path_column in row and options.age_column in row:
             path = Path(row[options.path_column])
             found[f"{path.parent.name}/{path.stem}"] = read_age(row[options.age_column], where, options.straddling)
