@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class Options:
       run: a run folder.
       paths: photos, folders and all below them, globs, videos; "-" reads paths from standard input, one a line.
       out: a .jsonl, .csv or .parquet file; JSON lines on standard output if not given.
+      content: know files by a hash of their content, not by size and time, when a job goes on: what has changed is looked at again.
       draw: a folder for annotated copies of photos and videos.
       every: look at every n-th frame of a video.
       batch_size: faces that the model sees at once, over all local devices.
@@ -47,6 +48,7 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
     out: Path | None = None
+    content: bool = False
     draw: Path | None = None
     every: int = 1
     batch_size: int = 32
@@ -99,7 +101,7 @@ def shard_path(out: Path, index: int, count: int) -> Path:
 def predict(options: Options) -> Counter[str]:
     """Runs the job and returns how many images there were of each status, those done before included."""
     from jaxface.prediction.annotate import draw_photo
-    from jaxface.prediction.journal import Journal
+    from jaxface.prediction.journal import Journal, stamp_of
     from jaxface.prediction.stream import predict_stream
     from jaxface.progress import Track
 
@@ -109,7 +111,10 @@ def predict(options: Options) -> Counter[str]:
     about = predictor.about() | {"every": options.every, "shard": f"{index}/{count}"}
     statuses: Counter[str] = Counter()
     with Journal(shard_path(options.out, index, count), about) if options.out else nullcontext() as journal:
-        done = journal.done if journal else set()
+        changed = journal.take_up({path: stamp_of(path, options.content) for path in paths}) if journal else 0
+        if changed:
+            print(f"{changed:,} files have changed since they were looked at: they are looked at again", file=sys.stderr)
+        done = set(journal.done) if journal else set()
         items = items_of(paths, done, options.every)
         finish = None if options.draw is None else lambda item, result: draw_photo(options.draw, result, about["classes"])
         with Track("predict", len(items) + len(done), unit="images", done=len(done)) as track:
@@ -124,20 +129,22 @@ def predict(options: Options) -> Counter[str]:
             journal.finish()
             statuses = Counter(row["status"] for row in journal.rows())
             if options.draw:
-                draw_videos(options.draw, journal.rows(), about["classes"])
+                draw_rest(options.draw, journal.rows(), about["classes"], {item.path for item in items})
     return statuses
 
 
-def draw_videos(folder: Path, rows: Any, tasks: Json) -> None:
-    """The annotated copies of all videos among the results that are not there yet."""
-    from jaxface.prediction.annotate import draw_video, place
+def draw_rest(folder: Path, rows: Iterable[Json], tasks: Json, new: Collection[str]) -> None:
+    """The annotated copies of all videos and photos among the results that are not there yet; of videos that are new again, too."""
+    from jaxface.prediction.annotate import draw_photo, draw_video, place
 
     frames: defaultdict[str, dict[int, list[Json]]] = defaultdict(dict)
     for row in rows:
         if row["frame"] is not None:
             frames[row["path"]][row["frame"]] = row["faces"]
+        elif not place(folder, row["path"], ".jpg").exists():
+            draw_photo(folder, row, tasks)
     for path, faces in frames.items():
-        if not place(folder, path, ".mp4").exists():
+        if path in new or not place(folder, path, ".mp4").exists():
             draw_video(folder, path, faces, tasks)
 
 

@@ -1,28 +1,69 @@
 """Results on disk: one JSON line an image, appended and never torn, from which CSV and Parquet are made at the end.
 
-A killed job leaves at most half a line, which is cut off when it goes on; what stands in whole lines is not done again.
+A killed job leaves at most half a line, which is cut off when it goes on; what stands in whole lines is not done again, unless its file has
+changed since: beside the lines stands what each file was like when it was looked at.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxface.errors import UserError
 from jaxface.files import WRITTEN, aside, check_output, write_json
-from jaxface.prediction.items import Key
 
 Json = dict[str, Any]
 CHUNK = 20_000
 """Rows of a Parquet file that are held at a time."""
+
+
+FINISHED = "finished"
+"""Key of the description that says that the table was made."""
+
+
+def stamp_of(path: str, content: bool = False) -> str:
+    """What a file is known by: its size and time of change, or a hash of its content; nothing for a file that cannot be read.
+
+    Args:
+      content: take the hash, which is slower and notices a file that was replaced by one of the same size and time.
+    """
+    try:
+        if content:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _line(value: Json) -> bytes:
+    return json.dumps(value, ensure_ascii=True).encode() + b"\n"
+
+
+def _whole_lines(path: Path) -> Iterator[Json]:
+    """The JSON values of all whole lines of a file; what follows the last of them is cut off. Raises UserError for another line."""
+    whole = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise UserError(f"{path}: a line is no result of this command: remove the file, or choose another --out") from None
+            whole += len(line)
+    os.truncate(path, whole)
 
 
 class Journal:
@@ -33,63 +74,94 @@ class Journal:
       path: the lines themselves: `out`, or a file beside it where `out` is CSV or Parquet.
       done: the images that have a line.
 
-    Raises UserError if `out` holds another job's results, or cannot be written.
+    Raises UserError if `out` holds another job's results, is being written by another command, or cannot be written.
     """
 
     def __init__(self, out: Path, about: Json) -> None:
         check_output(out)
         self.out, self.about = out, about
         self.path = out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.lines.jsonl")
-        self.description = out.with_name(f"{out.name}.about.json")
-        self._check_about()
+        self.description, self.stamps_path = (out.with_name(f"{out.name}.{name}") for name in ("about.json", "files.jsonl"))
+        fresh = self._check_about()
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
-            self.done = self._recover()
+            self._file = self._open()
+            for path in (self.path, self.stamps_path) if fresh else ():
+                os.truncate(path, 0) if path.exists() else None
+            write_json(self.description, self.about)
+            self.done = {(row["path"], row["frame"]) for row in self._recover()}
+            self.stamps = {row["path"]: row["stamp"] for row in _whole_lines(self.stamps_path)} if self.stamps_path.exists() else {}
+            self._stamps_file = self.stamps_path.open("ab")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+        self._now: Mapping[str, str] = {}
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+        self._stamps_file.close()
 
-    def _check_about(self) -> None:
-        """Takes up a job of the same model and options only."""
+    def _check_about(self) -> bool:
+        """Whether the job begins anew: there is none yet, or a finished one whose results were taken away."""
         if self.description.is_file():
             try:
                 before = json.loads(self.description.read_text())
-            except (OSError, ValueError) as error:
+                finished = before.pop(FINISHED, False)
+            except (OSError, ValueError, AttributeError) as error:
                 raise UserError(f"{self.description}: cannot be read ({error}): remove it and {self.out}") from None
+            if not self.out.exists() and (finished or self.out == self.path):
+                return True
             different = sorted(name for name in {*before, *self.about} if before.get(name) != self.about.get(name))
             if different:
                 raise UserError(f"{self.out} holds results of another job (different: {', '.join(different)}): choose another --out")
         elif self.out.exists() or self.path.exists():
             raise UserError(f"{self.out} exists already and was not written by this command: choose another --out, or remove it")
-        write_json(self.description, self.about)
+        return False
 
-    def _recover(self) -> set[Key]:
-        """The keys of all whole lines; half a line at the end is cut off."""
-        whole, done = 0, set()
-        with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    row = json.loads(line) if line.endswith(b"\n") else None
-                    key = None if row is None else (row["path"], row["frame"])
-                except (ValueError, TypeError, KeyError):
-                    raise UserError(f"{self.path}: a line is no result of this command: remove the file, or choose another --out") from None
-                if key is None:
-                    break
-                done.add(key)
-                whole += len(line)
-        os.truncate(self.path, whole)
-        return done
+    def _open(self) -> BinaryIO:
+        """The file of lines, which this process alone may write."""
+        file = self.path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{self.out}: another command is writing it: wait for it, or choose another --out") from None
+        except OSError:  # some network file systems have no locks
+            pass
+        return file
+
+    def _recover(self) -> list[Json]:
+        """All whole lines; half a line at the end is cut off. Raises UserError for a line that is no result."""
+        rows = list(_whole_lines(self.path))
+        if any(not isinstance(row, dict) or not {"path", "frame"} <= row.keys() for row in rows):
+            raise UserError(f"{self.path}: a line is no result of this command: remove the file, or choose another --out")
+        return rows
+
+    def take_up(self, stamps: Mapping[str, str]) -> int:
+        """Takes what the files are like now, by path, and drops the results of those that have changed. Returns how many those are."""
+        self._now = stamps
+        known = {path for path, _ in self.done}
+        changed = {path for path in known & stamps.keys() if self.stamps.get(path, stamps[path]) != stamps[path]}
+        if changed:
+            with aside(self.path) as temporary, temporary.open("wb") as file:
+                file.writelines(_line(row) for row in self.rows() if row["path"] not in changed)
+            self._file.close()
+            self._file = self._open()
+            self.done = {key for key in self.done if key[0] not in changed}
+            self.stamps = {path: stamp for path, stamp in self.stamps.items() if path not in changed}
+        return len(changed)
 
     def write(self, result: Json) -> None:
         """Appends one image's result, at once: what is written survives the death of the process."""
+        path = result["path"]
         try:
-            self._file.write(json.dumps(result, ensure_ascii=True).encode() + b"\n")
+            if path in self._now and self.stamps.get(path) != self._now[path]:
+                self.stamps[path] = self._now[path]
+                self._stamps_file.write(_line({"path": path, "stamp": self._now[path]}))
+                self._stamps_file.flush()
+            self._file.write(_line(result))
             self._file.flush()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}; the same command goes on from here") from None
@@ -102,6 +174,7 @@ class Journal:
     def finish(self) -> None:
         """Makes CSV or Parquet of the lines, whole or not at all."""
         FORMATS[self.out.suffix](self)
+        write_json(self.description, self.about | {FINISHED: True})
 
     def columns(self) -> dict[str, pa.DataType]:
         """Names and types of a table with one row a face, or one for an image without."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,8 @@ class Predictor:
             "faces": self.options.faces,
             "threshold": self.options.threshold,
             "margin": 0.0 if self.options.faces == "whole" else self.options.margin,
+            "most_faces": self.options.most_faces,
+            "detector": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.options.detector_files],
         }
 
     def _detector(self) -> Detector:

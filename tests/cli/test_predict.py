@@ -135,3 +135,17 @@ def test_wrong_input_is_one_line_and_exit_status_2(trained_run, photos, tmp_path
     assert printed.startswith("error: ")
     assert says in printed
     assert "\n" not in printed
+
+
+def test_pictures_are_drawn_for_a_job_that_was_finished_without(trained_run, photos, tmp_path, monkeypatch):
+    words = [trained_run, photos / "0", "--faces", "whole", "--out", tmp_path / "o.csv"]
+    assert call(monkeypatch, *words) == 0
+    assert call(monkeypatch, *words, "--draw", tmp_path / "drawn") == 0
+    assert len(list((tmp_path / "drawn").rglob("*.jpg"))) == 9
+
+
+def test_another_number_of_faces_is_another_job(trained_run, photos, tmp_path, monkeypatch, capsys):
+    words = [trained_run, photos / "0", "--faces", "whole", "--out", tmp_path / "o.csv"]
+    assert call(monkeypatch, *words) == 0
+    assert call(monkeypatch, *words, "--most-faces", "1") == 2
+    assert "another job (different: most_faces)" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxface.errors import UserError
-from jaxface.prediction.journal import Journal
+from jaxface.prediction.journal import Journal, stamp_of
 
 ABOUT = {"model": "abc", "classes": {"gender": ["male", "female"]}}
 
@@ -81,3 +83,58 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path):
 def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"one of \.csv, \.jsonl, \.parquet"):
         Journal(tmp_path / "a.xlsx", ABOUT)
+
+
+def test_a_file_that_has_changed_is_done_again_and_no_other(tmp_path):
+    out = tmp_path / "a.csv"
+    names = [str(tmp_path / f"{name}.jpg") for name in "abc"]
+    for name in names:
+        Path(name).write_bytes(b"old")
+
+    def run():
+        with Journal(out, ABOUT) as journal:
+            changed = journal.take_up({name: stamp_of(name) for name in names})
+            todo = [name for name in names if (name, None) not in journal.done]
+            for name in todo:
+                journal.write(result(name, [face()]))
+            journal.finish()
+        return changed, todo
+
+    assert run() == (0, names)
+    assert run() == (0, [])
+    Path(names[1]).write_bytes(b"newer")
+    assert run() == (1, [names[1]])
+    assert run() == (0, [])
+    assert sorted(row["path"] for row in csv.DictReader(out.open(newline=""))) == names
+
+
+def test_the_content_tells_what_size_and_time_do_not(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"old")
+    before, time = (stamp_of(str(path)), stamp_of(str(path), content=True)), path.stat().st_mtime_ns
+    path.write_bytes(b"new")
+    os.utime(path, ns=(time, time))
+    assert stamp_of(str(path)) == before[0]
+    assert stamp_of(str(path), content=True) != before[1]
+    assert stamp_of(str(tmp_path / "none")) == ""
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_finished_job_whose_output_was_taken_away_begins_anew(tmp_path, suffix):
+    out = tmp_path / f"a{suffix}"
+    with Journal(out, ABOUT) as journal:
+        journal.write(result("old.jpg", [face()]))
+        journal.finish()
+    out.unlink()
+    with Journal(out, ABOUT | {"model": "another"}) as journal:
+        assert not journal.done
+        journal.write(result("new.jpg", [face()]))
+        journal.finish()
+        assert [row["path"] for row in journal.rows()] == ["new.jpg"]
+
+
+def test_one_output_has_one_writer_at_a_time(tmp_path):
+    with Journal(tmp_path / "a.csv", ABOUT), pytest.raises(UserError, match="another command is writing it"):
+        Journal(tmp_path / "a.csv", ABOUT)
+    with Journal(tmp_path / "a.csv", ABOUT):
+        pass
