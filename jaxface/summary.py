@@ -41,7 +41,8 @@ def describe(config: Config) -> dict[str, Any]:
         "model": model_counts(parts, balance),
         "flops": {"image_size": image_size, **encoder_flops(c, image_size)},
     }
-    text = TEXT_VARIANTS.get(config.encoder.variant)
+    variant = config.encoder.variant
+    text = TEXT_VARIANTS.get(variant) if variant in TEXT_VARIANTS else None
     if text is not None:
         summary["flops"]["text tower"] = text_flops(text, PROMPTS)
         summary["parts"] |= text_parts(config.encoder.variant)

@@ -92,7 +92,7 @@ def _towers(
     if not any(name.startswith("text.") for name in ours):
         return Towers(vision)
     known = Heads(vision.heads, vision.pool_heads, heads and heads.text)
-    return Towers(vision, TEXT_VARIANTS.get(str(config)) or infer(ours, known).text)
+    return Towers(vision, TEXT_VARIANTS.get(config) if config in TEXT_VARIANTS else infer(ours, known).text)
 
 
 def _expected(rows: tuple[Row, ...], towers: Towers) -> Shapes:
@@ -129,9 +129,7 @@ def _some(what: str, items: list[str], most: int = 6) -> str:
 
 def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, list[np.ndarray]], Towers]:
     """The parts of every tensor of a layout, and the towers that it has a place for."""
-    if layout not in LAYOUTS:
-        raise UserError(f"no layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    chosen = LAYOUTS[layout]
+    chosen = LAYOUTS.get(layout)
     text = towers.text is not None and chosen.text is not None
     arrays = dict(tensors)
     if towers.vision.output:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxface.registry import Registry
+
 
 class Transform(NamedTuple):
     """How an array is turned: from theirs to ours, and back."""
@@ -149,15 +151,18 @@ class Layout:
     forms: tuple[tuple[str, str | None], ...]
 
 
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Layout("jaxface", _own(META_VISION), _own(META_TEXT), (("visual.", "text."), ("", None))),
-        Layout("meta", META_VISION, META_TEXT, (("visual.", ""), ("", None))),
-        Layout("timm", TIMM_VISION, None, (("", None),)),
-        Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),)),
-    )
-}
+LAYOUTS: Registry[Layout] = Registry(
+    "layout",
+    {
+        layout.name: layout
+        for layout in (
+            Layout("jaxface", _own(META_VISION), _own(META_TEXT), (("visual.", "text."), ("", None))),
+            Layout("meta", META_VISION, META_TEXT, (("visual.", ""), ("", None))),
+            Layout("timm", TIMM_VISION, None, (("", None),)),
+            Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),)),
+        )
+    },
+)
 
 
 def table(layout: Layout, form: tuple[str, str | None], text: bool = True) -> tuple[Row, ...]:

@@ -24,6 +24,7 @@ from jaxface.adapters.low_rank import LowRank
 from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder, join_stages, split_stages
+from jaxface.registry import Registry, require_known
 
 
 @dataclass(frozen=True)
@@ -111,24 +112,18 @@ class Method:
     batch_norm: bool = True
 
 
-METHODS: dict[str, Method] = {}
+METHODS: Registry[Method] = Registry("method")
+get_method = METHODS.get
 
 
 def register_method(name: str, *, batch_norm: bool = True) -> Callable[[Adapt], Adapt]:
     """Decorator that makes a method known by its name."""
 
     def add(adapt: Adapt) -> Adapt:
-        METHODS[name] = Method(name, adapt, batch_norm)
+        METHODS.add(name, Method(name, adapt, batch_norm))
         return adapt
 
     return add
-
-
-def get_method(name: str) -> Method:
-    """The method of that name. Raises UserError that lists the known ones."""
-    if name not in METHODS:
-        raise UserError(f"no method {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name]
 
 
 HEADS = Group(r"^heads\.", rate="head")
@@ -260,9 +255,7 @@ def adapt(encoder: Encoder, method: str, *, seed: int = 0, **options: Any) -> En
 
 def make_options(options: dict[str, Any]) -> AdapterOptions:
     """AdapterOptions from keywords. Raises UserError that names the unknown one."""
-    unknown = set(options) - set(AdapterOptions.__dataclass_fields__)
-    if unknown:
-        raise UserError(f"no adapter option {sorted(unknown)[0]!r}; known: {', '.join(AdapterOptions.__dataclass_fields__)}")
+    require_known("adapter option", options, AdapterOptions.__dataclass_fields__)
     return replace(AdapterOptions(), **options)
 
 

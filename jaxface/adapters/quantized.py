@@ -23,6 +23,7 @@ from jaxface.adapters.methods import Group, group_of, linears
 from jaxface.errors import UserError
 from jaxface.kernels.matmul import compressed_product
 from jaxface.models.encoder import Encoder
+from jaxface.registry import Registry
 
 
 class Quantized(nnx.Module):
@@ -104,7 +105,7 @@ class NF4(Quantized):
         return kernel[..., : self.inputs, :].astype(self.dtype)
 
 
-FORMATS: dict[str, type[Quantized]] = {"int8": Int8, "nf4": NF4}
+FORMATS: Registry[type[Quantized]] = Registry("format of frozen kernels", {"int8": Int8, "nf4": NF4}, others="or full")
 FULL = "full"
 """The word for frozen kernels as they are."""
 
@@ -119,9 +120,7 @@ def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
     """
     if word == FULL:
         return
-    if word not in FORMATS:
-        raise UserError(f"no format {word!r} of frozen kernels; known: {FULL}, {', '.join(FORMATS)}")
-    quantizer = jax.jit(partial(_quantized, FORMATS[word]))
+    quantizer = jax.jit(partial(_quantized, FORMATS.get(word)))
     found = False
     for name, linear in linears(encoder):
         kernel = linear.kernel

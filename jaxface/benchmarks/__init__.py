@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-BENCHMARKS = {
-    "adapters": "mixed_adapters",
-    "attention": "attention_kernels",
-    "input": "input_pipeline",
-    "loop": "training_loop",
-    "memory": "step_memory",
-    "predict": "prediction_speed",
-    "profile": "step_profile",
-    "roofline": "roofline",
-    "scaling": "scaling",
-    "steps": "steps",
-}
+from jaxface.registry import Registry
+
+BENCHMARKS = Registry(
+    "benchmark",
+    {
+        "adapters": "mixed_adapters",
+        "attention": "attention_kernels",
+        "input": "input_pipeline",
+        "loop": "training_loop",
+        "memory": "step_memory",
+        "predict": "prediction_speed",
+        "profile": "step_profile",
+        "roofline": "roofline",
+        "scaling": "scaling",
+        "steps": "steps",
+    },
+)
 """Each benchmark's file by the name that the command line knows; imported when it is asked for."""

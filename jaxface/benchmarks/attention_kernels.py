@@ -24,6 +24,7 @@ from jaxface.kernels.attention import AUTO, KERNELS, get_kernel
 from jaxface.kernels.conformance import CASES, DTYPES, check
 from jaxface.models.variants import get_variant
 from jaxface.progress import Track
+from jaxface.registry import require_known
 from jaxface.timing import require_rounds
 
 
@@ -54,9 +55,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for kind, words, known in (("case", self.cases, [case.name for case in CASES]), ("dtype", self.dtypes, DTYPES)):
-            for word in words:
-                if word not in known:
-                    raise UserError(f"no {kind} {word!r}; known: {', '.join(known)}")
+            require_known(kind, words, known)
         for kernel in self.kernels:
             get_kernel(kernel)
         self.shapes()

@@ -29,7 +29,7 @@ from jaxface.data.augment import Augment
 from jaxface.data.images import encode
 from jaxface.data.pipeline import train_batches
 from jaxface.data.records import Record
-from jaxface.data.sources.base import SOURCES, Source, register_source
+from jaxface.data.sources.base import SOURCES, Source
 from jaxface.data.synthetic import draw_face
 from jaxface.data.tasks import TASKS
 from jaxface.progress import Track
@@ -83,8 +83,9 @@ def write_records(folder: Path, jpegs: list[bytes], count: int) -> Path:
     """A prepared set of `count` training records."""
     from jaxface.data.preparation import prepare
 
-    @register_source("benchmark")
     class Benchmark(Source):
+        name = "benchmark"
+
         def check(self, folder: Path) -> None: ...
 
         def records(self, folder: Path, options: Any) -> Iterator[Record]:
@@ -93,10 +94,9 @@ def write_records(folder: Path, jpegs: list[bytes], count: int) -> Path:
                 labels = {task.name: index % task.num_classes for task in TASKS.values()}
                 yield Record(f"{index}.jpg", "train", jpegs[index % len(jpegs)], labels)
 
-    try:
+    with SOURCES.temporarily():
+        SOURCES.add(Benchmark.name, Benchmark())
         prepare("benchmark", Path("drawn"), folder / str(count))
-    finally:
-        del SOURCES["benchmark"]
     return folder / str(count)
 
 

@@ -26,6 +26,7 @@ from jaxface.errors import UserError
 from jaxface.models.encoder import normalize_images
 from jaxface.models.variants import get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
+from jaxface.registry import require_known
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.runs.model import compute_dtype, shapes_of
 from jaxface.timing import interleaved, require_rounds
@@ -63,8 +64,7 @@ class Step:
 
     def config(self, case: str) -> Config:
         """The run that a case is a step of. Raises UserError for an unknown case."""
-        if case not in WORK:
-            raise UserError(f"no case {case!r}; known: {', '.join(WORK)}")
+        require_known("case", [case], WORK)
         encoder = EncoderOptions(RANDOM, self.variant, self.image_size, self.remat, self.precision, attention=self.attention)
         method = MethodOptions("lp" if case == "forward" else case, AdapterOptions(rank=self.rank))
         return Config(tasks=TASKS, encoder=encoder, method=method)

@@ -18,10 +18,10 @@ from jaxface.benchmarks._limits import WORK, Setting
 from jaxface.benchmarks.roofline import compiled_case
 from jaxface.cli import parse
 from jaxface.data.tasks import TASKS
-from jaxface.errors import UserError
 from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
 from jaxface.progress import Track
+from jaxface.registry import require_known
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.timing import interleaved, medians, require_rounds
 from jaxface.training.capacity import step_bytes
@@ -51,7 +51,7 @@ class Point:
     def config(self) -> Config:
         encoder = get_variant(self.variant)
         name = f"{self.variant} with {self.depth} blocks"
-        VARIANTS[name] = replace(encoder, depth=self.depth)
+        VARIANTS.add(name, replace(encoder, depth=self.depth))
         side = round(self.patches**0.5) * encoder.patch
         method = MethodOptions(self.method, AdapterOptions(rank=self.rank))
         return Config(tasks=tuple(TASKS)[: self.tasks], encoder=EncoderOptions(RANDOM, name, side), method=method)
@@ -87,9 +87,7 @@ class Options:
         require_rounds(self.rounds)
         get_variant(self.variant)
         for kind, words, known in (("axis", self.axes, AXES), ("method", self.methods, WORK)):
-            for word in words:
-                if word not in known:
-                    raise UserError(f"no {kind} {word!r}; known: {', '.join(known)}")
+            require_known(kind, words, known)
 
 
 def measure(options: Options, axis: str) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from jaxface.adapters.methods import AdapterOptions, get_method
 from jaxface.adapters.quantized import FORMATS, FULL
 from jaxface.benchmarks.roofline import TASKS, compiled_case
 from jaxface.cli import parse
-from jaxface.errors import UserError
 from jaxface.models.encoder import REMAT
 from jaxface.models.variants import get_variant
+from jaxface.registry import require_known
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.timing import interleaved, medians
 from jaxface.training.capacity import compile_step, step_bytes
@@ -57,9 +57,7 @@ class Options:
             ("precision", [self.precision], ("auto", "fp32", "bf16")),
         )
         for kind, words, known in kinds:
-            for word in words:
-                if word not in known:
-                    raise UserError(f"no {kind} {word!r}; known: {', '.join(known)}")
+            require_known(kind, words, known)
 
     def config(self, remat: str, base: str) -> Config:
         encoder = EncoderOptions(RANDOM, self.variant, remat=remat, precision=self.precision, base=base)

@@ -19,6 +19,7 @@ from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.models.encoder import REMAT
 from jaxface.progress import Track
+from jaxface.registry import require_known
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class Options:
             ("variant", [self.variant], TIMM_NAMES),
             ("remat", [self.remat], REMAT),
         ):
-            for word in words:
-                if word not in known:
-                    raise UserError(f"no {kind} {word!r}; known: {', '.join(known)}")
+            require_known(kind, words, known)
         if self.rounds < 1 or self.batch_size < 1 or self.rank < 1:
             raise UserError("rounds, batch-size and rank: expected at least 1")
 

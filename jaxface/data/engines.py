@@ -17,30 +17,15 @@ import cv2
 
 from jaxface.data.shards import Shard, write_shard
 from jaxface.errors import UserError
+from jaxface.registry import Registry
 
 Engine = Callable[[Sequence[Shard], int, Callable[[Shard], None]], None]
 
-ENGINES: dict[str, Engine] = {}
+ENGINES: Registry[Engine] = Registry("engine")
+register_engine, get_engine = ENGINES.register, ENGINES.get
 
 WORTH_A_PROCESS = 256
 """Records below which starting another process costs more than it saves."""
-
-
-def register_engine(name: str) -> Callable[[Engine], Engine]:
-    """Decorator that makes an engine known by its name."""
-
-    def add(engine: Engine) -> Engine:
-        ENGINES[name] = engine
-        return engine
-
-    return add
-
-
-def get_engine(name: str) -> Engine:
-    """The engine of that name. Raises UserError that lists the known ones."""
-    if name not in ENGINES:
-        raise UserError(f"no engine {name!r}; known: {', '.join(sorted(ENGINES))}")
-    return ENGINES[name]
 
 
 @register_engine("local")

@@ -15,13 +15,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from jaxface.data.images import Unreadable
 from jaxface.errors import UserError
+from jaxface.registry import Registry
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""
@@ -53,17 +54,8 @@ class Detector(Protocol):
     def __call__(self, image: np.ndarray) -> list[Face]: ...
 
 
-DETECTORS: dict[str, Callable[..., Detector]] = {}
-
-
-def register_detector(name: str) -> Callable[[Any], Any]:
-    """Decorator that makes a detector known by its name."""
-
-    def add(kind: Any) -> Any:
-        DETECTORS[name] = kind
-        return kind
-
-    return add
+DETECTORS: Registry[Callable[..., Detector]] = Registry("face detector")
+register_detector = DETECTORS.register
 
 
 def get_detector(name: str, files: Sequence[str | Path] = (), *, threshold: float | None = None) -> Detector:
@@ -75,13 +67,12 @@ def get_detector(name: str, files: Sequence[str | Path] = (), *, threshold: floa
 
     Raises UserError for an unknown name, and for model files that are missing or cannot be read.
     """
-    if name not in DETECTORS:
-        raise UserError(f"no face detector {name!r}; known: {', '.join(sorted(DETECTORS))}")
+    detector = DETECTORS.get(name)
     for file in files:
         if not Path(file).is_file():
             raise UserError(f"detector {name}: no model file {file}")
     try:
-        return DETECTORS[name](tuple(map(Path, files)), *(() if threshold is None else (threshold,)))
+        return detector(tuple(map(Path, files)), *(() if threshold is None else (threshold,)))
     except cv2.error as error:
         raise UserError(
             f"detector {name}: {', '.join(map(str, files))} cannot be read as a model ({' '.join(error.err.split())})"
@@ -205,7 +196,7 @@ def central(faces: Sequence[Face], width: int, height: int) -> Face:
     return min(faces, key=lambda face: math.hypot(face.box[0] + face.box[2] - width, face.box[1] + face.box[3] - height))
 
 
-CHOICES: dict[str, Callable[[Sequence[Face], int, int], Face]] = {"largest": largest, "central": central}
+CHOICES: Registry[Callable[[Sequence[Face], int, int], Face]] = Registry("choice of a face", {"largest": largest, "central": central})
 """How one face is chosen of several."""
 
 

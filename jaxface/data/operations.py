@@ -9,6 +9,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from jaxface.registry import Registry
+
 GREYS = np.tile((0.299, 0.587, 0.114), (3, 1))
 """The matrix that makes each channel the grey of red, green and blue."""
 EYE, LEVELS = np.eye(3), np.arange(256)
@@ -122,22 +124,25 @@ class Operation(NamedTuple):
     offset: float = 0.0
 
 
-OPERATIONS: dict[str, Operation] = {
-    "identity": Operation(lambda image, _: image),
-    "shear_x": Operation(shear_x, 0, 0.3, signed=True),
-    "shear_y": Operation(shear_y, 0, 0.3, signed=True),
-    "translate_x": Operation(translate_x, 0, 150 / 331, signed=True),
-    "translate_y": Operation(translate_y, 0, 150 / 331, signed=True),
-    "rotate": Operation(rotate, 0, 30, signed=True),
-    "brightness": Operation(brightness, 0, 0.9, signed=True, offset=1),
-    "saturation": Operation(saturation, 0, 0.9, signed=True, offset=1),
-    "contrast": Operation(contrast, 0, 0.9, signed=True, offset=1),
-    "sharpness": Operation(sharpness, 0, 0.9, signed=True, offset=1),
-    "posterize": Operation(posterize, 8, 4),
-    "solarize": Operation(solarize, 1, 0),
-    "autocontrast": Operation(autocontrast),
-    "equalize": Operation(equalize),
-}
+OPERATIONS: Registry[Operation] = Registry(
+    "augmentation operation",
+    {
+        "identity": Operation(lambda image, _: image),
+        "shear_x": Operation(shear_x, 0, 0.3, signed=True),
+        "shear_y": Operation(shear_y, 0, 0.3, signed=True),
+        "translate_x": Operation(translate_x, 0, 150 / 331, signed=True),
+        "translate_y": Operation(translate_y, 0, 150 / 331, signed=True),
+        "rotate": Operation(rotate, 0, 30, signed=True),
+        "brightness": Operation(brightness, 0, 0.9, signed=True, offset=1),
+        "saturation": Operation(saturation, 0, 0.9, signed=True, offset=1),
+        "contrast": Operation(contrast, 0, 0.9, signed=True, offset=1),
+        "sharpness": Operation(sharpness, 0, 0.9, signed=True, offset=1),
+        "posterize": Operation(posterize, 8, 4),
+        "solarize": Operation(solarize, 1, 0),
+        "autocontrast": Operation(autocontrast),
+        "equalize": Operation(equalize),
+    },
+)
 """RandAugment's changes and their range, as in torchvision."""
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxface.data.tasks import MISSING
-from jaxface.errors import UserError
+from jaxface.registry import Registry
 
 Labels = Mapping[str, np.ndarray]
 
@@ -101,15 +101,16 @@ def task_shares(labels: Labels, weights: np.ndarray) -> dict[str, float]:
     return {task: float(weights[values != MISSING].sum() / weights.sum()) for task, values in labels.items()}
 
 
-SAMPLINGS: dict[str, Callable[[Labels, int, int], Order]] = {
-    "shuffle": lambda labels, size, seed: Shuffled(size, seed),
-    "balanced": lambda labels, size, seed: Weighted(sample_weights(labels, replicas(labels)), seed),
-}
+SAMPLINGS: Registry[Callable[[Labels, int, int], Order]] = Registry(
+    "sampling",
+    {
+        "shuffle": lambda labels, size, seed: Shuffled(size, seed),
+        "balanced": lambda labels, size, seed: Weighted(sample_weights(labels, replicas(labels)), seed),
+    },
+)
 """How training records are ordered, by name: from their labels, their number and a seed."""
 
 
 def make_order(sampling: str, labels: Labels, size: int, seed: int) -> Order:
     """The order of training records. Raises UserError for an unknown name."""
-    if sampling not in SAMPLINGS:
-        raise UserError(f"no sampling {sampling!r}; known: {', '.join(SAMPLINGS)}")
-    return SAMPLINGS[sampling](labels, size, seed)
+    return SAMPLINGS.get(sampling)(labels, size, seed)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxface.data.drawing import EXPRESSIONS, Canvas, Colour, Traits, draw_person, mix
 from jaxface.data.tasks import AGE, AGE_STARTS, EMOTION, GENDER, MISSING, Task
-from jaxface.errors import UserError
+from jaxface.registry import Registry
 
 SUPERSAMPLING = 2
 """Each side is drawn this many times larger and shrunk."""
@@ -107,10 +107,13 @@ def charcoal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture[..., None] * tone, 0, 255).astype(np.uint8)
 
 
-STYLES: dict[str, Style] = {
-    "paint": Style(ink=(45, 30, 35), line=0.012, stretch=(1.0, 1.0), finish=paint),
-    "charcoal": Style(ink=(15, 15, 15), line=0.012, stretch=(0.88, 1.08), finish=charcoal),
-}
+STYLES: Registry[Style] = Registry(
+    "drawing style",
+    {
+        "paint": Style(ink=(45, 30, 35), line=0.012, stretch=(1.0, 1.0), finish=paint),
+        "charcoal": Style(ink=(15, 15, 15), line=0.012, stretch=(0.88, 1.08), finish=charcoal),
+    },
+)
 
 SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 120), (198, 134, 90), (150, 98, 66), (105, 68, 48))
 HAIRS = ((20, 16, 16), (45, 30, 24), (75, 46, 30), (88, 40, 24))
@@ -125,12 +128,11 @@ def draw_face(seed: int, index: int, *, style: str = "paint", size: int = 60, mi
 
     Raises UserError for an unknown style.
     """
-    if style not in STYLES:
-        raise UserError(f"no drawing style {style!r}; known: {', '.join(STYLES)}")
+    drawn = STYLES.get(style)
     rng = np.random.default_rng((seed, index))
     labels = {task.name: _draw_class(task, skew, rng) for task in (AGE, GENDER, EMOTION)}
     traits = make_traits(labels, rng)
-    image = STYLES[style].finish(_picture(traits, STYLES[style], size, rng), rng)
+    image = drawn.finish(_picture(traits, drawn, size, rng), rng)
     dropped = rng.random(3) < missing
     dropped[rng.integers(3)] = False
     kept = {task: MISSING if drop else label for (task, label), drop in zip(labels.items(), dropped, strict=True)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxface.errors import UserError
+from jaxface.registry import Registry
 
 MISSING = -1
 """The label of a sample that does not carry a task."""
@@ -36,15 +37,15 @@ class Task:
         return len(self.classes)
 
 
-TASKS: dict[str, Task] = {}
+TASKS: Registry[Task] = Registry("task")
+get_task = TASKS.get
 
 
 def register_task(task: Task) -> Task:
     """Makes a task known by its name. Raises ValueError if another one has that name."""
-    if TASKS.get(task.name, task) != task:
+    if task.name in TASKS and TASKS.get(task.name) != task:
         raise ValueError(f"a task named {task.name!r} exists already")
-    TASKS[task.name] = task
-    return task
+    return TASKS.add(task.name, task)
 
 
 # thesis, section 3.1: the classes and their order
@@ -74,13 +75,6 @@ AGE_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
 def with_coarse(tasks: Sequence[str]) -> tuple[str, ...]:
     """The tasks, and after them those that their answers are mapped back to: what is evaluated."""
     return tuple(dict.fromkeys((*tasks, *(task.coarse for task in map(get_task, tasks) if task.coarse))))
-
-
-def get_task(name: str) -> Task:
-    """The task of that name. Raises UserError that lists the known ones."""
-    if name not in TASKS:
-        raise UserError(f"no task {name!r}; known: {', '.join(TASKS)}")
-    return TASKS[name]
 
 
 def age_group(years: float) -> int:

@@ -15,6 +15,7 @@ from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.files import aside, write_json
 from jaxface.models.encoder import normalize_images
+from jaxface.registry import Registry
 from jaxface.runs.trained import Trained, load_trained
 
 Logits = Mapping[str, np.ndarray]
@@ -30,25 +31,11 @@ PREPROCESSING = (
     "size (OpenCV: INTER_AREA where it shrinks, else INTER_LINEAR); pixels as x / 127.5 - 1 (mean 0.5, standard deviation 0.5 of 0..1)"
 )
 
-EXPORTERS: dict[str, Callable[[Trained, Path], tuple[Answer, dict[str, Any]]]] = {}
-"""By format: (model, folder) writes files and returns what they say, read back from the disk, and further entries of the manifest."""
+Exporter = Callable[[Trained, Path], tuple[Answer, dict[str, Any]]]
+"""(model, folder) writes files and returns what they say, read back from the disk, and further entries of the manifest."""
 
-
-def register_exporter(name: str) -> Callable[[Any], Any]:
-    """Decorator that makes a format known by its name."""
-
-    def add(function: Any) -> Any:
-        EXPORTERS[name] = function
-        return function
-
-    return add
-
-
-def get_exporter(name: str) -> Callable[[Trained, Path], tuple[Answer, dict[str, Any]]]:
-    """The format of that name. Raises UserError that lists the known ones."""
-    if name not in EXPORTERS:
-        raise UserError(f"no export format {name!r}; known: {', '.join(EXPORTERS)}")
-    return EXPORTERS[name]
+EXPORTERS: Registry[Exporter] = Registry("export format")
+register_exporter, get_exporter = EXPORTERS.register, EXPORTERS.get
 
 
 def export_run(run: Path, name: str, folder: Path) -> dict[str, Any]:

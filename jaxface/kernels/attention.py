@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxface.errors import UserError
 from jaxface.files import load_function
 from jaxface.kernels.matmul import PRODUCT
+from jaxface.registry import Registry
 
 
 class AttentionKernel(Protocol):
@@ -43,20 +43,23 @@ AUTO = "auto"
 ANYWHERE = "xla"
 """The kernel for programs that are to run on any device, with any batch."""
 
-KERNELS: dict[str, AttentionKernel] = {}
-CONDITIONS: dict[str, Callable[[Call], bool]] = {}
+
+class Entry(NamedTuple):
+    """A registered kernel, and for which calls the automatic choice takes it."""
+
+    kernel: AttentionKernel
+    suits: Callable[[Call], bool]
 
 
-def register(name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool] | None = None) -> AttentionKernel:
+KERNELS: Registry[Entry] = Registry("attention kernel", others="or FILE.py:FUNCTION")
+
+
+def register(name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool] = lambda call: False) -> AttentionKernel:
     """Makes an attention kernel known by its name.
 
     With `suits` it also takes part in the automatic choice: the kernel registered last whose condition holds is taken.
     """
-    KERNELS[name] = kernel
-    CONDITIONS.pop(name, None)
-    if suits is not None:
-        CONDITIONS[name] = suits
-    return kernel
+    return KERNELS.add(name, Entry(kernel, suits)).kernel
 
 
 def get_kernel(name: str) -> AttentionKernel:
@@ -64,12 +67,10 @@ def get_kernel(name: str) -> AttentionKernel:
 
     Raises UserError that lists the known ones.
     """
-    if name in KERNELS:
-        return KERNELS[name]
     path, colon, function = name.rpartition(":")
-    if not colon:
-        raise UserError(f"no attention kernel {name!r}; known: {', '.join(KERNELS)}, or FILE.py:FUNCTION")
-    return register(name, load_function(path, function))
+    if colon and name not in KERNELS:
+        register(name, load_function(path, function))
+    return KERNELS.get(name).kernel
 
 
 def require_kernel(name: str) -> None:
@@ -80,7 +81,7 @@ def require_kernel(name: str) -> None:
 
 def choose(call: Call) -> str:
     """The name of the kernel for a call: the one registered last whose condition holds, else plain XLA."""
-    return next((name for name in reversed(CONDITIONS) if CONDITIONS[name](call)), ANYWHERE)
+    return next((name for name, entry in reversed(KERNELS.items()) if entry.suits(call)), ANYWHERE)
 
 
 def attention(

@@ -1,6 +1,6 @@
 """How the tasks' losses become one: a balancer is one entry, chosen by a word in the configuration (thesis, section 3.3.3).
 
-Another balancer is a subclass of `Balancer` under a new name in `BALANCERS`.
+Another balancer is a subclass of `Balancer` below `@register_balancer("name")`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxface.errors import UserError
+from jaxface.registry import Registry
 
 Losses = dict[str, jax.Array]
 State = dict[str, Any]
@@ -21,6 +21,11 @@ def each(tasks: tuple[str, ...] | Losses, value: float) -> Losses:
     return {task: jnp.full((), value, jnp.float32) for task in tasks}
 
 
+BALANCERS: Registry[type[Balancer]] = Registry("loss balancer")
+register_balancer = BALANCERS.register
+
+
+@register_balancer("fixed")
 class Balancer:
     """Equal, fixed weights; the base of the others. The loss that is minimised: sum of weight times loss, and a penalty."""
 
@@ -61,6 +66,7 @@ class Balancer:
         return state
 
 
+@register_balancer("uw")
 class Uncertainty(Balancer):
     """UW: sum of exp(-s) L + s / 2 with s = log sigma^2 learned per task (Kendall et al. 2018; thesis, eq. 3.5)."""
 
@@ -84,6 +90,7 @@ class Weighted(Balancer):
         return {task: state["weight"][task] for task in tasks}
 
 
+@register_balancer("ema")
 class MovingAverage(Weighted):
     """EMA: each task divided by a running mean of its own loss, the weights renewed at the start of each epoch."""
 
@@ -109,6 +116,7 @@ class MovingAverage(Weighted):
         return {**state, "weight": renewed}
 
 
+@register_balancer("dwa")
 class DynamicAverage(Weighted):
     """DWA: a softmax, times the number of tasks, of how the epoch's mean loss fell against the epoch before (Liu et al. 2019, eq. 7)."""
 
@@ -130,6 +138,7 @@ class DynamicAverage(Weighted):
         return {"weight": dict(zip(tasks, weights, strict=True)), "sum": each(tasks, 0), "count": each(tasks, 0), "last": mean}
 
 
+@register_balancer("gradnorm")
 class GradNorm(Weighted):
     """GradNorm: weights move until every task's gradient has the size that its rate of training asks for (Chen et al. 2018).
 
@@ -161,17 +170,6 @@ class GradNorm(Weighted):
         return {"weight": dict(zip(tasks, moved, strict=True)), "first": dict(zip(tasks, first, strict=True))}
 
 
-BALANCERS: dict[str, type[Balancer]] = {
-    "fixed": Balancer,
-    "uw": Uncertainty,
-    "ema": MovingAverage,
-    "dwa": DynamicAverage,
-    "gradnorm": GradNorm,
-}
-
-
 def get_balancer(name: str) -> Balancer:
     """The balancer of that name. Raises UserError that lists the known ones."""
-    if name not in BALANCERS:
-        raise UserError(f"no loss balancer {name!r}; known: {', '.join(BALANCERS)}")
-    return BALANCERS[name]()
+    return BALANCERS.get(name)()

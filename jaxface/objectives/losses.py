@@ -1,6 +1,6 @@
 """The loss of one task over a batch in which some labels are missing: one entry each, chosen by a word in the configuration.
 
-Another loss is a function registered under a new name in `LOSSES`, with the kind of head output that it is for.
+Another loss is a function below `@register_loss("name")`, with the kind of head output that it is for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxface.errors import UserError
+from jaxface.registry import Registry
+
+Values = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Loss(NamedTuple):
@@ -22,36 +24,42 @@ class Loss(NamedTuple):
       output: the head's output that it is for, a key of `jaxface.models.heads.OUTPUTS`.
     """
 
-    values: Callable[[jax.Array, jax.Array], jax.Array]
+    values: Values
     output: str = "classes"
 
 
+LOSSES: Registry[Loss] = Registry("loss")
+get_loss = LOSSES.get
+
+
+def register_loss(name: str, *, output: str = "classes") -> Callable[[Values], Values]:
+    """Decorator that makes a loss known by its name."""
+
+    def add(values: Values) -> Values:
+        return LOSSES.add(name, Loss(values, output)).values
+
+    return add
+
+
+@register_loss("cross_entropy")
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Unweighted cross-entropy of logits [B, C] (thesis, section 3.3)."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
 
 
+@register_loss("coral", output="ranks")
 def coral(ranks: jax.Array, labels: jax.Array) -> jax.Array:
     """CORAL: the sum over k of the binary cross-entropy of "later than class k", from logits [B, C - 1] (Cao et al. 2020, eq. 4)."""
     later = labels[:, None] > jnp.arange(ranks.shape[-1])
     return -jnp.sum(jnp.where(later, jax.nn.log_sigmoid(ranks), jax.nn.log_sigmoid(-ranks)), -1)
 
 
+@register_loss("soft")
 def soft(logits: jax.Array, labels: jax.Array, spread: float = 1.0) -> jax.Array:
     """Cross-entropy against a bell around the label, `spread` classes wide: being off by one costs less (Diaz and Marathe 2019)."""
     distance = jnp.arange(logits.shape[-1]) - labels[:, None]
     target = jax.nn.softmax(-0.5 * jnp.square(distance / spread))
     return -jnp.sum(target * jax.nn.log_softmax(logits), -1)
-
-
-LOSSES: dict[str, Loss] = {"cross_entropy": Loss(cross_entropy), "coral": Loss(coral, output="ranks"), "soft": Loss(soft)}
-
-
-def get_loss(name: str) -> Loss:
-    """The loss of that name. Raises UserError that lists the known ones."""
-    if name not in LOSSES:
-        raise UserError(f"no loss {name!r}; known: {', '.join(LOSSES)}")
-    return LOSSES[name]
 
 
 def masked_sum(loss: Loss, outputs: jax.Array, labels: jax.Array, mixed: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.models.variants import VARIANTS, EncoderConfig
+from jaxface.registry import Registry
 from weights_convert.checkpoint import layout_tensors
 from weights_convert.towers import Towers
 
@@ -56,7 +57,7 @@ class Original:
     modules: list[Any]
 
 
-ORIGINALS: dict[str, Callable[[Towers, dict[str, np.ndarray], Path | None], Original]] = {}
+ORIGINALS: Registry[Callable[[Towers, dict[str, np.ndarray], Path | None], Original]] = Registry("original")
 """By layout: how to build the original from the towers' shape, our tensors and the folder of Meta's code."""
 
 
@@ -65,9 +66,7 @@ def build_original(against: str, towers: Towers, tensors: dict[str, np.ndarray],
 
     Raises UserError if it is unknown, or what it needs is not installed.
     """
-    if against not in ORIGINALS:
-        raise UserError(f"no original {against!r}; known: {', '.join(ORIGINALS)}")
-    return ORIGINALS[against](towers, tensors, meta_code)
+    return ORIGINALS.get(against)(towers, tensors, meta_code)
 
 
 @cache
@@ -161,12 +160,14 @@ def _timm_vision(config: EncoderConfig) -> Any:
     )
 
 
+@ORIGINALS.register("timm")
 def _timm(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -> Original:
     model = _timm_vision(towers.vision).eval()
     model.load_state_dict(state_dict("timm", towers, tensors))
     return Original(model, model.forward_features, model.norm_pre, list(model.blocks), False, None, [], [model])
 
 
+@ORIGINALS.register("open_clip")
 def _open_clip(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -> Original:
     _, open_clip = import_torch("open_clip.model")
     text = towers.text
@@ -202,6 +203,7 @@ def import_meta(code: Path | None) -> Any:
         sys.path.remove(str(code))
 
 
+@ORIGINALS.register("meta")
 def _meta(towers: Towers, tensors: dict[str, np.ndarray], code: Path | None) -> Original:
     pe = import_meta(code)
     config = towers.vision
@@ -231,6 +233,3 @@ def _meta(towers: Towers, tensors: dict[str, np.ndarray], code: Path | None) -> 
     tokens = partial(vision.forward_features, norm=True)
     encode_text, text_blocks = (None, []) if text is None else (model, list(model.transformer.resblocks))
     return Original(vision, tokens, vision.ln_pre, list(vision.transformer.resblocks), True, encode_text, text_blocks, [model])
-
-
-ORIGINALS |= {"meta": _meta, "timm": _timm, "open_clip": _open_clip}

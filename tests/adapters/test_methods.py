@@ -135,15 +135,16 @@ def test_the_scale_is_stable_in_rank_where_it_is_asked_for():
 def test_a_method_registered_from_outside_is_known_by_its_name():
     encoder = tiny_encoder()
 
-    @register_method("bitfit")
-    def bitfit(encoder, options, rngs):
-        return [Group(r"\.bias$", rate="backbone")]
+    with METHODS.temporarily():
 
-    adapted, groups = adapt_with_groups(encoder, "bitfit", AdapterOptions(), nnx.Rngs(0))
+        @register_method("bitfit")
+        def bitfit(encoder, options, rngs):
+            return [Group(r"\.bias$", rate="backbone")]
+
+        adapted, groups = adapt_with_groups(encoder, "bitfit", AdapterOptions(), nnx.Rngs(0))
     trained = [name for name in flatten(adapted)[0] if group_of(name.split("."), groups)]
     assert trained
     assert all(name.endswith(".bias") for name in trained)
-    del METHODS["bitfit"]
 
 
 def test_unknown_methods_and_options_are_named():

@@ -124,7 +124,7 @@ def test_a_step_keeps_no_more_for_its_backward_pass_than_on_full_kernels(method)
 
 
 def test_words_that_are_no_format_and_methods_that_freeze_nothing_are_one_line():
-    with pytest.raises(UserError, match="no format 'int3' of frozen kernels; known: full, int8, nf4"):
+    with pytest.raises(UserError, match="no format of frozen kernels 'int3'; known: int8, nf4, or full"):
         quantize(tiny_encoder(), "int3")
     encoder, groups = adapt_with_groups(tiny_encoder(), "full", AdapterOptions(), nnx.Rngs(0))
     with pytest.raises(UserError, match="trains every kernel"):

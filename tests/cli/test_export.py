@@ -140,13 +140,14 @@ def test_the_manifest_says_what_was_written(trained_run, tmp_path, monkeypatch, 
     assert "agree to" in capsys.readouterr().out
 
 
-def test_an_export_that_gives_other_logits_is_not_called_done(trained_run, tmp_path, monkeypatch):
+def test_an_export_that_gives_other_logits_is_not_called_done(trained_run, tmp_path):
     def wrong(trained, folder):
         return lambda images: {task: v + 1e-3 for task, v in manifest.model_answer(trained.merged())(images).items()}, {}
 
-    monkeypatch.setitem(manifest.EXPORTERS, "wrong", wrong)
-    with pytest.raises(UserError, match="logits differ by"):
-        export_run(trained_run, "wrong", tmp_path)
+    with manifest.EXPORTERS.temporarily():
+        manifest.EXPORTERS.add("wrong", wrong)
+        with pytest.raises(UserError, match="logits differ by"):
+            export_run(trained_run, "wrong", tmp_path)
     assert not (tmp_path / "manifest.json").exists()
 
 

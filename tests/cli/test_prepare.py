@@ -47,7 +47,7 @@ def test_a_page_shows_augmented_batches_with_labels_and_the_classes_before_and_a
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--crop.detector", "dlib"], "no face detector 'dlib'; known: ssd, whole, yunet"),
+        (["--crop.detector", "dlib"], "no face detector 'dlib'; known: whole, ssd, yunet"),
         (["--crop.level"], "need --crop.detector NAME"),
         (["--crop.detector", "ssd", "--crop.level"], "needs a detector with landmarks"),
         (["--crop.detector", "yunet"], "needs one model file"),
@@ -84,7 +84,7 @@ def test_drawn_faces_can_be_prepared_by_command(tmp_path):
         ("label", ["raf_db", "F"], "list_patition_label.txt:2: emotion '8' is out of range (1 to 7)"),
         ("line", ["raf_db", "F"], "list_patition_label.txt:2: expected `train_00001.jpg 5`, got 'nonsense'"),
         ("broken", ["raf_db", "F"], "train images can be used (train_000"),
-        ("good", ["rafdb", "F"], "no source 'rafdb'; known: celeba_hq, fairface, lagenda, manifest, raf_db, synthetic, utkface, vggface2"),
+        ("good", ["rafdb", "F"], "no source 'rafdb'; known: celeba_hq, fairface, lagenda, manifest, raf_db, utkface, vggface2, synthetic"),
         ("good", ["raf_db", "F", "--outt", "x"], "--outt"),
         ("good", ["synthetic", "crayon"], "no drawing style 'crayon'"),
     ],

@@ -30,7 +30,7 @@ from jaxface.runs.config import *
 from jaxface.models.variants import VARIANTS, EncoderConfig
 from jaxface.training.optimizer import OptimizerOptions
 
-VARIANTS["tiny"] = EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2)
+VARIANTS.add("tiny", EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2))
 first = Config(
     name="first", encoder=EncoderOptions(weights=RANDOM, variant="tiny"), method=MethodOptions("ap"),
     data=DataOptions(sets=({sets!r},)), optimizer=OptimizerOptions(backbone=1e-3, pool=1e-3, head=1e-3), batch_size=4, epochs=2,

@@ -24,15 +24,16 @@ def content(folder):
 
 
 def test_an_engine_of_ones_own_writes_the_same_in_any_order(base, tmp_path):
-    @register_engine("backwards")
-    def backwards(shards, workers, done):
-        for shard in reversed(shards):
-            write_shard(shard)
-            done(shard)
+    with ENGINES.temporarily():
 
-    prepare("raf_db", base / "raf", tmp_path / "out", engine="backwards")
+        @register_engine("backwards")
+        def backwards(shards, workers, done):
+            for shard in reversed(shards):
+                write_shard(shard)
+                done(shard)
+
+        prepare("raf_db", base / "raf", tmp_path / "out", engine="backwards")
     assert content(tmp_path / "out") == content(base / "out")
-    del ENGINES["backwards"]
 
 
 def test_ray_on_this_machine_writes_what_one_process_writes(base, tmp_path):

@@ -90,23 +90,24 @@ def test_the_whole_image_is_a_face_when_asked():
 
 
 def test_a_detector_of_ones_own_is_found_by_its_name():
-    @register_detector("mine")
-    class Mine:
-        def __init__(self, files, threshold=0.5):
-            self.threshold = threshold
+    with DETECTORS.temporarily():
 
-        def __call__(self, image):
-            return [Face((0, 0, 1, 1), self.threshold)]
+        @register_detector("mine")
+        class Mine:
+            def __init__(self, files, threshold=0.5):
+                self.threshold = threshold
 
-    assert get_detector("mine")(noise(4, 4))[0].score == 0.5
-    assert get_detector("mine", threshold=0.25)(noise(4, 4))[0].score == 0.25
-    del DETECTORS["mine"]
+            def __call__(self, image):
+                return [Face((0, 0, 1, 1), self.threshold)]
+
+        assert get_detector("mine")(noise(4, 4))[0].score == 0.5
+        assert get_detector("mine", threshold=0.25)(noise(4, 4))[0].score == 0.25
 
 
 @pytest.mark.parametrize(
     ("name", "files", "message"),
     [
-        ("dlib", [], "no face detector 'dlib'; known: ssd, whole, yunet"),
+        ("dlib", [], "no face detector 'dlib'; known: whole, ssd, yunet"),
         ("yunet", [], r"yunet needs one model file \(face_detection_yunet_\*.onnx\), got 0"),
         ("yunet", ["nowhere.onnx"], "no model file nowhere.onnx"),
         ("yunet", [__file__], "test_faces.py cannot be read as a model"),
@@ -176,15 +177,16 @@ def test_levelling_brings_the_eyes_to_one_height():
 def two_faces():
     """A detector, by name, that finds a small face at the upper left and a large one at the lower right."""
 
-    @register_detector("two")
-    class Two:
-        def __init__(self, files, threshold=0.5): ...
+    with DETECTORS.temporarily():
 
-        def __call__(self, image):
-            return [Face((10, 10, 30, 30), 0.9), Face((50, 50, 90, 90), 0.8)]
+        @register_detector("two")
+        class Two:
+            def __init__(self, files, threshold=0.5): ...
 
-    yield Cropping(detector="two")
-    del DETECTORS["two"]
+            def __call__(self, image):
+                return [Face((10, 10, 30, 30), 0.9), Face((50, 50, 90, 90), 0.8)]
+
+        yield Cropping(detector="two")
 
 
 def cut(cropping, **fields):

@@ -100,15 +100,16 @@ def test_new_records_never_move_old_ones_between_train_and_validation(tmp_path):
 
 
 def test_a_source_of_ones_own_is_a_few_lines(tmp_path):
-    @register_source("mine")
-    class Mine(Source):
-        def records(self, folder, options):
-            yield Record("a", "test", folder / "a.jpg", {"gender": 1})
-
     cv2.imwrite(str(tmp_path / "a.jpg"), noise(20, 20))
-    prepare("mine", tmp_path, tmp_path / "out")
+    with SOURCES.temporarily():
+
+        @register_source("mine")
+        class Mine(Source):
+            def records(self, folder, options):
+                yield Record("a", "test", folder / "a.jpg", {"gender": 1})
+
+        prepare("mine", tmp_path, tmp_path / "out")
     assert open_records(tmp_path / "out", "test")[0]["source"] == "mine"
-    del SOURCES["mine"]
 
 
 def test_drawn_faces_have_all_labels_in_the_test_split_only(tmp_path):

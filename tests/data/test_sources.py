@@ -290,12 +290,13 @@ def test_an_absolute_path_is_where_it_says(tmp_path):
     assert prepare("manifest", tmp_path / "table", tmp_path / "out")["splits"]["test"]["records"] == 1
 
 
-def test_classes_with_capitals_are_read_and_told_apart(monkeypatch):
+def test_classes_with_capitals_are_read_and_told_apart():
     from jaxface.data.cells import read_label
     from jaxface.data.tasks import TASKS, Task
 
-    monkeypatch.setitem(TASKS, "glasses", Task("glasses", ("None", "Sun Glasses", "sun-glasses")))
-    assert [read_label("glasses", text, "here") for text in ("None", "none", "Sun Glasses", "sun-glasses")] == [0, 0, 1, 2]
+    with TASKS.temporarily():
+        TASKS.add("glasses", Task("glasses", ("None", "Sun Glasses", "sun-glasses")))
+        assert [read_label("glasses", text, "here") for text in ("None", "none", "Sun Glasses", "sun-glasses")] == [0, 0, 1, 2]
 
 
 def test_parquet_cells_are_what_csv_cells_are(tmp_path):

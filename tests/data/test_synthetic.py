@@ -40,10 +40,8 @@ def test_a_third_of_the_labels_can_be_left_out_but_never_all_of_a_face():
 
 
 def test_a_style_of_ones_own_is_one_entry():
-    STYLES["negative"] = Style(ink=(0, 0, 0), line=0.02, stretch=(1, 1), finish=lambda image, rng: 255 - image)
-    try:
+    with STYLES.temporarily():
+        STYLES.add("negative", Style(ink=(0, 0, 0), line=0.02, stretch=(1, 1), finish=lambda image, rng: 255 - image))
         assert draw_face(0, 0, style="negative").image.shape == (60, 60, 3)
-    finally:
-        del STYLES["negative"]
     with pytest.raises(UserError, match=r"no drawing style 'negative'; known: paint, charcoal"):
         draw_face(0, 0, style="negative")

@@ -25,7 +25,7 @@ from jaxface.training.batches import Features
 from jaxface.training.loop import Run
 from jaxface.training.stopping import Stopped
 
-VARIANTS["tiny"] = EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2)
+VARIANTS.add("tiny", EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 
 import jaxface.kernels
 from jaxface.errors import UserError
-from jaxface.kernels.attention import CONDITIONS, KERNELS, Call, choose, register, rotate
+from jaxface.kernels.attention import KERNELS, Call, choose, get_kernel, register, rotate
 from jaxface.kernels.conformance import CASES, Case, arrays_for, reference
 
 SMALL = (
@@ -76,7 +76,7 @@ def test_a_wrong_kernel_is_found_and_an_exception_is_a_line_of_the_report():
     assert report.rows[0].seconds > 0
     assert "FAILED" in str(report)
     frozen = jaxface.kernels.check(
-        lambda q, k, v, *, angles, causal: KERNELS["xla"](q, k, jax.lax.stop_gradient(v), angles=angles, causal=causal),
+        lambda q, k, v, *, angles, causal: get_kernel("xla")(q, k, jax.lax.stop_gradient(v), angles=angles, causal=causal),
         cases=SMALL[:1],
         dtypes=["fp32"],
         rounds=0,
@@ -91,12 +91,13 @@ def test_a_wrong_kernel_is_found_and_an_exception_is_a_line_of_the_report():
 def test_the_kernel_registered_last_whose_condition_holds_is_chosen():
     call = Call("gpu", np.dtype(jnp.bfloat16), 577, 577, 64, False)
     assert choose(call._replace(platform="cpu")) == choose(call._replace(platform="cpu", queries=1))
-    register("mine", raises, suits=lambda call: call.platform == "gpu" and call.queries > 100)
-    try:
+    with KERNELS.temporarily():
+        register("mine", raises, suits=lambda call: call.platform == "gpu" and call.queries > 100)
         assert choose(call) == "mine"
         assert choose(call._replace(platform="cpu")) != "mine"
-    finally:
-        del KERNELS["mine"], CONDITIONS["mine"]
+        register("mine", raises, suits=lambda call: True)
+        register("mine", raises)
+        assert choose(call._replace(platform="cpu")) != "mine"
 
 
 def test_a_kernel_in_a_file_of_ones_own_is_checked_from_the_command_line(tmp_path):

@@ -69,8 +69,8 @@ def test_one_query_may_ask_many_keys_and_large_logits_stay_finite():
 
 
 def test_a_kernel_of_ones_own_is_chosen_by_name():
-    register("zeros", lambda q, k, v, *, angles=None, causal=False: jnp.zeros_like(q))
-    assert not attention(normal(1, 1, 2, 4), normal(1, 1, 2, 4), normal(1, 1, 2, 4), kernel="zeros").any()
-    del KERNELS["zeros"]
+    with KERNELS.temporarily():
+        register("zeros", lambda q, k, v, *, angles=None, causal=False: jnp.zeros_like(q))
+        assert not attention(normal(1, 1, 2, 4), normal(1, 1, 2, 4), normal(1, 1, 2, 4), kernel="zeros").any()
     with pytest.raises(UserError, match="no attention kernel 'zeros'; known: xla"):
         attention(*[normal(1, 1, 2, 4)] * 3, kernel="zeros")

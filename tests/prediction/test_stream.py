@@ -80,8 +80,8 @@ def test_broken_files_have_a_status_and_stop_nothing(predictor, photos, tmp_path
     assert all(result["error"] is None for result in results[1::2])
 
 
-def test_photos_of_many_faces_and_of_none_keep_their_faces(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(DETECTORS, "as many as bright", AsManyAsBright)
+def test_photos_of_many_faces_and_of_none_keep_their_faces(trained_run, tmp_path):
+    DETECTORS.add("as many as bright", AsManyAsBright)
     counts = [0, 3, 9, 0, 1, 4, 5]
     for index, count in enumerate(counts):
         image = np.random.default_rng(index).integers(0, 255, (32, 48, 3), dtype=np.uint8)

@@ -15,7 +15,7 @@ from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, Met
 from jaxface.runs.predictions import read_predictions
 from jaxface.training.loop import Run
 
-VARIANTS["tiny"] = EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2)
+VARIANTS.add("tiny", EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2))
 
 
 @pytest.fixture(scope="module")

@@ -90,14 +90,14 @@ def test_training_lowers_the_loss_of_a_batch_and_leaves_frozen_arrays_alone(meth
     assert int(unreplicate(state).step) == 12
 
 
-def test_a_method_registered_from_outside_trains_what_it_names(monkeypatch):
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+def test_a_method_registered_from_outside_trains_what_it_names():
+    with methods.METHODS.temporarily():
 
-    @methods.register_method("bitfit")
-    def bitfit(encoder, options, rngs):
-        return [methods.Group(r"\.bias$", rate="backbone")]
+        @methods.register_method("bitfit")
+        def bitfit(encoder, options, rngs):
+            return [methods.Group(r"\.bias$", rate="backbone")]
 
-    step, state, frozen = make("bitfit", rates=1e-2)
+        step, state, frozen = make("bitfit", rates=1e-2)
     before = unreplicate(state).trained
     after = unreplicate(step(state, frozen, shard(random_batch()))[0]).trained
     assert {name for name in after if not name.startswith(("heads.", "balance."))} <= {name for name in after if name.endswith(".bias")}

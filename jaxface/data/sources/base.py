@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from jaxface.data.records import SPLITS, Record
 from jaxface.errors import UserError
+from jaxface.registry import Registry
 
 VALIDATION_SHARE = 0.2
 """Part of the training records that validate (thesis, section 2.7)."""
@@ -82,7 +83,8 @@ class Source:
         return path
 
 
-SOURCES: dict[str, Source] = {}
+SOURCES: Registry[Source] = Registry("source")
+get_source = SOURCES.get
 
 
 def register_source(name: str) -> Callable[[type[Source]], type[Source]]:
@@ -90,17 +92,10 @@ def register_source(name: str) -> Callable[[type[Source]], type[Source]]:
 
     def add(kind: type[Source]) -> type[Source]:
         kind.name = name
-        SOURCES[name] = kind()
+        SOURCES.add(name, kind())
         return kind
 
     return add
-
-
-def get_source(name: str) -> Source:
-    """The source of that name. Raises UserError that lists the known ones."""
-    if name not in SOURCES:
-        raise UserError(f"no source {name!r}; known: {', '.join(sorted(SOURCES))}")
-    return SOURCES[name]
 
 
 def validates(record: Record) -> bool:
