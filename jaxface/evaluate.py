@@ -60,7 +60,8 @@ def sources_table(scores: dict[str, Any], title: str) -> Table:
             figures = [percent(own.get(name)) for name in ("balanced_accuracy", "macro_f1", "off_by_one")]
             table.add_row(task, source, f"{own['count']:,.0f}", percent(own["accuracy"]), interval, *figures)
         if parts:
-            table.add_row(task, "average over data sets", "", percent(values.get("average_accuracy")), end_section=True)
+            over = " + ".join(values["averaged_over"])
+            table.add_row(task, f"average: {over or 'none'}", "", percent(values.get("average_accuracy")), end_section=True)
     table.add_row("overall", "mean of the averages", "", percent(scores["summary"].get("overall_accuracy")))
     return table
 

@@ -8,7 +8,7 @@ also where it was predicted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,15 @@ from jaxface.evaluation.predictions import Predictions
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
+TEST_SETS: Mapping[str, tuple[str, ...]] = {
+    "emotion": ("rafdb",),
+    "age": ("utkface", "fairface", "vggface2"),
+    "gender": ("utkface", "fairface", "vggface2"),
+}
+"""The data sets that the thesis tests each task on (Table 3.1 and section 2.7), as `source_key` names them."""
+
 ESTIMATED_LABELS: Mapping[str, Collection[str]] = {"age": frozenset({"vggface2"})}
-"""Per task the sources whose labels were estimated by another model: left out of the task's average (thesis, Table 4.5)."""
+"""Per task the sources whose labels were estimated by another model: left out of the task's average (thesis, chapter 4)."""
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -170,15 +177,30 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.mean(first == second)) if len(first) else float("nan")
 
 
-def average_over_sources(values: Mapping[str, float], left_out: Collection[str] = ()) -> float:
-    """The thesis's "average": the plain mean of the data sets' figures, whatever their sizes; NaN if none remains."""
-    kept = [value for source, value in values.items() if source not in left_out]
+def source_key(source: str) -> str:
+    """A data set's name in small letters and digits only: `RAF-DB` and `raf_db` are `rafdb`."""
+    return "".join(letter for letter in source.lower() if letter.isalnum())
+
+
+def averaged_sources(task: str, sources: Iterable[str]) -> tuple[str, ...]:
+    """Those data sets that a task's average is over: the thesis's test sets of the task if one of them is there, else all.
+
+    Data sets whose labels another model estimated are left out in any case.
+    """
+    sources = tuple(sources)
+    known = [source for source in sources if source_key(source) in TEST_SETS.get(task, ())]
+    return tuple(source for source in known or sources if source_key(source) not in ESTIMATED_LABELS.get(task, ()))
+
+
+def average_over_sources(task: str, values: Mapping[str, float]) -> float:
+    """The thesis's "average": the plain mean of the figures of `averaged_sources`, whatever the sets' sizes; NaN if none remains."""
+    kept = [values[source] for source in averaged_sources(task, values)]
     return float(np.mean(kept)) if kept else float("nan")
 
 
 def overall(averages: Mapping[str, float]) -> float:
     """The thesis's "overall": the plain mean of the tasks' averages; NaN if there is none."""
-    return average_over_sources(averages)
+    return float(np.mean(list(averages.values()))) if averages else float("nan")
 
 
 def task_matrix(predictions: Predictions, task: Task, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -209,11 +231,15 @@ def person_matrices(predictions: Predictions, task: Task) -> np.ndarray:
     return matrices
 
 
+def source_matrices(predictions: Predictions, task: Task) -> dict[str, np.ndarray]:
+    """Confusion matrix `[C, C]` of a task on each source that has labels of it."""
+    sources = np.unique(predictions.source[predictions.labels[task.name] != MISSING])
+    return {str(source): task_matrix(predictions, task, predictions.source == source) for source in sources}
+
+
 def source_accuracies(predictions: Predictions, task: Task) -> dict[str, float]:
     """Accuracy of a task on each source that has labels of it."""
-    labelled = predictions.labels[task.name] != MISSING
-    sources = np.unique(predictions.source[labelled])
-    return {str(source): float(accuracy(task_matrix(predictions, task, predictions.source == source))) for source in sources}
+    return {source: float(accuracy(matrix)) for source, matrix in source_matrices(predictions, task).items()}
 
 
 def evaluate_task(predictions: Predictions, task: Task) -> dict[str, float]:
@@ -230,7 +256,7 @@ def evaluate_task(predictions: Predictions, task: Task) -> dict[str, float]:
         "macro_f1": macro_f1(matrix),
         "majority": majority_share(matrix),
         "calibration_error": bins.calibration_error,
-        "average_accuracy": average_over_sources(sources, ESTIMATED_LABELS.get(task.name, ())),
+        "average_accuracy": average_over_sources(task.name, sources),
     }
     if task.ordinal:
         figures |= {"off_by_one": off_by_one_accuracy(matrix), "mean_absolute_error": mean_absolute_error(matrix)}
@@ -241,7 +267,7 @@ def summarize(predictions: Predictions, tasks: Sequence[Task] | None = None) -> 
     """Every figure under a flat key, `FIGURE/TASK` (`accuracy/age`, `macro_f1/emotion`, ...), and `overall_accuracy`.
 
     Shares are between 0 and 1. A task that no record has a label of has no keys; `average_accuracy/TASK` is the mean over the
-    sources, as the thesis averages, and `overall_accuracy` the mean of those over the tasks.
+    sources (see `averaged_sources`), and `overall_accuracy` the mean of those over the tasks.
 
     Args:
       predictions: a model's answers.

@@ -53,15 +53,13 @@ def score(predictions: Predictions, temperatures: Mapping[str, float] | None = N
 def _task(predictions: Predictions, task: Task, temperature: float | None) -> Json:
     matrix = metrics.task_matrix(predictions, task)
     labelled = predictions.labels[task.name] != MISSING
+    sources = sorted(set(predictions.source[labelled]))
     columns = {"recall": metrics.recall(matrix), "precision": metrics.precision(matrix), "records": matrix.sum(1)}
     return {
         **metrics.evaluate_task(predictions, task),
         "interval": intervals(predictions, task),
-        "sources": {
-            source: metrics.evaluate_task(_rows(predictions, task, predictions.source == source), task)
-            for source in sorted(set(predictions.source[labelled]))
-        },
-        "left_out_of_average": sorted(metrics.ESTIMATED_LABELS.get(task.name, ())),
+        "sources": {source: metrics.evaluate_task(_rows(predictions, task, predictions.source == source), task) for source in sources},
+        "averaged_over": metrics.averaged_sources(task.name, sources),
         "classes": {name: {key: values[i].item() for key, values in columns.items()} for i, name in enumerate(task.classes)},
         "confusion": matrix.tolist(),
         "calibration": calibration(predictions, task, temperature),

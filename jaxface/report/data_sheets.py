@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jaxface.data.augment import Augment, resize
@@ -17,7 +18,7 @@ from jaxface.data.records import open_records, read_summary
 from jaxface.data.sampling import replicas, sample_weights, shares, task_shares
 from jaxface.data.tasks import MISSING, get_task
 from jaxface.plots import COLOURS, WRONG, new_figure, styled, to_data_uri, to_png_bytes
-from jaxface.report.markup import Html, grid, page, section, table, tag
+from jaxface.report.markup import page, render, table
 
 TILE, COLUMNS, ROWS = 72, 16, 5
 """Side in pixels of a face in the contact sheet, and how many there are."""
@@ -82,22 +83,21 @@ def batch_page(folders: Sequence[str], tasks: Sequence[str], *, sampling: str, i
     labels = Joined(folders, "train", tasks).labels
     options = {"image_size": image_size, "batch_size": count, "seed": seed, "augment": Augment(), "sampling": sampling}
     batch = next(train_batches(folders, tasks, **options))
-    pictures = [_picture(batch, row) for row in range(count)]
     lead = f"{len(next(iter(labels.values()))):,} training records of {', '.join(folders)}, drawn by {sampling} sampling"
-    parts = [("batch", "Batch", section("The first batch", grid(pictures, "cards"), anchor="batch"))]
-    parts.append(("classes", "Classes", section("Classes before and after balanced sampling", *class_tables(labels), anchor="classes")))
+    cards = render("batch.html", cards=[_card(batch, row) for row in range(count)])
+    classes = Markup().join(class_tables(labels))
+    parts = [("batch", "Batch", "The first batch", cards), ("classes", "Classes", "Classes before and after balanced sampling", classes)]
     return page("What the model sees", lead, parts)
 
 
-def _picture(batch: dict[str, Any], row: int) -> Html:
+def _card(batch: dict[str, Any], row: int) -> tuple[str, list[str]]:
+    """A training image as the model gets it, and its labels in words."""
     words = [get_task(task).classes[labels[row]] for task, labels in batch["labels"].items() if labels[row] != MISSING]
     image = cv2.resize(batch["image"][row], (168, 168), interpolation=cv2.INTER_AREA)
-    source = to_data_uri(encode(image), "image/jpeg")
-    lines = [tag("li", word) for word in words or ["no label"]]
-    return tag("div", tag("img", src=source, alt=""), tag("ul", *lines), class_="face")
+    return to_data_uri(encode(image), "image/jpeg"), words or ["no label"]
 
 
-def class_tables(labels: dict[str, np.ndarray]) -> list[Html]:
+def class_tables(labels: dict[str, np.ndarray]) -> list[Markup]:
     """The thesis's Table 3.2 for these labels: samples, their share, and that after balanced sampling, of each class and each task."""
     classes = {task: get_task(task).num_classes for task in labels}
     plain, weights = np.ones(len(next(iter(labels.values())))), sample_weights(labels, replicas(labels))

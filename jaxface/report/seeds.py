@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import rich.table
+from markupsafe import Markup
 
-from jaxface.report.markup import Cell, Html, join, table, tag
+from jaxface.report.markup import left, render
+from jaxface.report.sections.base import options_of, settings
 from jaxface.runs.folder import Run
-
-IGNORED = ("name", "out", "seed", "seeds", "grid", "cluster", "report", "log_every", "checkpoint_minutes", "after")
-"""Options that do not tell two experiments apart."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,13 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ in their seed alone, two or more of them, by the options in which the groups differ (the only one by its name)."""
     found: dict[str, dict[Any, Run]] = {}
     for run in runs:
-        found.setdefault(json.dumps(_options(run), sort_keys=True), {})[run.option("seed")] = run
+        found.setdefault(settings(run), {})[run.option("seed")] = run
     several = [list(by_seed.values()) for by_seed in found.values() if len(by_seed) > 1]
-    options = [_options(members[0]) for members in several]
+    options = [options_of(members[0]) for members in several]
     keys = dict.fromkeys(key for own in options for key in own)
     differing = [key for key in keys if any(own.get(key) != options[0].get(key) for own in options)]
     names = [", ".join(f"{key} {_words(own.get(key))}" for key in differing) for own in options]
     return {name or _common_name(members): members for name, members in zip(names, several, strict=True)}
-
-
-def _options(run: Run) -> dict[str, Any]:
-    return dict(_flat({key: value for key, value in run.config.items() if key not in IGNORED}))
 
 
 def _common_name(runs: Sequence[Run]) -> str:
@@ -97,24 +91,10 @@ def sweep_table(runs: Sequence[Run]) -> rich.table.Table | None:
     return shown if shown.rows else None
 
 
-def seeds(runs: Mapping[str, Run]) -> Html:
+def seeds(runs: Mapping[str, Run]) -> Markup:
     """The section of the report; empty where no two runs differ in their seed alone."""
-    rows = [[Cell(name, class_="left"), Cell(task, class_="left"), *rest] for name, task, *rest in _rows(list(runs.values()))]
-    if not rows:
-        return Html()
-    text = (
-        "Runs that differ in nothing but their seed, taken together: mean and standard deviation (of the sample) on the test split, and "
-        "the weight that the task had in the loss at the end."
-    )
-    return join([tag("p", text), table([*(Cell(name, class_="left") for name in HEADER[:2]), *HEADER[2:]], rows)])
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    rows = [[left(name), left(task), *rest] for name, task, *rest in _rows(list(runs.values()))]
+    return render("seeds.html", header=[*map(left, HEADER[:2]), *HEADER[2:]], rows=rows) if rows else Markup()
 
 
 def _words(value: Any) -> str:

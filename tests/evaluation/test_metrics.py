@@ -141,10 +141,16 @@ def test_agreement_counts_equal_answers_right_or_wrong():
 def test_average_and_overall_are_the_theses():
     # FT4, multi-task: ages without VGGFace2, then the three tasks' averages (Tables 4.9 and 4.12)
     ages = {"utkface": 62.54, "fairface": 63.45, "vggface2": 61.68}
-    age = metrics.average_over_sources(ages, metrics.ESTIMATED_LABELS["age"])
+    age = metrics.average_over_sources("age", ages)
     assert age == pytest.approx(62.995)
     assert metrics.overall({"emotion": 88.43, "age": 63.00, "gender": 97.41}) == pytest.approx(82.9467, abs=1e-4)
-    assert np.isnan(metrics.average_over_sources({"vggface2": 60.0}, ["vggface2"]))
+    assert np.isnan(metrics.average_over_sources("age", {"vggface2": 60.0}))
+
+
+def test_a_data_set_that_the_thesis_tests_other_tasks_on_is_no_part_of_the_average():
+    genders = {"raf_db": 1.0, "UTKFace": 0.7, "fairface": 0.75, "vggface2": 0.8}
+    assert metrics.average_over_sources("gender", genders) == pytest.approx(0.75)
+    assert metrics.average_over_sources("gender", {"raf_db": 0.5, "mine": 0.7}) == pytest.approx(0.6)  # none of its sets: all count
 
 
 def test_a_summary_averages_over_sources_and_not_over_records():

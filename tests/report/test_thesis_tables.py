@@ -74,5 +74,5 @@ def test_a_mean_of_figures_that_are_not_printed_is_not_guessed():
 
 
 def test_a_table_that_contradicts_nothing_gives_an_empty_list():
-    table = Table("1", "", "multi", ("age/utkface", "age/fairface", "age/average"), {"A": (60.0, 61.0, 60.5), "B": (60.0, None, 61.0)})
+    table = Table("1", "", ("age/utkface", "age/fairface", "age/average"), {"A": (60.0, 61.0, 60.5), "B": (60.0, "-", 61.0)}, "multi")
     assert contradictions([table]) == []

@@ -1,0 +1,51 @@
+"""What several parts of the report ask of the runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxface.data.tasks import Task
+from jaxface.evaluation import metrics
+from jaxface.evaluation.predictions import Predictions
+from jaxface.runs.folder import Run
+
+Runs = Mapping[str, Run]
+"""Runs by the name that the page gives them."""
+
+IGNORED = ("name", "out", "seed", "seeds", "grid", "cluster", "report", "log_every", "checkpoint_minutes", "after")
+"""Options that do not tell two experiments apart."""
+
+
+def tasks_of(runs: Runs) -> dict[str, Task]:
+    """Every task of any run, by name."""
+    return {task.name: task for run in runs.values() for task in run.tasks}
+
+
+def confusion_of(predictions: Predictions | None, task: Task) -> np.ndarray | None:
+    """The confusion matrix `[C, C]`, or None if there are no answers or labels."""
+    if predictions is None or task.name not in predictions.labels or len(predictions) == 0:
+        return None
+    matrix = metrics.task_matrix(predictions, task)
+    return matrix if matrix.sum() else None
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    """The options that tell experiments apart, by their dotted names."""
+    return dict(_flat({key: value for key, value in run.config.items() if key not in IGNORED}))
+
+
+def settings(run: Run, besides: Collection[str] = ()) -> str:
+    """`options_of` as one text, the same for runs that differ in nothing else than the options named."""
+    return json.dumps({key: value for key, value in options_of(run).items() if key.partition(".")[0] not in besides}, sort_keys=True)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,101 @@
+"""Class by class: confusion matrices, recall and precision, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from markupsafe import Markup
+
+from jaxface.data.tasks import Task
+from jaxface.evaluation import metrics
+from jaxface.report import figures
+from jaxface.report.markup import Cell, percent, picture, render, table
+from jaxface.report.sections.base import Runs, confusion_of, tasks_of
+from jaxface.runs.folder import Run
+
+
+def classes(runs: Runs) -> Markup:
+    """Every task that a run has answers and labels of."""
+    found = {task.name: _classes_of(runs, task) for task in tasks_of(runs).values()}
+    shown = {name: parts for name, parts in found.items() if parts}
+    return render("classes.html", tasks=shown) if shown else Markup()
+
+
+def _classes_of(runs: Runs, task: Task) -> dict[str, object]:
+    """What the template shows of a task: its pictures, tables and calibration; empty without answers."""
+    matrices = {
+        (name, when): matrix
+        for name, run in runs.items()
+        for when, predictions in (("before", run.before), ("after", run.predictions))
+        if (matrix := confusion_of(predictions, task)) is not None
+    }
+    if not matrices:
+        return {}
+    pictures = []
+    for (name, when), matrix in matrices.items():
+        heading = f"{name}{', before' if when == 'before' else ''}: {percent(float(metrics.accuracy(matrix)))}"
+        pictures.append(picture(figures.confusion(matrix, task.classes), heading, f"confusion matrix of {task.name}"))
+    return {
+        "pictures": pictures,
+        "tables": [_class_table(matrices, task), _figures_table(runs, task)],
+        "calibration": [diagram for name, run in runs.items() if (name, "after") in matrices for diagram in _calibration(name, run, task)],
+    }
+
+
+def _calibration(name: str, run: Run, task: Task) -> list[Markup]:
+    """The reliability diagram, and the one with the temperature that was fitted on validation records."""
+    temperature = run.temperatures.get(task.name)
+    pictures = []
+    for divisor, note in ((1.0, ""), *(((temperature, f", temperature {temperature:.2f}"),) if temperature else ())):
+        shares = metrics.probabilities(run.predictions.logits[task.name] / divisor)
+        bins = metrics.reliability(shares, run.predictions.labels[task.name])
+        heading = f"{name}{note}: {percent(bins.calibration_error)} calibration error"
+        pictures.append(picture(figures.reliability_diagram(bins), heading, f"calibration of {task.name}"))
+    return pictures
+
+
+FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "macro_f1": ("macro F1", percent),
+    "off_by_one": ("within one class", percent),
+    "mean_absolute_error": ("mean distance in classes", "{:.2f}".format),
+    "calibration_error": ("calibration error", percent),
+    "average_accuracy": ("mean over data sets", percent),
+}
+"""Further figures of a task, in a table of their own: by their key in `metrics.evaluate_task`, heading and form."""
+
+
+def _figures_table(runs: Runs, task: Task) -> Markup:
+    answered = {name: run.predictions for name, run in runs.items() if confusion_of(run.predictions, task) is not None}
+    figures_of = {name: metrics.evaluate_task(predictions, task) for name, predictions in answered.items()}
+    if all(len(set(predictions.source)) == 1 for predictions in answered.values()):
+        figures_of = {
+            name: {key: value for key, value in values.items() if key != "average_accuracy"} for name, values in figures_of.items()
+        }
+    shown = {key: form for key, form in FIGURES.items() if any(key in figures for figures in figures_of.values())}
+    rows = [
+        [name, *(form(values[key]) if key in values else "—" for key, (_, form) in shown.items())] for name, values in figures_of.items()
+    ]
+    return table(["run", *(heading for heading, _ in shown.values())], rows) if rows else Markup()
+
+
+def _class_table(matrices: Mapping[tuple[str, str], np.ndarray], task: Task) -> Markup:
+    """Records, recall and precision of each class; the records once if all runs were tested on the same number of them."""
+    records = {name: matrix.sum(axis=1) for (name, _), matrix in matrices.items()}
+    same = len({tuple(counts) for counts in records.values()}) == 1
+    columns: list[tuple[str, list[object]]] = [("class", [Cell(name, sort=index) for index, name in enumerate(task.classes)])]
+    if same:
+        columns.append(("records", [f"{count:,}" for count in next(iter(records.values()))]))
+    groups: list[tuple[str | None, int]] = [(None, len(columns))]
+    for name, counts in records.items():
+        own: list[tuple[str, list[object]]] = [] if same else [("records", [f"{count:,}" for count in counts])]
+        if (name, "before") in matrices:
+            own.append(("recall before", [percent(value) for value in metrics.recall(matrices[name, "before"])]))
+        if (name, "after") in matrices:
+            matrix = matrices[name, "after"]
+            own.append(("recall", [Cell(percent(value), class_="strong", bar=value) for value in metrics.recall(matrix)]))
+            own.append(("precision", [percent(value) for value in metrics.precision(matrix)]))
+        columns += own
+        groups.append((name, len(own)))
+    rows = zip(*(values for _, values in columns), strict=True)
+    return table([heading for heading, _ in columns], rows, groups=groups if len(records) > 1 else ())

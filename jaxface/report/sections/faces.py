@@ -1,0 +1,84 @@
+"""The parts of the report that show single faces: what was predicted of them, and the hardest ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+from markupsafe import Markup
+
+from jaxface.data.tasks import MISSING, Task
+from jaxface.evaluation import metrics
+from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.results import hardest_of
+from jaxface.plots import to_data_uri
+from jaxface.report.markup import Cell, left, percent, render
+from jaxface.report.sections.base import Runs
+from jaxface.runs.folder import Run
+
+FACES, HARDEST = 16, 5
+"""How many faces the page shows of each run, right or wrong as they come and wrong ones, and how many of the hardest of each task."""
+
+
+def _thumbnails(run: Run) -> Callable[[str], str | None]:
+    """The address of a record's face; None if the run kept none of it."""
+    faces = {**run.faces, **run.hardest}
+
+    def image(record: str) -> str | None:
+        if record not in faces:
+            return None
+        data = cv2.imencode(".jpg", faces[record][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+        return to_data_uri(data, "image/jpeg")
+
+    return image
+
+
+def faces(runs: Runs) -> Markup:
+    """The first faces of the test set with what was predicted of them, and further ones that are wrong."""
+    shown = {}
+    for name, run in runs.items():
+        if run.predictions is None or not run.faces:
+            continue
+        rows = [row for row, record in enumerate(run.predictions.id) if record in run.faces]
+        first = rows[:FACES]
+        wrong = [row for row in rows if row not in first and any(_is_right(run.predictions, task, row) is False for task in run.tasks)]
+        shown[name] = {"first": [_card(run, row) for row in first], "wrong": [_card(run, row) for row in wrong[:FACES]]}
+    return render("faces.html", runs=shown) if shown else Markup()
+
+
+def _is_right(predictions: Predictions, task: Task, row: int) -> bool | None:
+    label = predictions.labels[task.name][row]
+    return None if label == MISSING else bool(label == predictions.logits[task.name][row].argmax())
+
+
+def _card(run: Run, row: int) -> dict[str, object]:
+    """A face: its picture, and per task what was predicted, with which probability, whether that is right, and the label."""
+    lines = []
+    for task in run.tasks:
+        logits, label = run.predictions.logits[task.name][row], run.predictions.labels[task.name][row]
+        probability = metrics.probabilities(logits[None])[0].max()
+        right = _is_right(run.predictions, task, row)
+        lines.append((task.classes[logits.argmax()], f"{100 * probability:.0f}", right, None if label == MISSING else task.classes[label]))
+    return {"image": _thumbnails(run)(run.predictions.id[row]), "lines": lines}
+
+
+def hardest(runs: Runs) -> Markup:
+    """The wrong answers that give the label the least probability."""
+    shown = {}
+    for name, run in runs.items():
+        found = [mistake for task in run.tasks for mistake in hardest_of(run.predictions, task)]
+        if not found:
+            continue
+        image = _thumbnails(run)
+        pictures = any(image(record) for _, record, *_ in found)
+        rows = [
+            [record, *([Cell(_image(image(record)), sort="")] if pictures else []), *map(left, (task, label, answer)), percent(probability)]
+            for probability, record, task, label, answer in found
+        ]
+        header = ["record", *(["face"] if pictures else []), *map(left, ("task", "label", "predicted")), "probability of the label"]
+        shown[name] = header, rows
+    return render("hardest.html", runs=shown, last=list(runs)[-1]) if shown else Markup()
+
+
+def _image(address: str | None) -> Markup:
+    return Markup('<img alt="" src="{}">').format(address) if address else Markup()

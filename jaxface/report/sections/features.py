@@ -1,0 +1,77 @@
+"""Where the encoder's features lie: their principal components, and t-SNE, coloured by each task's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from jaxface.data.tasks import MISSING, Task
+from jaxface.evaluation.predictions import Predictions
+from jaxface.plots import COLOURS, FAINT, new_figure, styled
+from jaxface.report.embeddings import pca, t_sne
+from jaxface.report.markup import picture, render
+from jaxface.report.sections.base import Runs
+
+MOST = 800
+"""Records whose features are shown."""
+
+
+def features(runs: Runs) -> Markup:
+    """PCA and t-SNE of the encoder's output, before and after training, coloured by each task's labels."""
+    shown = {}
+    for name, run in runs.items():
+        clouds = {when: _clouds(predictions) for when, predictions in (("before", run.start), ("after", run.predictions))}
+        rows = [
+            [
+                picture(scatter(points, labels, task), f"{task.name}, {when}: {kind}", name)
+                for when, found in clouds.items()
+                if (cloud := found.get(task.name) or found.get("")) is not None
+                for kind, points, labels in cloud(task)
+            ]
+            for task in run.tasks
+        ]
+        if any(rows):
+            shown[name] = rows
+    return render("features.html", runs=shown, most=MOST) if shown else Markup()
+
+
+class Cloud:
+    """Features of some records and their two projections, computed once for all tasks that share them."""
+
+    def __init__(self, values: np.ndarray, predictions: Predictions) -> None:
+        self.rows = np.sort(np.random.default_rng(0).permutation(len(values))[:MOST])
+        self.labels = {task.name: predictions.labels[task.name][self.rows] for task in predictions.tasks}
+        self.points = {"PCA": pca(values[self.rows], 2), "t-SNE": t_sne(values[self.rows])}
+
+    def __call__(self, task: Task) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        yield from ((kind, points, self.labels[task.name]) for kind, points in self.points.items())
+
+
+def _clouds(predictions: Predictions | None) -> dict[str, Cloud]:
+    """By task, or under '' for features that all tasks share; empty where none were kept."""
+    if predictions is None or len(predictions) < 10:
+        return {}
+    shared = {} if predictions.features is None else {"": predictions.features}
+    return {task: Cloud(values, predictions) for task, values in {**shared, **predictions.task_features}.items()}
+
+
+@styled
+def scatter(points: np.ndarray, labels: np.ndarray, task: Task) -> Figure:
+    """Points `[N, 2]`, coloured by class: a run of shades for classes with an order."""
+    import matplotlib as mpl
+
+    figure, axes = new_figure(3.9, 3.2)
+    shades = mpl.colormaps["viridis"](np.linspace(0, 0.95, task.num_classes))
+    colours = shades if task.ordinal else [COLOURS[i % len(COLOURS)] for i in range(task.num_classes)]
+    known = labels != MISSING
+    axes.scatter(*points[~known].T, s=5, color=FAINT, alpha=0.3, linewidths=0, rasterized=True)
+    for index, name in enumerate(task.classes):
+        axes.scatter(*points[labels == index].T, s=9, color=colours[index], alpha=0.75, linewidths=0, label=name, rasterized=True)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    figure.legend(loc="outside right center", fontsize=7, markerscale=1.6, handletextpad=0.2)
+    return figure
