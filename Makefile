@@ -1,11 +1,11 @@
-# `make quickstart` trains the embedded example, `make test` runs the suite; each sets up .venv by itself.
+# `make quickstart` trains the embedded example, `make test` runs the suite, `make docs` builds the site; each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: quickstart test venv lint clean
+.PHONY: quickstart test docs venv lint clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -29,10 +29,13 @@ quickstart: $(STAMP)
 test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
+docs: $(TEST_STAMP)
+	$(BIN)/zensical build --strict --clean
+
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxface.models.encoder import Encoder
+from jaxface.models.encoder import random_encoder
 from jaxface.models.tree import flatten
 from jaxface.models.variants import EncoderConfig
 
@@ -21,7 +21,9 @@ def randomized(module, seed=0, scale=0.1):
     arrays, structure = flatten(module)
     rng = np.random.default_rng(seed)
     changed = {
-        name: leaf + scale * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) if issubclass(structure.kinds[name], nnx.Param) else leaf
+        name: jnp.asarray(np.asarray(leaf) + scale * rng.normal(size=leaf.shape).astype(leaf.dtype))
+        if issubclass(structure.kinds[name], nnx.Param)
+        else leaf
         for name, leaf in arrays.items()
     }
     return structure.build(changed)
@@ -29,7 +31,7 @@ def randomized(module, seed=0, scale=0.1):
 
 @cache
 def _tiny_arrays():
-    return flatten(randomized(Encoder(TINY, rngs=nnx.Rngs(0))))
+    return flatten(randomized(random_encoder(TINY, 0)))
 
 
 def tiny_encoder():
