@@ -80,6 +80,28 @@ def start_state(
     )
 
 
+class Rules(NamedTuple):
+    """What all steps of a run have in common.
+
+    Attributes:
+      structure: the model without its arrays.
+      tasks: what is predicted.
+      balancer: how the tasks' losses become one.
+      optimizer: what gradients become.
+      losses: of each task.
+      accumulate: pieces that each device's part of the batch is cut into.
+      average: the decay of the parameters' moving average, 0 for none.
+    """
+
+    structure: Structure
+    tasks: tuple[str, ...]
+    balancer: Balancer
+    optimizer: optax.GradientTransformation
+    losses: Mapping[str, Any]
+    accumulate: int
+    average: float
+
+
 def make_step(
     structure: Structure,
     tasks: tuple[str, ...],
@@ -106,96 +128,135 @@ def make_step(
       has "labels" and either "image" or, where the encoder's output is cached, "features"; with mixed images also "mixed".
     """
     kinds = {task: get_loss((losses or {}).get(task, "cross_entropy")) for task in tasks}
-
-    def task_losses(outputs: dict[str, jax.Array], piece: Batch, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        sums = {task: masked_sum(kinds[task], outputs[task], piece["labels"][task], mixed_in(piece, task)) for task in tasks}
-        return {task: jax.lax.psum(value, AXIS) / jnp.maximum(counts[task], 1) for task, value in sums.items()}
-
-    def piece_loss(
-        trained: Arrays, statistics: Arrays, state: TrainState, frozen: Arrays, piece: Batch, key: jax.Array, counts: dict[str, jax.Array]
-    ) -> tuple[jax.Array, tuple[Arrays, Metrics]]:
-        """This piece's part of the whole batch's loss."""
-        model = structure.build(frozen, statistics, model_part(trained))
-        rows = len(piece["labels"][tasks[0]])
-        set_keys(model.encoder, key, jax.lax.axis_index(AXIS) * rows + jnp.arange(rows))
-        features = features_of(model, piece)
-        outputs = model.classify(features, Training(key, AXIS))
-        values = task_losses(outputs, piece, counts)
-        right = {task: masked_correct(model.heads[task].to_logits(outputs[task]), piece["labels"][task]) for task in tasks}
-        total = balancer.total(values, present_in(counts), balance_part(trained), state.balance, share=1 / accumulate)
-        metrics = {"loss": total, "losses": values, "correct": jax.lax.psum(right, AXIS)}
-        if balancer.needs_norms:
-            metrics["squares"] = squares(features, trained, statistics, frozen, piece, key, counts)
-        arrays = arrays_of(model)
-        return total, ({name: arrays[name] for name in statistics}, metrics)
-
-    def squares(features: jax.Array, trained: Arrays, statistics: Arrays, frozen: Arrays, piece: Batch, *rest: Any) -> dict[str, jax.Array]:
-        """The squared norm of each loss's gradient at the features of the whole batch."""
-        key, counts = rest
-
-        def of(features: jax.Array) -> dict[str, jax.Array]:
-            model = structure.build(frozen, statistics, model_part(trained))
-            return task_losses(model.classify(features, Training(key, AXIS)), piece, counts)
-
-        # the transpose of a sum over devices sums the cotangents of all of them: one for each copy of the loss
-        gradients = jax.jacrev(of)(jax.lax.stop_gradient(features))
-        return jax.lax.psum({task: jnp.sum(jnp.square(g / jax.lax.axis_size(AXIS))) for task, g in gradients.items()}, AXIS)
-
-    def gradients_of(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[Arrays, Arrays, Metrics]:
-        counts = {task: jax.lax.psum(jnp.sum(batch["labels"][task] >= 0), AXIS) for task in tasks}
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        gradient = jax.grad(piece_loss, has_aux=True)
-        if accumulate == 1:
-            gradients, (statistics, metrics) = gradient(state.trained, state.statistics, state, frozen, batch, key, counts)
-        else:
-            pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-
-            def one(statistics: Arrays, piece: tuple[jax.Array, Batch]) -> tuple[Arrays, tuple[Arrays, Metrics]]:
-                number, piece = piece
-                own = jax.random.fold_in(key, number)
-                gradients, (statistics, metrics) = gradient(state.trained, statistics, state, frozen, piece, own, counts)
-                return statistics, (gradients, metrics)
-
-            zeros = jax.tree.map(
-                jnp.zeros_like, jax.eval_shape(one, state.statistics, jax.tree.map(lambda x: x[0], (jnp.arange(1), pieces)))[1]
-            )
-
-            def add(carry: tuple[Arrays, Any], piece: tuple[jax.Array, Batch]) -> tuple[tuple[Arrays, Any], None]:
-                statistics, new = one(carry[0], piece)
-                return (statistics, jax.tree.map(jnp.add, carry[1], new)), None
-
-            (statistics, (gradients, metrics)), _ = jax.lax.scan(add, (state.statistics, zeros), (jnp.arange(accumulate), pieces))
-        # every device holds the whole batch's loss, so the mean over devices is the gradient of that one loss
-        return mean_over_devices(gradients), statistics, metrics | {"count": counts}
+    rules = Rules(structure, tasks, balancer, optimizer, kinds, accumulate, average)
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
-        gradients, statistics, metrics = gradients_of(state, frozen, batch)
-        norms = {task: jnp.sqrt(square) for task, square in metrics.pop("squares", {}).items()}
-        norm = optax.global_norm(gradients)
-        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-
-        def apply() -> dict[str, Any]:
-            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-            trained = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
-            return {
-                "trained": trained,
-                "statistics": statistics,
-                "optimizer": optimizer_state,
-                "balance": balancer.after_step(metrics["losses"], present_in(metrics["count"]), state.balance, norms),
-                "average": {name: average * old + (1 - average) * trained[name] for name, old in state.average.items()},
-            }
-
-        kept = jax.lax.cond(
-            good, apply, lambda: {name: getattr(state, name) for name in ("trained", "statistics", "optimizer", "balance", "average")}
-        )
-        bad = jnp.where(good, 0, state.bad + 1)
-        new = state._replace(step=state.step + 1, skipped=state.skipped + ~good, bad=bad, **kept)
-        correct = metrics.pop("correct")
-        metrics["accuracy"] = {task: correct[task] / jnp.maximum(metrics["count"][task], 1) for task in tasks}
-        metrics["weights"] = balancer.weights(balance_part(state.trained), state.balance, tasks)
-        return new, metrics | {"gradient_norm": norm, "skipped": new.skipped, "bad": bad}
+        counts = {task: jax.lax.psum(jnp.sum(batch["labels"][task] >= 0), AXIS) for task in tasks}
+        gradients, statistics, metrics = batch_gradients(rules, state, frozen, batch, counts)
+        return update(rules, state, gradients, statistics, metrics | {"count": counts})
 
     return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+
+
+def task_losses(rules: Rules, outputs: dict[str, jax.Array], piece: Batch, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Each task's mean loss [] over the labels of the whole batch, from the heads' outputs [B, C] of a piece on every device.
+
+    L_t = sum_i l_t(y_i, o_i) / n_t, over the n_t images of all devices and pieces that have a label of t.
+    """
+    sums = {task: masked_sum(rules.losses[task], outputs[task], piece["labels"][task], mixed_in(piece, task)) for task in rules.tasks}
+    return {task: jax.lax.psum(value, AXIS) / jnp.maximum(counts[task], 1) for task, value in sums.items()}
+
+
+def piece_loss(
+    trained: Arrays,
+    statistics: Arrays,
+    rules: Rules,
+    state: TrainState,
+    frozen: Arrays,
+    piece: Batch,
+    key: jax.Array,
+    counts: dict[str, jax.Array],
+) -> tuple[jax.Array, tuple[Arrays, Metrics]]:
+    """A piece's part [] of the whole batch's loss, with the batch statistics after it and the piece's metrics."""
+    model = rules.structure.build(frozen, statistics, model_part(trained))
+    rows = len(piece["labels"][rules.tasks[0]])
+    set_keys(model.encoder, key, jax.lax.axis_index(AXIS) * rows + jnp.arange(rows))
+    features = features_of(model, piece)
+    outputs = model.classify(features, Training(key, AXIS))
+    values = task_losses(rules, outputs, piece, counts)
+    right = {task: masked_correct(model.heads[task].to_logits(outputs[task]), piece["labels"][task]) for task in rules.tasks}
+    share = 1 / rules.accumulate
+    total = rules.balancer.total(values, present_in(counts), balance_part(trained), state.balance, share=share)
+    metrics = {"loss": total, "losses": values, "correct": jax.lax.psum(right, AXIS)}
+    if rules.balancer.needs_norms:
+
+        def losses_at(features: jax.Array) -> dict[str, jax.Array]:
+            model = rules.structure.build(frozen, statistics, model_part(trained))
+            return task_losses(rules, model.classify(features, Training(key, AXIS)), piece, counts)
+
+        metrics["squares"] = gradient_squares(losses_at, features)
+    arrays = arrays_of(model)
+    return total, ({name: arrays[name] for name in statistics}, metrics)
+
+
+def gradient_squares(losses_at: Callable[[jax.Array], dict[str, jax.Array]], features: jax.Array) -> dict[str, jax.Array]:
+    """||dL_t / df||^2 [] of each task's loss at the features f [B, D] of all devices (GradNorm, Chen et al. 2018, section 3.1)."""
+    gradients = jax.jacrev(losses_at)(jax.lax.stop_gradient(features))
+    # the transpose of a sum over devices sums the cotangents of all of them: one for each copy of the loss
+    return jax.lax.psum({task: jnp.sum(jnp.square(g / jax.lax.axis_size(AXIS))) for task, g in gradients.items()}, AXIS)
+
+
+def batch_gradients(
+    rules: Rules, state: TrainState, frozen: Arrays, batch: Batch, counts: dict[str, jax.Array]
+) -> tuple[Arrays, Arrays, Metrics]:
+    """The gradient of the whole batch's loss by each trained parameter, the batch statistics after it, and its metrics.
+
+    The batch [B, ...] of a device is seen whole or in pieces [B / accumulate, ...], one after the other.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    gradient = jax.grad(piece_loss, has_aux=True)
+    if rules.accumulate == 1:
+        gradients, (statistics, metrics) = gradient(state.trained, state.statistics, rules, state, frozen, batch, key, counts)
+    else:
+
+        def one(statistics: Arrays, piece: tuple[jax.Array, Batch]) -> tuple[Arrays, tuple[Arrays, Metrics]]:
+            number, piece = piece
+            own = jax.random.fold_in(key, number)
+            gradients, (statistics, metrics) = gradient(state.trained, statistics, rules, state, frozen, piece, own, counts)
+            return statistics, (gradients, metrics)
+
+        pieces = jax.tree.map(lambda x: x.reshape(rules.accumulate, -1, *x.shape[1:]), batch)
+        statistics, (gradients, metrics) = scan_sum(one, state.statistics, (jnp.arange(rules.accumulate), pieces))
+    # every device holds the whole batch's loss, so the mean over devices is the gradient of that one loss
+    return mean_over_devices(gradients), statistics, metrics
+
+
+def scan_sum(function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, pieces: Any) -> tuple[Any, Any]:
+    """As `jax.lax.scan` over pieces [P, ...], but with the sum of the results in place of all of them."""
+    first = jax.tree.map(lambda x: x[0], pieces)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, carry, first)[1])
+
+    def add(carry: tuple[Any, Any], piece: Any) -> tuple[tuple[Any, Any], None]:
+        state, new = function(carry[0], piece)
+        return (state, jax.tree.map(jnp.add, carry[1], new)), None
+
+    return jax.lax.scan(add, (carry, zeros), pieces)[0]
+
+
+def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Arrays, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    """The state after a step, all of it as it was but for the counters where the loss or a gradient is not finite; and the step's metrics.
+
+    Args:
+      gradients: of each trained parameter, in its shape.
+      statistics: batch norms' running statistics after the step.
+      metrics: of `batch_gradients`, and each task's number of labels as "count".
+    """
+    balancer = rules.balancer
+    norms = {task: jnp.sqrt(square) for task, square in metrics.pop("squares", {}).items()}
+    norm = optax.global_norm(gradients)
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+
+    def changed() -> dict[str, Any]:
+        updates, optimizer_state = rules.optimizer.update(gradients, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
+        return {
+            "trained": trained,
+            "statistics": statistics,
+            "optimizer": optimizer_state,
+            "balance": balancer.after_step(metrics["losses"], present_in(metrics["count"]), state.balance, norms),
+            "average": {name: rules.average * old + (1 - rules.average) * trained[name] for name, old in state.average.items()},
+        }
+
+    def unchanged() -> dict[str, Any]:
+        return {name: getattr(state, name) for name in ("trained", "statistics", "optimizer", "balance", "average")}
+
+    kept = jax.lax.cond(good, changed, unchanged)
+    bad = jnp.where(good, 0, state.bad + 1)
+    new = state._replace(step=state.step + 1, skipped=state.skipped + ~good, bad=bad, **kept)
+    correct = metrics.pop("correct")
+    metrics["accuracy"] = {task: correct[task] / jnp.maximum(metrics["count"][task], 1) for task in rules.tasks}
+    metrics["weights"] = balancer.weights(balance_part(state.trained), state.balance, rules.tasks)
+    return new, metrics | {"gradient_norm": norm, "skipped": new.skipped, "bad": bad}
 
 
 def features_of(model: Classifier, batch: Batch) -> jax.Array:
