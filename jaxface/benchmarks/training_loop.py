@@ -5,7 +5,6 @@ python -m jaxface.bench loop --variant PE-Core-T16-384 --method lora --batch-siz
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -84,33 +83,32 @@ def measure(options: Options, folder: str) -> dict[str, float]:
     )
     run = Run(config)
     run.steps_per_epoch = options.steps
-    with contextlib.ExitStack() as stack:
-        run._open(stack)
-        bare = _bare(run, options.steps)
+    with run.open() as training:
+        bare = _bare(training, options.steps)
 
         def loop() -> object:
-            run._epoch()
-            run._save()
-            return run.state
+            training.train_epoch()
+            training.save()
+            return training.state
 
         seconds = interleaved({"loop": loop, "step": bare}, rounds=options.rounds)
         if options.trace is not None:
             with jax.profiler.trace(str(options.trace), create_perfetto_trace=True):
                 jax.block_until_ready(loop())
-        run.checkpoints.wait()
+        training.checkpoints.wait()
     return medians(seconds)
 
 
-def _bare(run: Any, steps: int) -> Callable[[], object]:
+def _bare(training: Any, steps: int) -> Callable[[], object]:
     """As many steps on one batch that is on the device already."""
     from jaxface.devices import shard
 
-    item = next(run.batches)
+    run, item = training.run, training.next_batch()
     batch = jax.tree.map(jnp.asarray, shard({name: item[name] for name in ("image", "labels")}))
 
     def run_steps() -> object:
         for _ in range(steps):
-            run.state, _ = run.step(run.state, run.frozen, batch)
-        return run.state
+            training.state, _ = run.step(training.state, run.frozen, batch)
+        return training.state
 
     return run_steps

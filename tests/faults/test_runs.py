@@ -22,7 +22,7 @@ from jaxface.models.variants import VARIANTS, EncoderConfig
 from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
 from jaxface.runs.data import Images
 from jaxface.training.batches import Features
-from jaxface.training.loop import Run
+from jaxface.training.loop import Run, Training
 from jaxface.training.stopping import Stopped
 
 VARIANTS.add("tiny", EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2))
@@ -175,10 +175,10 @@ def test_readers_that_die_are_started_again_at_the_same_place(config, undisturbe
     run, deaths = Run(replace(config, out=str(tmp_path))), []
     train, step = run.input.train, run.step
 
-    def kill_after_two(*arguments):
-        if run.done == 2:
+    def kill_after_two(state, *arguments):
+        if state.step[0] == 2:
             deaths.extend("xx")
-        return step(*arguments)
+        return step(state, *arguments)
 
     monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), deaths))
     monkeypatch.setattr(run, "step", kill_after_two)
@@ -200,11 +200,11 @@ def test_readers_that_die_of_the_same_signal_do_not_keep_the_run_from_stopping(c
     run, deaths = Run(replace(config, out=str(tmp_path))), []
     train, step = run.input.train, run.step
 
-    def stop_after_two(*arguments):
-        if run.done == 1:
+    def stop_after_two(state, *arguments):
+        if state.step[0] == 1:
             deaths.append("x")
             monkeypatch.setattr(run.stop, "mine", signal.SIGINT)
-        return step(*arguments)
+        return step(state, *arguments)
 
     monkeypatch.setattr(type(run.stop), "heard", 0)  # as if the signal came while the next batch is read
     monkeypatch.setattr(run.input, "train", lambda start: Mortal(train(start), deaths))
@@ -217,14 +217,14 @@ def test_readers_that_die_of_the_same_signal_do_not_keep_the_run_from_stopping(c
 
 def test_a_run_folder_that_vanishes_is_one_line(config, tmp_path, monkeypatch):
     run = Run(replace(config, out=str(tmp_path)))
-    save = run._save
+    save = Training.save
 
-    def vanish():
-        save()
-        run.checkpoints.wait()
+    def vanish(training):
+        save(training)
+        training.checkpoints.wait()
         shutil.rmtree(run.folder)
 
-    monkeypatch.setattr(run, "_save", vanish)
+    monkeypatch.setattr(Training, "save", vanish)
     with pytest.raises(UserError, match=re.escape(str(run.folder))) as caught:
         run.run()
     assert "\n" not in str(caught.value)

@@ -1,0 +1,42 @@
+"""What a run remembers from step to step beside its arrays."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jaxface.runs.config import Config
+from jaxface.training.optimizer import EarlyStop, Plateau
+
+
+@dataclass
+class Progress:
+    """What a run remembers beside its arrays; a checkpoint keeps it as JSON.
+
+    Attributes:
+      plateau: the schedule's state.
+      early: the early stop's.
+      due: whether an epoch's steps are done and its validation is not.
+      unreadable: records that were drawn and could not be read, with why.
+    """
+
+    plateau: Plateau
+    early: EarlyStop
+    due: bool = False
+    unreadable: set[str] = field(default_factory=set)
+
+    @classmethod
+    def start(cls, config: Config) -> Progress:
+        """Before the first step."""
+        options = config.optimizer
+        plateau = Plateau(options.plateau_factor, options.plateau_patience)
+        return cls(plateau, EarlyStop(options.early_stop, by_loss=len(config.tasks) == 1))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Progress:
+        """Of what `to_json` gave."""
+        return cls(Plateau(**value["plateau"]), EarlyStop(**value["early"]), value["due"], set(value.get("unreadable", ())))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"unreadable": sorted(self.unreadable)}

@@ -1,0 +1,77 @@
+"""What a run is made of before its first step: data, model, compiled step."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxface.cluster import from_first
+from jaxface.devices import replicate
+from jaxface.errors import UserError
+from jaxface.objectives.balancing import get_balancer
+from jaxface.runs.config import Config
+from jaxface.runs.data import Images, prepared_sets
+from jaxface.runs.inference import make_classify, make_predict
+from jaxface.runs.model import check_same_config, fingerprint, make_parts
+from jaxface.training.batches import Features
+from jaxface.training.optimizer import make_optimizer
+from jaxface.training.step import make_step, start_state
+from jaxface.training.stopping import StopRequest
+
+
+class Setup:
+    """What a configuration makes: data, model and compiled step. Its run folder is looked at and not touched.
+
+    Attributes:
+      finished: whether the folder holds this run already, to its end; then there are no other attributes but `config` and `folder`.
+      images: where the records come from.
+      parts: the model before training.
+      initial: the state before the first step, of one device.
+      frozen: what never changes, on every device.
+      step: see `jaxface.training.step.make_step`.
+      predict: the model's answers, on every device.
+      input: what a step reads: images, or features where they never change.
+      stop: whether the run was asked to stop.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = config.folder
+        self.finished = from_first(check_same_config(self.folder, config) and (self.folder / "result.json").exists())
+        if self.finished:
+            return
+        check_devices(config)
+        self.images = Images(config, prepared_sets(config))
+        self.steps_per_epoch = max(1, self.images.epoch_size() // config.batch_size)
+        self.parts = make_parts(config)
+        self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size
+        self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
+        options = config.optimizer
+        optimizer = make_optimizer(options, self.parts.groups, config.epochs * self.steps_per_epoch)
+        parts, rules = self.parts, (config.tasks, self.balancer, optimizer)
+        self.initial = start_state(parts.trained, parts.statistics, *rules, options.average, config.seed)
+        more = {"losses": config.losses, "accumulate": config.accumulate, "average": options.average}
+        self.step = make_step(parts.structure, *rules, **more)
+        self.frozen = replicate(self.parts.frozen)
+        self.predict = make_predict(self.parts.structure)
+        self.input = self._cached() or self.images
+        self.base_hash = fingerprint(self.parts.frozen)
+        self.stop = StopRequest()
+
+    def _cached(self) -> Features | None:
+        """The features in place of the images, where they never change."""
+        config = self.config
+        if config.data.augment or not config.data.cache_features or not all(name.startswith("heads.") for name in self.parts.trained):
+            return None
+        arrays = replicate({**self.parts.statistics, **self.parts.trained}) | self.frozen
+        encode, self.predict = self.predict, make_classify(self.parts.structure)
+        return Features(self.images, lambda images: encode(arrays, images)[1])
+
+
+def check_devices(config: Config) -> None:
+    """Raises UserError if the batch cannot be dealt out to the devices, and there into pieces."""
+    pieces = jax.local_device_count() * jax.process_count() * config.accumulate
+    if config.batch_size % pieces:
+        raise UserError(
+            f"batch_size {config.batch_size} is not a multiple of {pieces}: {jax.device_count()} devices, "
+            f"each in {config.accumulate} pieces"
+        )
