@@ -9,6 +9,7 @@ from flax import nnx
 from jaxface.adapters.dropout_keys import Keys, set_keys
 from jaxface.adapters.low_rank import LowRank
 from jaxface.adapters.methods import adapt, linears
+from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
 from jaxface.kernels.dropout import drop
 from jaxface.originals.reference import import_torch
@@ -78,6 +79,27 @@ def test_a_sample_has_the_same_mask_on_whichever_device_it_is(method):
     np.testing.assert_allclose(whole, jnp.concatenate(halves, -2), rtol=2e-4, atol=2e-5)
     assert not np.allclose(whole, jax.jit(lambda e, x: e(x))(encoder, images), rtol=1e-3)  # and without keys nothing is dropped
     assert all(kernel.keys is None for kernel in (linear.kernel for _, linear in linears(encoder)) if hasattr(kernel, "keys"))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_update_per_task_drops_out_its_input_and_the_frozen_kernel_sees_all_of_it(shared):
+    rng = np.random.default_rng(0)
+    w, a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 4), (3, 6, 2), (3, 2, 4)))
+    x = rng.normal(size=(5, 7, 6) if shared else (3, 5, 7, 6)).astype(np.float32)
+    kernel = TaskLowRank(jnp.asarray(w), 2, 3, dropout=RATE, rngs=nnx.Rngs(0))
+    kernel.a[...], kernel.b[...] = jnp.asarray(a), jnp.asarray(b)
+    keys = jax.random.split(jax.random.key(1), 5)
+    kernel.keys = Keys(keys)
+    kept = np.asarray(drop(jnp.ones((5, 7, 6)), keys, RATE))
+    for task, got in enumerate(jnp.asarray(x) @ kernel):
+        own = x if shared else x[task]
+        np.testing.assert_allclose(got, own @ w + (own * kept) @ a[task] @ b[task], rtol=1e-4, atol=1e-5)
+
+
+def test_mtlora_hands_its_dropout_to_the_updates_of_each_task_too():
+    adapted = adapt(tiny_encoder(), "mtlora", rank=2, num_tasks=2, dropout=RATE)
+    rates = {linear.kernel.dropout for _, linear in linears(adapted) if isinstance(linear.kernel, TaskLowRank)}
+    assert rates == {RATE}
 
 
 def test_a_share_that_leaves_nothing_is_refused():

@@ -88,6 +88,16 @@ def test_mtlora_gives_each_task_its_own_feature_and_gradient():
     assert float(jnp.abs(g["stages.0.mlp.fc.kernel.b"]).max()) > 0  # the shared part hears every task
 
 
+def test_mtloras_probes_and_updates_learn_at_the_rates_of_what_they_belong_to():
+    adapted, groups = adapt_with_groups(tiny_encoder(), "mtlora", AdapterOptions(rank=2, num_tasks=2), nnx.Rngs(0))
+    found = {name: group_of(name.split("."), groups) for name in flatten(adapted)[0]}
+    names = {name: group.name for name, group in found.items() if group}
+    assert names["pool.probe"] == names["pool.q.kernel.a"] == "pool"
+    assert names["pool.q.kernel.b"] == "pool_plus"
+    assert names["stages.1.mlp.fc.kernel.a"] == "backbone"
+    assert names["stages.1.mlp.fc.kernel.b"] == "backbone_plus"
+
+
 def test_mtlora_equals_each_task_computed_alone():
     encoder, images = tiny_encoder(), random_images()
     adapted = with_consistent_norms(randomized(adapt(encoder, "mtlora", rank=2, num_tasks=2), seed=3, scale=0.05))

@@ -134,8 +134,9 @@ def test_a_folder_written_here_gives_the_same_output_in_peft(plain, tmp_path, do
         {"r": 2, "lora_alpha": 5, "use_dora": True, "target_modules": ["qkv", "fc1"], "rank_pattern": {r"blocks\.1\.attn\.qkv": 4}},
         {"r": 2, "lora_alpha": 5, "target_modules": ["attn.qkv"], "layers_to_transform": [1], "layers_pattern": "blocks"},
         {"r": 2, "lora_alpha": 2, "target_modules": ["attn.proj"], "alpha_pattern": {"blocks.0.attn.proj": 9}},
+        {"r": 2, "lora_alpha": 2, "target_modules": ["attn.proj"], "alpha_pattern": {"attn.proj": 7, r"blocks\.0\.attn\.proj": 9}},
     ],
-    ids=["rslora", "ranks", "one block", "alphas"],
+    ids=["rslora", "ranks", "one block", "alphas", "the first of two alphas"],
 )
 def test_scalings_ranks_and_single_blocks_of_peft_are_read(plain, tmp_path, options):
     model = theirs(**options)

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxface.errors import UserError, run_command
 from jaxface.originals.reference import import_torch, state_dict
@@ -294,3 +295,13 @@ def test_reading_copies_nothing(tmp_path):
 def test_values_whose_squares_overflow_are_told_from_infinite_ones_without_a_warning(values, expected, recwarn):
     assert finite(np.array(values, np.float32)) is expected
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_tensors_start_at_a_multiple_of_eight_bytes(tmp_path, length):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"n" * length: [np.arange(3.0)]})
+    content = path.read_bytes()
+    assert struct.unpack("<Q", content[:8])[0] % 8 == 0
+    assert content[-24:] == np.arange(3.0).tobytes()
+    assert safetensors.numpy.load(content)["n" * length].tolist() == [0, 1, 2]

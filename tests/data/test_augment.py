@@ -165,6 +165,13 @@ def test_evaluation_resizes_as_pil_does():
         assert np.abs(resize(image, 36) - expected).mean() < 2
 
 
+def test_solarize_turns_over_the_levels_from_the_threshold_on(vision):
+    levels = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3)
+    for threshold in (0, 51, 128, 255):
+        changed = OPERATIONS["solarize"].change(levels, threshold / 255)
+        assert np.array_equal(changed, vision.functional.solarize(to_torch(levels), threshold).numpy().transpose(1, 2, 0))
+
+
 CHANGES = [
     ("posterize", 5, lambda f, x: f.posterize(x, 5)),
     ("solarize", 0.6, lambda f, x: f.solarize(x, 0.6 * 255)),

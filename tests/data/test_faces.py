@@ -189,11 +189,11 @@ def two_faces():
         yield Cropping(detector="two")
 
 
-def cut(cropping, **fields):
+def cut(cropping, margin=0.0, **fields):
     image = np.zeros((100, 100, 3), np.uint8)
     image[:45, :45], image[45:, 45:] = 100, 200
     data = cv2.imencode(".png", image)[1].tobytes()
-    return cut_face(Record("a", "test", data, **fields), cropping, 0.0)[1]
+    return cut_face(Record("a", "test", data, **fields), cropping, margin)[1]
 
 
 def test_a_named_detector_is_asked_even_where_the_authors_gave_a_box_and_takes_the_face_there(two_faces):
@@ -210,5 +210,20 @@ def test_without_a_named_detector_boxes_and_crops_are_taken_as_they_are(two_face
     assert cut(Cropping()).shape == (100, 100, 3)
     with pytest.raises(Unreadable, match="no landmarks"):
         cut(replace(two_faces, level=True))
-    with pytest.raises(Unreadable, match=r"only 20 x 20 pixels \(at least 25\)"):
-        cut(replace(two_faces, min_size=25), box=(10, 10, 30, 30))
+
+
+def test_a_face_may_be_as_small_as_is_allowed_and_no_smaller(two_faces):
+    exact = replace(two_faces, min_size=20)
+    assert cut(exact, box=(10, 10, 30, 30)).shape == (20, 20, 3)
+    with pytest.raises(Unreadable, match=r"only 20 x 20 pixels \(at least 21\)"):
+        cut(replace(two_faces, min_size=21), box=(10, 10, 30, 30))
+    with pytest.raises(Unreadable, match=r"only 40 x 19 pixels \(at least 20\)"):
+        cut(Cropping(min_size=20), box=(0, 0, 40, 19))
+    with pytest.raises(Unreadable, match=r"only 19 x 40 pixels \(at least 20\)"):
+        cut(Cropping(min_size=20), box=(0, 0, 19, 40))
+
+
+def test_the_margin_that_is_asked_for_takes_the_place_of_the_sources_even_where_it_is_none():
+    assert cut(Cropping(), margin=0.25, box=(10, 10, 30, 30)).shape == (30, 30, 3)
+    assert cut(Cropping(margin=0.5), margin=0.25, box=(10, 10, 30, 30)).shape == (40, 40, 3)
+    assert cut(Cropping(margin=0.0), margin=0.25, box=(10, 10, 30, 30)).shape == (20, 20, 3)

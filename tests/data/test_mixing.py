@@ -77,3 +77,22 @@ def test_mixed_batches_are_the_same_each_time_and_carry_what_the_step_needs(fold
     assert mixed.any()
     assert np.array_equal(first["image"][~mixed], plain["image"][~mixed])
     assert np.array_equal(first["labels"]["age"], plain["labels"]["age"])
+
+
+def test_every_pair_of_the_stream_is_mixed_by_numbers_of_its_own_on_whichever_process_it_is(folder):
+    changes = Augment(cutmix=1.0, mixup=0.2)
+    one = train_batches([folder], ["gender"], augment=changes, **OPTIONS)
+    two = [
+        train_batches([folder], ["gender"], augment=changes, **OPTIONS | {"batch_size": 4}, process_index=i, process_count=2)
+        for i in range(2)
+    ]
+    shares = []
+    for _ in range(3):
+        whole, halves = next(one), [next(part) for part in two]
+        assert np.array_equal(whole["image"], np.concatenate([half["image"] for half in halves]))
+        assert np.array_equal(whole["mixed"]["share"], np.concatenate([half["mixed"]["share"] for half in halves]))
+        shares.append(whole["mixed"]["share"][::2])
+    mixed = np.concatenate(shares)
+    mixed = mixed[mixed < 1]
+    assert len(mixed) > 5
+    assert len(np.unique(mixed)) == len(mixed)

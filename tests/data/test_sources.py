@@ -317,6 +317,18 @@ def test_utkface_takes_any_case_of_the_suffix(tmp_path):
     assert (sorted(records), skipped) == (["25_0_1_x.JPG", "31_1_0_20170109.jpeg"], {})
 
 
+def test_the_faces_of_a_photo_and_the_photos_of_a_person_stay_on_one_side_of_the_split():
+    def sides(records):
+        return {validates(Record(name, "train", b"", person=person)) for name, person in records}
+
+    photos = [[(f"{i}.jpg@{box}", "") for box in ("0,0,9,9", "10,0,19,9", "20,0,29,9")] for i in range(40)]
+    assert all(len(sides(faces)) == 1 for faces in photos)
+    assert len(sides(faces[0] for faces in photos)) == 2
+    persons = [[(f"{i}/{k}.jpg@1,2,3,4", f"person {i}") for k in range(4)] for i in range(40)]
+    assert all(len(sides(faces)) == 1 for faces in persons)
+    assert len(sides(faces[0] for faces in persons)) == 2
+
+
 def test_names_that_are_no_utf_8_are_written_out_and_kept(tmp_path):
     photo(tmp_path / "x.jpg")
     shutil.copy(tmp_path / "x.jpg", os.fsencode(tmp_path) + b"/30_1_2_20170116184024662.jpg.chip.jpg")

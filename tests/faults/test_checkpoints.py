@@ -22,14 +22,20 @@ def state(step):
     return State(np.int32(step), {"w": rng.normal(size=(7, 5)).astype(np.float32), "n": np.arange(step, step + 3)})
 
 
+def host(step):
+    """What the loop carries."""
+    return {"best": float("-inf"), "step": step, "words": f"of step {step}", "plateau": [step / 7, True]}
+
+
 def save(checkpoints, step):
-    checkpoints.save(Saved(state(step), {"best": float("-inf"), "step": step}))
+    checkpoints.save(Saved(state(step), host(step)))
     checkpoints.wait()
 
 
 def same(saved, step):
     expected = state(step)
-    return saved.state.step == step and all(np.array_equal(saved.state.trained[k], v) for k, v in expected.trained.items())
+    arrays = all(np.array_equal(saved.state.trained[k], v) for k, v in expected.trained.items())
+    return saved.state.step == step and arrays and saved.host == host(step)
 
 
 @pytest.fixture
@@ -43,9 +49,7 @@ def checkpoints(tmp_path):
 
 def test_the_newest_state_comes_back_whole_and_the_one_before_is_kept(checkpoints):
     assert checkpoints.steps() == [3, 2]
-    saved = checkpoints.restore(state(0))
-    assert same(saved, 3)
-    assert saved.host == {"best": float("-inf"), "step": 3}
+    assert same(checkpoints.restore(state(0)), 3)
 
 
 @pytest.mark.parametrize("tenths", range(10))
@@ -68,6 +72,22 @@ def test_a_single_changed_bit_anywhere_gives_way_to_the_one_before(checkpoints):
         assert same(restored, 2), place
         for broken in checkpoints.folder.glob("*.broken"):
             broken.unlink()
+
+
+def test_what_the_loop_carries_comes_back_as_it_was_saved_or_not_at_all(checkpoints):
+    folder = checkpoints.folder.parent
+    whole = {path: path.read_bytes() for path in checkpoints.folder.rglob("*") if path.is_file()}
+    (path,) = (path for path, content in whole.items() if b"of step 3" in content)
+    start = whole[path].index(b"best") - 3
+    end = whole[path].index(b"true", start) + 6
+    for place in range(start, end):
+        for bit in (1, 4):
+            shutil.rmtree(folder)
+            for other, content in whole.items():
+                other.parent.mkdir(parents=True, exist_ok=True)
+                other.write_bytes(content)
+            path.write_bytes(whole[path][:place] + bytes([whole[path][place] ^ bit]) + whole[path][place + 1 :])
+            assert same(checkpoints.restore(state(0)), 2), (place, whole[path][start:end])
 
 
 def test_a_state_of_other_shapes_is_not_taken(checkpoints):

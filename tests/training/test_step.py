@@ -26,9 +26,10 @@ TASKS = ("age", "gender")
 BATCH = 3
 
 
-def make(method, *, dropout=0.0, rates=1e-3, balancing="uw", batch_norm=True, **options):
+def make(method, *, dropout=0.0, adapter_dropout=0.0, rates=1e-3, balancing="uw", batch_norm=True, **options):
     """A step on the tiny encoder, its state and its frozen arrays."""
-    encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
+    adapters = AdapterOptions(rank=4, num_tasks=2, dropout=adapter_dropout)
+    encoder, groups = adapt_with_groups(tiny_encoder(), method, adapters, nnx.Rngs(0))
     parts = take_apart(Classifier(encoder, {"age": 9, "gender": 2}, dropout=dropout, batch_norm=batch_norm, rngs=nnx.Rngs(1)), groups)
     balancer = get_balancer(balancing)
     optimizer = make_optimizer(OptimizerOptions(backbone=rates, pool=rates, head=rates), parts.groups, 100)
@@ -151,24 +152,50 @@ def test_the_averaged_parameters_follow_what_trains():
         np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-7)
 
 
+def losses_of_copies(pieces):
+    """The losses of two steps that change nothing, over as many copies of four rows as there are pieces, with dropout: [2, tasks]."""
+    rng = np.random.default_rng(0)
+    rows = {"features": rng.normal(size=(4, TINY.output)).astype(np.float32), "labels": {"age": np.arange(4), "gender": np.arange(4) % 2}}
+    batch = shard(jax.tree.map(lambda x: np.concatenate([x] * pieces), rows))
+    step, state, frozen = make("lp", dropout=0.5, rates=0.0, batch_norm=False, accumulate=pieces)
+    losses = []
+    for _ in range(2):
+        state, metrics = step(state, frozen, batch)
+        losses.append([float(metrics["losses"][task][0]) for task in TASKS])
+    return np.array(losses)
+
+
+def test_every_piece_and_every_step_drops_out_values_of_its_own():
+    two, four = losses_of_copies(2), losses_of_copies(4)
+    assert np.abs(two - four).min() > 1e-3  # the same mean, if all copies had one mask
+    assert np.abs(two[0] - two[1]).min() > 1e-3
+
+
 STEPS = """
 import sys
 sys.path[:0] = ["tests", "tests/training"]
+import jax, numpy as np
 from test_step import make, random_batch
-from jaxface.devices import shard
-step, state, frozen = make("ap", dropout=0.1)
-for k in range(10):
-    state, metrics = step(state, frozen, shard(random_batch(16, seed=k)))
-    print(float(metrics["loss"][0]))
+from jaxface.devices import unreplicate
+step, state, frozen = make("lora", dropout=0.1, adapter_dropout=0.3)
+state, frozen = unreplicate(state), unreplicate(frozen)
+rng = np.random.default_rng(0)  # an update of zero would drop out nothing
+drawn = {name: rng.normal(0, 0.1, x.shape).astype(x.dtype) if name.endswith(".kernel.b") else x for name, x in state.trained.items()}
+state = state._replace(trained=drawn)
+for devices in (1, 4):
+    copies = lambda tree: jax.tree.map(lambda x: np.stack([x] * devices), tree)
+    now, fixed = copies(state), copies(frozen)
+    for k in range(10):
+        batch = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), random_batch(16, seed=k))
+        now, metrics = step(now, fixed, batch)
+        print(float(metrics["loss"][0]))
 """
 
 
 def test_many_devices_compute_what_one_computes():
-    def start(devices):
-        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-        env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen([sys.executable, "-c", STEPS], env=env, stdout=subprocess.PIPE, text=True)
-
-    one, four = [np.array(process.communicate(timeout=200)[0].split(), float) for process in (start(1), start(4))]
-    assert len(one) == 10
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", STEPS], env=env, capture_output=True, text=True, timeout=200)
+    one, four = np.split(np.array(done.stdout.split(), float), 2)
+    assert len(one) == 10, done.stderr
     np.testing.assert_allclose(four, one, atol=1e-5)
