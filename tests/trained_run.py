@@ -11,7 +11,8 @@ from jaxface.adapters.methods import AdapterOptions
 from jaxface.data.synthetic import DrawnSet
 from jaxface.files import write_json
 from jaxface.runs.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, to_dict
-from jaxface.runs.model import fingerprint, make_parts, save_best
+from jaxface.runs.model import make_parts, save_best
+from jaxface.runs.parts import fingerprint
 from jaxface.weights import save_weights
 from tiny_encoder import tiny_encoder
 

@@ -19,7 +19,8 @@ from jaxface.prediction.items import Item, find_paths
 from jaxface.prediction.predictor import FaceOptions, Predictor
 from jaxface.prediction.stream import predict_stream
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions, to_dict
-from jaxface.runs.model import fingerprint, make_parts, save_best
+from jaxface.runs.model import make_parts, save_best
+from jaxface.runs.parts import fingerprint
 from jaxface.timing import interleaved, medians, require_rounds
 
 

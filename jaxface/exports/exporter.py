@@ -16,7 +16,7 @@ from jaxface.evaluation.metrics import probabilities
 from jaxface.files import aside, write_json
 from jaxface.models.encoder import normalize_images
 from jaxface.registry import Registry
-from jaxface.runs.trained import Trained, load_trained
+from jaxface.runs.model import Trained, load_trained
 
 Logits = Mapping[str, np.ndarray]
 """Per task [B, C]."""

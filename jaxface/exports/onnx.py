@@ -20,7 +20,7 @@ from jaxface.models.heads import Classifier, Head
 from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.models.pool import AttentionPool, split_heads
 from jaxface.models.rope import resize_positions, rope_angles
-from jaxface.runs.trained import Trained
+from jaxface.runs.model import Trained
 
 OPSET = 20
 FILE = "model.onnx"

@@ -16,7 +16,7 @@ from jaxface.exports.exporter import Answer, register_exporter
 from jaxface.files import aside
 from jaxface.kernels.attention import ANYWHERE
 from jaxface.models.encoder import normalize_images, use_attention
-from jaxface.runs.trained import Trained
+from jaxface.runs.model import Trained
 
 PLATFORMS = ("cpu", "cuda")
 FILE = "model.jax"

@@ -13,12 +13,11 @@ from jaxface.adapters.methods import linears, merge
 from jaxface.adapters.peft_format import load_peft, save_peft
 from jaxface.errors import UserError
 from jaxface.exports.exporter import Answer, model_answer, register_exporter
-from jaxface.files import write_tensors
+from jaxface.files import write_arrays
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import arrays_of
-from jaxface.runs.model import base_model
-from jaxface.runs.trained import Trained
+from jaxface.runs.model import Trained, base_model
 from jaxface.weights import load_encoder, save_weights
 
 LAYOUTS = ("meta", "timm")
@@ -66,7 +65,7 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
     files = {layout: f"encoder.{layout}.safetensors" for layout in LAYOUTS}
     for layout, name in files.items():
         save_weights(model.encoder, folder / name, layout=layout)
-    write_tensors(folder / HEADS, torch_heads(model), {"format": "pt"})
+    write_arrays(folder / HEADS, torch_heads(model), {"format": "pt"})
     answers = [_with_encoder(trained.merged(), load_encoder(folder / name)) for name in files.values()]
 
     def both(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,6 +86,6 @@ def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
     save_peft(trained.model.encoder, folder, base="base.timm.safetensors" if from_run else weights)
     if from_run:
         save_weights(base, folder / "base.timm.safetensors", layout="timm")
-    write_tensors(folder / HEADS, torch_heads(trained.model), {"format": "pt"})
+    write_arrays(folder / HEADS, torch_heads(trained.model), {"format": "pt"})
     about = {"base": "base.timm.safetensors" if from_run else weights, "heads": HEADS_NOTE}
     return _with_encoder(trained.merged(), merge(load_peft(base, folder))), about

@@ -21,7 +21,7 @@ from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.models.tree import flatten
 from jaxface.runs.inference import make_predict
-from jaxface.runs.trained import load_trained
+from jaxface.runs.model import load_trained
 
 Json = dict[str, Any]
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 
 from jaxface.cluster import from_first, is_first
 from jaxface.errors import UserError
-from jaxface.files import write_tensors
-from jaxface.runs.model import fingerprint
+from jaxface.files import write_arrays
+from jaxface.runs.parts import fingerprint
 
 KEPT = 2
 """Checkpoints that are kept: the newest, and the one before in case it cannot be read."""
@@ -71,7 +71,7 @@ class Checkpoints:
     def _write(self, step: int, arrays: Mapping[str, np.ndarray], host: str) -> None:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: the folder has vanished; the state of step {step} is not saved")
-        write_tensors(self._path(step), arrays, {"host": host, "sha256": _hash(arrays, host)})
+        write_arrays(self._path(step), arrays, {"host": host, "sha256": _hash(arrays, host)})
         for old in self.steps()[KEPT:]:
             self._path(old).unlink(missing_ok=True)
 

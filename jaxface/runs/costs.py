@@ -15,7 +15,7 @@ from jaxface.adapters.methods import merge
 from jaxface.models.encoder import Encoder
 from jaxface.models.tree import Structure, flatten
 from jaxface.models.variants import EncoderConfig, TextConfig
-from jaxface.runs.model import Parts
+from jaxface.runs.parts import Parts
 
 
 def size(arrays: Mapping[str, Any]) -> int:

@@ -22,9 +22,9 @@ from jaxface.models.heads import Classifier
 from jaxface.runs.config import RANDOM
 from jaxface.runs.costs import run_costs
 from jaxface.runs.inference import predict_all
+from jaxface.runs.model import Trained, load_trained
 from jaxface.runs.predictions import read_predictions, write_predictions
 from jaxface.runs.temperatures import read_temperatures, write_temperatures
-from jaxface.runs.trained import Trained, load_trained
 
 VALIDATION = "validation"
 

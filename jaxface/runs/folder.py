@@ -1,10 +1,20 @@
-"""A finished or running training as its folder holds it, for whoever looks at it later."""
+"""A run folder: who may write in it, and what it holds for whoever looks at it later.
+
+config.json          the configuration
+metrics.jsonl        one line a step or evaluation
+checkpoints/         latest states, for exact resume
+best/                trained.safetensors (what trained, batch statistics) and info.json (base weights and their hash)
+predictions.parquet  the trained model's answers on the test split
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +25,17 @@ import numpy as np
 from jaxface.data.tasks import TASKS, Task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
+from jaxface.runs.config import Config, differences, from_dict, to_dict
 from jaxface.runs.predictions import read_predictions
 from jaxface.runs.temperatures import read_temperatures
 
 Row = Mapping[str, Any]
+
+FREE = (
+    *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
+    *("accumulate", "data.workers", "encoder.remat"),
+)
+"""Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,47 @@ class Run:
         parts = [dict(zip(*(part.tolist() for part in self.series(split, key)), strict=True)) for key in keys]
         steps = [step for step in parts[0] if all(step in part for part in parts)] if parts else []
         return np.asarray(steps, np.float64), np.asarray([sum(part[step] for part in parts) for step in steps], np.float64)
+
+
+def read_config(folder: str | Path) -> Config:
+    """The configuration of a run folder. Raises UserError if it is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it has no config.json")
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a configuration of this version ({error})") from error
+
+
+def check_same_config(folder: Path, config: Config) -> bool:
+    """Whether the folder holds this run already. Raises UserError if it holds a run of another configuration."""
+    if not (folder / "config.json").exists():
+        return False
+    names = [name for name in differences(to_dict(config), to_dict(read_config(folder))) if not name.startswith(FREE)]
+    if names:
+        raise UserError(
+            f"{folder} belongs to another configuration (different: {', '.join(names)}): choose another --name, or remove that folder"
+        )
+    return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other commands out of a run folder, and clears away what a killed one left half written. Raises UserError if one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{folder}: another command is training there: wait for it, or choose another --name") from None
+        for left in folder.rglob(".*.partial"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def read_run(path: Path | str) -> Run:

@@ -14,6 +14,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 
 from jaxface.files import aside
+from jaxface.runs.folder import read_metrics
 
 
 class MetricsLog:
@@ -26,7 +27,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, step: int, again: Collection[str] = ()) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if line["step"] < step or (line["step"] == step and line["split"] not in again)]
+        lines = read_metrics(self.path) if self.path.exists() else ()
+        kept = [line for line in lines if line["step"] < step or (line["step"] == step and line["split"] not in again)]
         seconds = max((line["time"] for line in kept), default=0.0)
         with aside(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -35,15 +37,6 @@ class MetricsLog:
         (folder / "events").mkdir(exist_ok=True)
         self._events = EventsWriter(str(folder / "events" / "events"))  # not SummaryWriter, whose thread dies alone on a full disk
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))  # hides what a killed run logged after the step
-
-    def _lines(self) -> list[dict[str, Any]]:
-        lines = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except ValueError:  # the last line of a killed run
-                break
-        return lines
 
     def write(self, split: str, step: int, epoch: int, values: dict[str, float]) -> None:
         """Writes one line; `values` have names like `loss/age`."""

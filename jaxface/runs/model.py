@@ -1,22 +1,11 @@
-"""A run folder: its configuration, its model, and the files that others read.
-
-config.json          the configuration
-metrics.jsonl        one line a step or evaluation
-checkpoints/         latest states, for exact resume
-best/                trained.safetensors (what trained, batch statistics) and info.json (base weights and their hash)
-"""
+"""The model of a run: as its configuration describes it before training, and as training left it in `best/`."""
 
 from __future__ import annotations
 
-import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +17,21 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from jaxface import weights as weights_file
-from jaxface.adapters.methods import Group, adapt_with_groups, get_method, group_parameters, merge
+from jaxface import weights
+from jaxface.adapters.methods import adapt_with_groups, get_method, merge, shallow_copy
 from jaxface.adapters.quantized import quantize
-from jaxface.data.tasks import get_task
+from jaxface.data.tasks import Task, get_task
 from jaxface.errors import UserError
-from jaxface.files import write_json, write_tensors
+from jaxface.files import write_arrays, write_json
 from jaxface.models.encoder import Encoder, random_encoder, use_attention
 from jaxface.models.heads import Classifier
-from jaxface.models.tree import Structure, flatten
+from jaxface.models.tree import flatten
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
-from jaxface.runs.config import RANDOM, Config, differences, to_dict
-
-Arrays = dict[str, Any]
-
-FREE = (
-    *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
-    *("accumulate", "data.workers", "encoder.remat"),
-)
-"""Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """A model taken apart by what happens to its arrays.
-
-    Attributes:
-      structure: the model without its arrays.
-      trained: what gradients change.
-      statistics: batch norms' running statistics.
-      frozen: the rest.
-      groups: the learning-rate group of each trained name.
-    """
-
-    structure: Structure
-    trained: Arrays
-    statistics: Arrays
-    frozen: Arrays
-    groups: dict[str, Group]
-
-    def build(self, changed: Mapping[str, Any] | None = None) -> Classifier:
-        """The model, with some arrays replaced by `changed`."""
-        return self.structure.build(self.frozen, self.statistics, self.trained, changed or {})
+from jaxface.runs.config import RANDOM, Config
+from jaxface.runs.folder import read_config
+from jaxface.runs.parts import Arrays, Parts, fingerprint, take_apart
+from jaxface.runs.temperatures import read_temperatures
 
 
 def compute_dtype(config: Config) -> DTypeLike:
@@ -86,17 +47,17 @@ def base_model(config: Config) -> tuple[Encoder, Classifier | None]:
 
     Raises UserError if no weights are named for a method that adapts some.
     """
-    weights = config.encoder.weights
-    if weights == RANDOM:
+    source = config.encoder.weights
+    if source == RANDOM:
         return random_encoder(get_variant(config.encoder.variant), config.seed), None
-    if weights is None:
+    if source is None:
         raise UserError(
             f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"
         )
-    if Path(weights).is_dir():
-        model = load_run(weights)[1]
+    if Path(source).is_dir():
+        model = load_trained(source).model
         return merge(model.encoder), model
-    return weights_file.load_encoder(weights), None
+    return weights.load_encoder(source), None
 
 
 def make_parts(config: Config) -> Parts:
@@ -104,7 +65,7 @@ def make_parts(config: Config) -> Parts:
     encoder, previous = base_model(config)
     method = get_method(config.method.name)
     rngs = nnx.Rngs(config.seed)
-    encoder, groups = adapt_with_groups(encoder, method.name, dataclasses.replace(config.method.options, num_tasks=len(config.tasks)), rngs)
+    encoder, groups = adapt_with_groups(encoder, method.name, replace(config.method.options, num_tasks=len(config.tasks)), rngs)
     quantize(encoder, config.encoder.base, groups)
     encoder.remat, encoder.dtype = config.encoder.remat, compute_dtype(config)
     use_attention(encoder, config.encoder.attention)
@@ -120,28 +81,13 @@ def make_parts(config: Config) -> Parts:
 def shapes_of(config: Config) -> Parts:
     """The parts of `make_parts` for random weights as shapes, nothing computed."""
     made: list[Parts] = []
-    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights=RANDOM))
+    config = replace(config, encoder=replace(config.encoder, weights=RANDOM))
     jax.eval_shape(lambda: made.append(make_parts(config)))
     arrays = {
         field: {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in getattr(made[0], field).items()}
         for field in ("trained", "statistics", "frozen")
     }
-    return dataclasses.replace(made[0], **arrays)
-
-
-def take_apart(model: Classifier, groups: list[Group], dtype: DTypeLike = jnp.float32) -> Parts:
-    """Sorts a model's arrays by the groups of a method; frozen matrices rest in `dtype`."""
-    arrays, structure = flatten(model)
-    parameters = [name for name in arrays if issubclass(structure.kinds[name], nnx.Param)]
-    found = group_parameters(parameters, groups)
-    trained = {name: arrays[name] for name in found}
-    statistics = {name: leaf for name, leaf in arrays.items() if structure.kinds[name] is nnx.BatchStat}
-    frozen = {
-        name: leaf.astype(dtype) if name.endswith(("kernel", "base")) else leaf
-        for name, leaf in arrays.items()
-        if name not in found and name not in statistics
-    }
-    return Parts(structure, trained, statistics, frozen, found)
+    return replace(made[0], **arrays)
 
 
 def _take_heads(model: Classifier, previous: Classifier) -> None:
@@ -153,67 +99,51 @@ def _take_heads(model: Classifier, previous: Classifier) -> None:
                 model.heads[task] = mine[1].build(theirs)
 
 
-def fingerprint(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 over the names and bytes of the arrays, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name])
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 def save_best(folder: Path, parts: Parts, trained: Arrays, statistics: Arrays, info: dict[str, Any], base_hash: str) -> None:
     """Writes what trained, and where the rest comes from, into `best/`."""
     arrays = {name: np.asarray(leaf) for name, leaf in {**trained, **statistics}.items()}
     record = {"base_sha256": base_hash, **info}
-    write_tensors(folder / "best" / "trained.safetensors", arrays, {"info": json.dumps(record)})
+    write_arrays(folder / "best" / "trained.safetensors", arrays, {"info": json.dumps(record)})
     write_json(folder / "best" / "info.json", record)
 
 
-def read_config(folder: str | Path) -> Config:
-    """The configuration of a run folder. Raises UserError if it is none."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no config.json")
-    try:
-        return from_dict(Config, json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a configuration of this version ({error})") from error
+@dataclass(frozen=True)
+class Trained:
+    """A run's best model.
+
+    Attributes:
+      folder: the run folder.
+      config: of the run.
+      model: the classifier, its adapters as they were trained.
+      digest: SHA-256 of the file that holds what trained: it names the model.
+      temperatures: of `jaxface.evaluate`, per task; empty before it ran.
+    """
+
+    folder: Path
+    config: Config
+    model: Classifier
+    digest: str
+    temperatures: Mapping[str, float]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it predicts."""
+        return tuple(map(get_task, self.config.tasks))
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of its input."""
+        return self.config.encoder.image_size or self.model.encoder.config.image_size
+
+    def merged(self) -> Classifier:
+        """The same model with its adapters merged: it costs what the plain encoder costs."""
+        model = shallow_copy(self.model)
+        model.encoder = merge(model.encoder)
+        return model
 
 
-def check_same_config(folder: Path, config: Config) -> bool:
-    """Whether the folder holds this run already. Raises UserError if it holds a run of another configuration."""
-    if not (folder / "config.json").exists():
-        return False
-    names = [name for name in differences(to_dict(config), to_dict(read_config(folder))) if not name.startswith(FREE)]
-    if names:
-        raise UserError(
-            f"{folder} belongs to another configuration (different: {', '.join(names)}): choose another --name, or remove that folder"
-        )
-    return True
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other commands out of a run folder, and clears away what a killed one left half written. Raises UserError if one is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder}: another command is training there: wait for it, or choose another --name") from None
-        for left in folder.rglob(".*.partial"):
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(handle)
-
-
-def load_run(folder: str | Path) -> tuple[Config, Classifier]:
-    """A run's configuration and its best model.
+def load_trained(folder: Path | str) -> Trained:
+    """Reads a run's best model.
 
     Raises UserError if the folder has no finished epoch, or if the base weights are not those that it was trained on.
     """
@@ -233,30 +163,28 @@ def load_run(folder: str | Path) -> tuple[Config, Classifier]:
     expected = {**parts.trained, **parts.statistics}
     if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
         raise UserError(f"{path}: its arrays do not fit the configuration in {folder / 'config.json'}")
-    return config, parts.build({name: jnp.asarray(array) for name, array in arrays.items()})
+    model = parts.build({name: jnp.asarray(array) for name, array in arrays.items()})
+    digest = model_digest(folder)
+    return Trained(folder, config, model, digest, read_temperatures(folder, digest))
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 of what a run has trained."""
+    with (folder / "best" / "trained.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_run(folder: str | Path) -> tuple[Config, Classifier]:
+    """A run's configuration and its best model. Raises UserError as `load_trained`."""
+    trained = load_trained(folder)
+    return trained.config, trained.model
 
 
 def load_encoder(path: str | Path, **options: Any) -> Encoder:
     """A run's best encoder, its adapters merged; or a checkpoint's, as `jaxface.weights.load_encoder` with its options.
 
-    Raises UserError as `load_run`, or as that.
+    Raises UserError as `load_trained`, or as that.
     """
     if Path(path).is_dir():
-        return merge(load_run(path)[1].encoder)
-    return weights_file.load_encoder(path, **options)
-
-
-def from_dict(kind: Any, value: Any) -> Any:
-    """A value of a type made of dataclasses, tuples, unions and plain types, from JSON."""
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind, include_extras=True)
-        return kind(**{name: from_dict(hints[name], item) for name, item in value.items() if name != "after"})
-    if typing.get_origin(kind) is tuple:
-        return tuple(value)
-    return value
+        return merge(load_trained(path).model.encoder)
+    return weights.load_encoder(path, **options)

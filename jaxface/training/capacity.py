@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxface.errors import UserError
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.config import Config
-from jaxface.runs.model import read_config, shapes_of
+from jaxface.runs.folder import read_config
+from jaxface.runs.model import shapes_of
 from jaxface.training.optimizer import make_optimizer
 from jaxface.training.step import make_step, start_state
 

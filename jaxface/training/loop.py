@@ -25,9 +25,10 @@ from jaxface.evaluation.predictions import Predictions
 from jaxface.files import write_json
 from jaxface.runs.checkpoints import Checkpoints, Saved
 from jaxface.runs.config import to_dict
+from jaxface.runs.folder import alone_in
 from jaxface.runs.inference import predict_all
 from jaxface.runs.metrics_log import MetricsLog
-from jaxface.runs.model import alone_in, save_best
+from jaxface.runs.model import save_best
 from jaxface.runs.outcome import write_outcome
 from jaxface.runs.predictions import write_predictions
 from jaxface.training.display import EpochDisplay

@@ -10,8 +10,10 @@ from jaxface.errors import UserError
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.config import Config
 from jaxface.runs.data import Images, prepared_sets
+from jaxface.runs.folder import check_same_config
 from jaxface.runs.inference import make_classify, make_predict
-from jaxface.runs.model import check_same_config, fingerprint, make_parts
+from jaxface.runs.model import make_parts
+from jaxface.runs.parts import fingerprint
 from jaxface.training.batches import Features
 from jaxface.training.optimizer import make_optimizer
 from jaxface.training.step import make_step, start_state

@@ -13,7 +13,7 @@ from jaxface.models.encoder import normalize_images
 from jaxface.prediction.items import Item
 from jaxface.prediction.predictor import FaceOptions, Predictor, read_pixels
 from jaxface.prediction.stream import predict_stream
-from jaxface.runs.trained import load_trained
+from jaxface.runs.model import load_trained
 
 
 @pytest.fixture(scope="module")

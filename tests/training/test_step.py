@@ -17,7 +17,7 @@ from jaxface.models.encoder import normalize_images
 from jaxface.models.heads import Classifier
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.config import OptimizerOptions
-from jaxface.runs.model import take_apart
+from jaxface.runs.parts import take_apart
 from jaxface.training.optimizer import make_optimizer
 from jaxface.training.step import make_step, start_state
 from tiny_encoder import TINY, tiny_encoder
