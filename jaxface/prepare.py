@@ -115,6 +115,9 @@ def show(summary: dict[str, Any], out: Path, console: Console) -> None:
             print(f"left out {entry['id']}: {entry['reason']}", file=sys.stderr)
         reasons = ", ".join(f"{count} {reason}" for reason, count in list(dropped["reasons"].items())[:3])
         print(f"left out {dropped['count']} images ({reasons}), all listed in {out / 'summary.json'}", file=sys.stderr)
+    if damaged := summary.get("damaged"):
+        example = f"{damaged[0]['id']}: {damaged[0]['reason']}"
+        print(f"kept {len(damaged)} damaged images ({example}), all listed in {out / 'summary.json'}", file=sys.stderr)
     for between, count in summary["duplicates"]["between"].items():
         print(f"the same picture is in {between}: {count} times (listed in {out / 'summary.json'})", file=sys.stderr)
     for between, names in summary.get("persons", {}).items():

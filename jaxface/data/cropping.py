@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from jaxface.data.decoding import decode_photo
 from jaxface.data.faces import CHOICES, Box, Detector, Face, crop, crop_upright, get_detector, inside
-from jaxface.data.images import Unreadable, check, decode, encode, is_plain
+from jaxface.data.images import Unreadable, encode, is_plain
 from jaxface.data.records import Record
 from jaxface.errors import UserError
 
@@ -31,6 +32,7 @@ class Cropping:
       choose: which of several faces.
       margin: added around the box on each side, as a share of its longer side; or the source's own.
       min_size: least side of a face's box in pixels.
+      damaged: images whose decoder complains are kept, and listed, or dropped.
       level: turn the face so that its eyes are at one height (for detectors with landmarks: yunet).
     """
 
@@ -40,6 +42,7 @@ class Cropping:
     choose: Literal["largest", "central"] = "largest"
     margin: float | None = None
     min_size: int = 16
+    damaged: Literal["keep", "drop"] = "keep"
     level: bool = False
 
     def check(self) -> None:
@@ -57,8 +60,10 @@ def _detector(name: str, files: tuple[Path, ...], threshold: float | None) -> De
     return get_detector(name, files, threshold=threshold)
 
 
-def cut_face(record: Record, cropping: Cropping, margin: float) -> tuple[bytes, np.ndarray]:
-    """The encoded face and its pixels, uint8 [H, W, 3]: the file's own bytes where they are a plain JPEG or PNG of the face alone.
+def cut_face(record: Record, cropping: Cropping, margin: float) -> tuple[bytes, np.ndarray, str]:
+    """The encoded face, its pixels, uint8 [H, W, 3], and what the image's decoder complained of.
+
+    The file's own bytes are kept where they are a plain, undamaged JPEG or PNG of the face alone.
 
     Args:
       margin: of the source, where `cropping` has none.
@@ -69,17 +74,18 @@ def cut_face(record: Record, cropping: Cropping, margin: float) -> tuple[bytes, 
         data = record.image if isinstance(record.image, bytes) else record.image.read_bytes()
     except ValueError as error:  # a name that no file can have
         raise Unreadable(str(error)) from None
-    check(data)
-    image = decode(data)
+    image, damage = decode_photo(data)
+    if damage and cropping.damaged == "drop":
+        raise Unreadable(f"damaged: {damage}")
     face = _find(image, record, cropping)
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (0, 0, width, height) if face is None else face.box
     if inside((x0, y0, x1, y1), width, height) and min(x1 - x0, y1 - y0) < cropping.min_size:
         raise Unreadable(f"the face is only {x1 - x0:.0f} x {y1 - y0:.0f} pixels (at least {cropping.min_size})")
     if face is None:
-        return data if is_plain(data) else encode(image), image
+        return data if is_plain(data) and not damage else encode(image), image, damage
     cut = crop_upright(image, face, _margin(cropping, margin)) if cropping.level else crop(image, face.box, _margin(cropping, margin))
-    return encode(cut), cut
+    return encode(cut), cut, damage
 
 
 def _margin(cropping: Cropping, own: float) -> float:

@@ -59,27 +59,9 @@ def _reduction(data: bytes, least: int) -> int:
         return next((factor for factor in (8, 4, 2) if min(image.size) >= factor * least), 1)
 
 
-def decode_photo(data: bytes) -> np.ndarray:
-    """As `decode`, for a file of unknown origin: whole, still, and of a size that memory can hold. Raises Unreadable."""
-    check(data)
-    return decode(data)
-
-
 def encode(image: np.ndarray) -> bytes:
     """uint8 [H, W, 3] RGB -> JPEG bytes of high quality."""
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-
-
-def check(data: bytes) -> None:
-    """Looks at a file's first and last bytes, not at its pixels. Raises Unreadable if it is cut off, animated, or too large."""
-    if not data:
-        raise Unreadable("the file is empty")
-    if is_cut_off(data):
-        raise Unreadable("the file is cut off")
-    with header(data) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second view behind it
-            raise Unreadable(f"{frames} pictures in one file, not one")
 
 
 def is_cut_off(data: bytes) -> bool:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxface.data import decoding
 from jaxface.data.augment import resize
-from jaxface.data.images import Unreadable, decode
+from jaxface.data.formats import suffixes
+from jaxface.data.images import Unreadable
 from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = suffixes()
+"""Of names of photos, in lower case."""
 
 
 def find_photos(paths: Sequence[str | Path]) -> list[Path]:
@@ -34,7 +37,7 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
 
 def read_photo(path: Path, size: int) -> np.ndarray:
     """A photo as uint8 [size, size, 3] RGB, squashed to the square. Raises Unreadable."""
-    return resize(decode(path.read_bytes()), size)
+    return resize(decoding.read_photo(path).pixels, size)
 
 
 def photo_batches(photos: Sequence[Path], tasks: Sequence[str], *, image_size: int, batch_size: int) -> Iterator[dict[str, Any]]:

@@ -179,6 +179,9 @@ def _summary(shards: dict[str, list[Shard]], dropped: Sequence[tuple[str, str]],
             "pairs": [dataclasses.asdict(leak) for leak in leaks],
         },
         "persons": shared_persons(shards),
+        "damaged": [
+            {"id": name, "reason": reason} for parts in shards.values() for shard in parts for name, reason in shard.outcome["damaged"]
+        ],
     }
 
 

@@ -54,7 +54,8 @@ class Shard:
 
     @cached_property
     def outcome(self) -> dict[str, Any]:
-        """Of the N records written `labels` [N, tasks], `hashes` (hexadecimal) and `kept` (positions); of others `dropped` (id, reason)."""
+        """Of the N records written `labels` [N, tasks], `hashes` (hexadecimal) and `kept` (positions); of others `dropped` (id, reason);
+        `damaged` (id, reason) of those that were kept."""
         return json.loads(self.done.read_text())
 
 
@@ -87,12 +88,12 @@ def write_shard(shard: Shard) -> None:
 
     if shard.done.exists():
         return
-    outcome: dict[str, Any] = {"labels": [], "hashes": [], "kept": [], "dropped": []}
+    outcome: dict[str, Any] = {"labels": [], "hashes": [], "kept": [], "dropped": [], "damaged": []}
     with aside(shard.file) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER)
         for position, record in enumerate(shard.records):
             try:
-                data, image = cut_face(record, shard.cropping, shard.margin)
+                data, image, damage = cut_face(record, shard.cropping, shard.margin)
             except Unreadable as error:
                 outcome["dropped"].append((record.id, str(error)))
                 continue
@@ -104,6 +105,7 @@ def write_shard(shard: Shard) -> None:
             outcome["labels"].append(list(labels.values()))
             outcome["hashes"].append(fingerprint(image).tobytes().hex())
             outcome["kept"].append(position)
+            outcome["damaged"] += [(record.id, damage)] if damage else []
         writer.close()
     write_json(shard.done, outcome)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TextIO
 
 import cv2
-import numpy as np
 
+from jaxface.data.decoding import read_photo
+from jaxface.data.formats import Decoded
 from jaxface.data.images import Unreadable
 from jaxface.data.photos import SUFFIXES
 from jaxface.errors import UserError
-from jaxface.prediction.predictor import read_pixels
 
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Key = tuple[str, int | None]
@@ -44,11 +44,11 @@ class Item:
     def key(self) -> Key:
         return self.path, self.frame
 
-    def load(self) -> np.ndarray | None:
-        """uint8 [H, W, 3] RGB; None for a frame behind the video's end. Raises Unreadable."""
+    def load(self) -> Decoded | None:
+        """The picture; None for a frame behind the video's end. Raises Unreadable."""
         if self.broken is not None:
             raise Unreadable(self.broken)
-        return read_pixels(Path(self.path)) if self.video is None else self.video.read(self.frame or 0)
+        return read_photo(Path(self.path)) if self.video is None else self.video.read(self.frame or 0)
 
 
 class Video:
@@ -58,7 +58,7 @@ class Video:
         self.path, self._order, self._turn = path, {frame: place for place, frame in enumerate(frames)}, threading.Condition()
         self._place, self._next, self._capture = 0, 0, cv2.VideoCapture()
 
-    def read(self, frame: int) -> np.ndarray | None:
+    def read(self, frame: int) -> Decoded | None:
         """A frame as uint8 [H, W, 3] RGB; None behind the end."""
         with self._turn:
             self._turn.wait_for(lambda: self._place == self._order[frame])
@@ -70,14 +70,14 @@ class Video:
                     self._capture.release()
                 self._turn.notify_all()
 
-    def _read(self, frame: int) -> np.ndarray | None:
+    def _read(self, frame: int) -> Decoded | None:
         if self._place == 0:
             self._capture.open(self.path)
         while self._next < frame and self._capture.grab():
             self._next += 1
         found, image = self._capture.read()
         self._next += 1
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if found else None
+        return Decoded(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)) if found else None
 
 
 def find_paths(words: Sequence[str], lines: TextIO | None = None) -> list[str]:

@@ -7,14 +7,15 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from jaxface.data.augment import resize
+from jaxface.data.decoding import read_photo
 from jaxface.data.faces import Detector, Face, crop, get_detector
-from jaxface.data.images import Unreadable, decode_photo
+from jaxface.data.images import Unreadable
 from jaxface.data.tasks import Task
 from jaxface.devices import replicate, shard
 from jaxface.errors import UserError
@@ -36,6 +37,7 @@ class FaceOptions:
       threshold: least score of a face; the detector's own if not given.
       margin: added around a face on each side, as a share of its longer side: as `jaxface.prepare` cropped the training faces.
       most_faces: of one photo; the most certain ones are kept.
+      damaged: photos whose decoder complains are looked at, with the status "damaged", or left without faces.
     """
 
     faces: str = "ssd"
@@ -43,6 +45,7 @@ class FaceOptions:
     threshold: float | None = None
     margin: float = 0.2
     most_faces: int = 100
+    damaged: Literal["keep", "drop"] = "keep"
 
 
 @dataclass
@@ -110,6 +113,7 @@ class Predictor:
             "threshold": self.options.threshold,
             "margin": 0.0 if self.options.faces == "whole" else self.options.margin,
             "most_faces": self.options.most_faces,
+            "damaged": self.options.damaged,
             "detector": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.options.detector_files],
         }
 
@@ -183,11 +187,7 @@ def _pixels(image: np.ndarray | str | Path) -> np.ndarray:
 def read_pixels(path: Path) -> np.ndarray:
     """A photo as uint8 [H, W, 3] RGB. Raises Unreadable."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(f"{path}: {error.strerror or error}") from None
-    try:
-        return decode_photo(data)
+        return read_photo(path).pixels
     except Unreadable as error:
         raise Unreadable(f"{path}: {error}") from None
 

@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from jaxface.data.images import Unreadable, decode_photo, header
+from jaxface.data.decoding import decode_photo
+from jaxface.data.images import Unreadable, header
 from jaxface.errors import UserError
 from jaxface.prediction.batching import Batcher
 from jaxface.prediction.limits import Limits
@@ -142,7 +143,7 @@ class Service:
         try:
             with header(data) as image:
                 self._check_size(image)
-            return self.predictor.find(decode_photo(data))
+            return self.predictor.find(decode_photo(data).pixels)
         except Unreadable as error:
             raise Refused(422, str(error)) from None
         except MemoryError:

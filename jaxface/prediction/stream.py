@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 
 from jaxface.data.images import Unreadable
 from jaxface.prediction.items import Item
 from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
 
-OK, NO_FACE, UNREADABLE = "ok", "no face", "unreadable"
+OK, NO_FACE, DAMAGED, UNREADABLE = "ok", "no face", "damaged", "unreadable"
 IN_FLIGHT = 3
 """Batches on the device at once."""
 Finish = Callable[[Item, Json], None]
@@ -46,13 +45,16 @@ def look(predictor: Predictor, item: Item) -> Answer:
         image = item.load()
         if image is None:
             return Answer(item, None)
-        photo: Photo = predictor.find(image)
+        if image.damage and predictor.options.damaged == "drop":
+            return Answer(item, result | {"status": DAMAGED, "error": image.damage})
+        photo: Photo = predictor.find(image.pixels)
     except Unreadable as error:
         return Answer(item, result | {"status": UNREADABLE, "error": str(error).removeprefix(f"{item.path}: ")})
-    except (cv2.error, MemoryError, ValueError, OSError) as error:
+    except Exception as error:  # of a detector, say: no file ends the job
         return Answer(item, result | {"status": UNREADABLE, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
     result |= {"width": photo.width, "height": photo.height, "faces": [face_json(face) for face in photo.faces]}
-    result["status"] = OK if photo.faces else NO_FACE
+    result["status"] = DAMAGED if image.damage else OK if photo.faces else NO_FACE
+    result["error"] = image.damage or None
     return Answer(item, result, photo.crops, len(photo.crops))
 
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxface.data.cropping import Cropping, cut_face, overlap
+from jaxface.data.decoding import decode_photo
 from jaxface.data.faces import CHOICES, DETECTORS, Face, crop, crop_upright, get_detector, register_detector
-from jaxface.data.images import Unreadable, decode_photo
+from jaxface.data.images import Unreadable
 from jaxface.data.records import Record
 from jaxface.errors import UserError
 
@@ -23,7 +24,7 @@ PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
 
 @pytest.fixture(scope="module")
 def portrait():
-    return decode_photo(PORTRAIT.read_bytes())
+    return decode_photo(PORTRAIT.read_bytes()).pixels
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from faces import write_raf_db
 from PIL import Image
 
 from jaxface.data.cropping import Cropping
+from jaxface.data.decoding import decode_photo
 from jaxface.data.duplicates import fingerprint, near_pairs
-from jaxface.data.images import Unreadable, decode, decode_photo
+from jaxface.data.images import Unreadable, decode
 from jaxface.data.pipeline import eval_batches, train_batches
 from jaxface.data.preparation import Leakage, prepare
 from jaxface.data.records import open_records, read_hashes, read_labels
@@ -72,7 +73,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_face_in_any_format_is_the_face_that_people_see(name):
-    image = decode_photo(GOOD[name])
+    image = decode_photo(GOOD[name]).pixels
     seen = cv2.cvtColor(cv2.cvtColor(FACE, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) if "grey" in name else FACE
     assert image.shape == FACE.shape
     assert np.abs(image.astype(int) - seen).mean() < 6
@@ -86,7 +87,7 @@ def test_what_is_no_whole_picture_says_so(name):
 
 
 def test_a_long_panorama_is_small_work():
-    panorama = decode_photo(cv2.imencode(".jpg", np.zeros((200, 20_000, 3), np.uint8))[1].tobytes())
+    panorama = decode_photo(cv2.imencode(".jpg", np.zeros((200, 20_000, 3), np.uint8))[1].tobytes()).pixels
     assert panorama.shape == (200, 20_000, 3)
 
 
@@ -107,7 +108,7 @@ def test_random_damage_never_ends_in_another_error():
         for place in rng.integers(0, len(data), rng.integers(1, 30)):
             data[place] = rng.integers(256)
         with contextlib.suppress(Unreadable):
-            assert decode_photo(bytes(data)).dtype == np.uint8
+            assert decode_photo(bytes(data)).pixels.dtype == np.uint8
 
 
 def test_bad_files_among_good_ones_are_listed_and_the_rest_is_written(tmp_path):

@@ -44,7 +44,7 @@ def test_frames_read_by_many_threads_are_the_right_ones(tmp_path):
     assert [item.frame for item in items] == [0, 3, 9, 12, 15, 18]
     with ThreadPoolExecutor(4) as pool:
         images = list(pool.map(Item.load, items))
-    grey = [int(image.mean()) for image in images]
+    grey = [int(image.pixels.mean()) for image in images]
     np.testing.assert_allclose(grey, [10 * item.frame + 20 for item in items], atol=4)
 
 

@@ -117,3 +117,20 @@ def test_a_batch_takes_the_smallest_program_that_holds_it(trained_run):
     assert next(iter(small.classify(crops).values())).shape[:2] == (1, 4)
     with pytest.raises(UserError, match="batch_size 0"):
         Predictor(trained_run, batch_size=0)
+
+
+def test_a_damaged_photo_has_a_status_of_its_own_and_its_faces_unless_they_are_not_wanted(trained_run, tmp_path):
+    write_photo(tmp_path / "a.jpg", seed=0, size=400)
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :])
+    for damaged, faces in (("keep", 1), ("drop", 0)):
+        predictor = Predictor(trained_run, FaceOptions(faces="whole", damaged=damaged), batch_size=4)
+        (row,) = predict_stream(predictor, [Item(str(tmp_path / "a.jpg"))])
+        assert (row["status"], len(row["faces"])) == ("damaged", faces)
+        assert "Corrupt JPEG data" in row["error"]
+
+
+def test_whatever_a_detector_raises_is_the_row_of_its_photo(trained_run, photos, monkeypatch):
+    monkeypatch.setattr(Predictor, "find", lambda self, image: 1 / 0)
+    (row,) = predict_stream(Predictor(trained_run, batch_size=4), [Item(str(min(photos.iterdir())))])
+    assert (row["status"], row["error"]) == ("unreadable", "ZeroDivisionError: division by zero")

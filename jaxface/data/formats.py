@@ -1,0 +1,202 @@
+"""Kinds of image files: how each is known by its first bytes, and decoded within bounds.
+
+A further kind is one entry: `FORMATS.add("QOI", Format((".qoi",), lambda start: start.startswith(b"qoif"), decode_qoi))`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from jaxface.data.images import EXIF_ORIENTATION, JPEG_SCAN, JPEG_START, PNG_START, Unreadable, header
+from jaxface.registry import Registry
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What decoding one file may take.
+
+    Attributes:
+      megabytes: of the file.
+      megapixels: of the picture, as its header says and as it comes out.
+      scans: of a progressive JPEG: each goes over all pixels, and a camera makes about ten.
+      seconds: of a decoder that has no bounds of its own, or much to do; it works in a process that is killed after them.
+      memory_mb: of that process.
+    """
+
+    megabytes: float = 1000.0
+    megapixels: float = 178.0
+    scans: int = 100
+    seconds: float = 20.0
+    memory_mb: float = 4000.0
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises Unreadable for more pixels than are allowed."""
+        if width * height > 1e6 * self.megapixels:
+            raise Unreadable(f"too large: {width} x {height} pixels, at most {self.megapixels:g} million")
+
+
+class Decoded(NamedTuple):
+    """A picture, uint8 [H, W, 3] RGB as people see it, and what its decoder complained of: '' for nothing."""
+
+    pixels: np.ndarray
+    damage: str = ""
+
+
+Decode = Callable[[bytes, Bounds], Decoded]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of files.
+
+    Attributes:
+      suffixes: of their names, by which folders are searched; what a file is, its first bytes say.
+      matches: whether a file's first 64 bytes are of this kind.
+      decode: the whole file within bounds. Raises Unreadable, or anything else that its library raises.
+      apart: whether it is decoded in a process of its own, because its header does not bound what its decoder does.
+    """
+
+    suffixes: tuple[str, ...]
+    matches: Callable[[bytes], bool]
+    decode: Decode
+    apart: bool = False
+
+
+FORMATS: Registry[Format] = Registry("image format")
+
+
+def format_of(data: bytes) -> Format:
+    """The kind of a file. Raises Unreadable for none of the known ones."""
+    for kind in FORMATS.values():
+        if kind.matches(data[:64]):
+            return kind
+    raise Unreadable("cannot be decoded as an image")
+
+
+def suffixes() -> tuple[str, ...]:
+    """Of all known kinds."""
+    return tuple(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
+
+
+def opened(data: bytes, bounds: Bounds) -> tuple[str, int]:
+    """Mode and EXIF orientation as the header says them. Raises Unreadable for a picture that is too large or several in one file."""
+    with header(data) as image:
+        if image is None:
+            raise Unreadable("cannot be decoded as an image")
+        bounds.check_size(*image.size)
+        try:
+            frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
+        except Exception:  # Pillow raises what it comes upon: then the decoder says what there is
+            frames = 1
+        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second view behind it
+            raise Unreadable(f"{frames} pictures in one file, not one")
+        try:
+            turned = int(image.getexif().get(EXIF_ORIENTATION, 1))
+        except Exception:
+            turned = 1
+        return image.mode, turned
+
+
+def work(data: bytes, bounds: Bounds) -> float:
+    """Megapixels that decoding a JPEG goes over, each scan for itself. Raises Unreadable for more scans than are allowed."""
+    scans = data.count(JPEG_SCAN)
+    if scans > bounds.scans:
+        raise Unreadable(f"{scans:,} scans, at most {bounds.scans}")
+    if scans < 4:  # no picture within the bounds is much work then
+        return 0.0
+    with header(data) as image:
+        return 0.0 if image is None else scans * image.width * image.height / 1e6
+
+
+def decode_jpeg(data: bytes, bounds: Bounds) -> Decoded:
+    """libjpeg-turbo, which tells of damage where OpenCV and Pillow keep silent; four inks are OpenCV's to mix."""
+    mode, turned = opened(data, bounds)
+    work(data, bounds)
+    if mode not in ("RGB", "L"):
+        return decode_opencv(data, bounds)
+    try:
+        return Decoded(turn(simplejpeg.decode_jpeg(data, "RGB"), turned))
+    except ValueError as error:
+        damage = str(error)
+    try:
+        return Decoded(turn(simplejpeg.decode_jpeg(data, "RGB", strict=False), turned), damage)
+    except ValueError as error:
+        raise Unreadable(f"cannot be decoded ({error})") from None
+
+
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image[::-1].transpose(1, 0, 2),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: image.transpose(1, 0, 2)[::-1],
+}
+"""What makes a picture upright, by EXIF's orientation."""
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture as people see it."""
+    return np.ascontiguousarray(TURNS[orientation](image)) if orientation in TURNS else image
+
+
+def decode_opencv(data: bytes, bounds: Bounds) -> Decoded:
+    """OpenCV's decoder of the kind, which turns by EXIF and brings 16 bits down to 8."""
+    opened(data, bounds)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise Unreadable("cannot be decoded as an image")
+    return Decoded(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
+
+
+def decode_pillow(data: bytes, bounds: Bounds) -> Decoded:
+    """Pillow's decoder of the kind, which turns also by the container's own word (AVIF's irot and imir)."""
+    opened(data, bounds)
+    with Image.open(io.BytesIO(data)) as image:
+        return Decoded(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+
+
+def decode_heif(data: bytes, bounds: Bounds) -> Decoded:
+    """libheif, of the extra `heif`; it turns by itself."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise Unreadable("a HEIC photo: pip install 'jaxface[heif]'") from None
+    file = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
+    bounds.check_size(*file.size)
+    return Decoded(np.asarray(file.to_pillow().convert("RGB")))
+
+
+def _brand(names: bytes) -> Callable[[bytes], bool]:
+    """Files of ISO's base media format whose brands hold one of the names."""
+    return lambda start: start[4:8] == b"ftyp" and re.search(names, start[8 : max(int.from_bytes(start[:4], "big"), 12)]) is not None
+
+
+for name, kind in {
+    "JPEG": Format((".jpg", ".jpeg", ".jfif", ".jpe"), lambda start: start.startswith(JPEG_START), decode_jpeg),
+    "PNG": Format((".png",), lambda start: start.startswith(PNG_START), decode_opencv),
+    "WebP": Format((".webp",), lambda start: start[:4] == b"RIFF" and start[8:12] == b"WEBP", decode_opencv),
+    "BMP": Format((".bmp",), lambda start: start.startswith(b"BM"), decode_opencv),
+    "netpbm": Format((".ppm", ".pgm", ".pbm"), lambda start: re.match(rb"P[1-6]\s", start) is not None, decode_opencv, apart=True),
+    "TIFF": Format((".tif", ".tiff"), lambda start: start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), decode_opencv, apart=True),
+    "GIF": Format((".gif",), lambda start: start.startswith((b"GIF87a", b"GIF89a")), decode_opencv, apart=True),
+    "JPEG 2000": Format(
+        (".jp2", ".j2k", ".jpx"),
+        lambda start: start.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")),
+        decode_opencv,
+        apart=True,
+    ),
+    "AVIF": Format((".avif",), _brand(rb"avi[fs]"), decode_pillow, apart=True),
+    "HEIF": Format((".heic", ".heif", ".hif"), _brand(rb"hei[cxms]|hev[cxms]|mif1|msf1"), decode_heif, apart=True),
+}.items():
+    FORMATS.add(name, kind)
