@@ -7,15 +7,15 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
+from jaxface.ranges import Range, Word, ranged
 
 SILENCE = 30
 """Seconds without a sign of life after which a process counts as dead."""
@@ -88,7 +88,7 @@ def end_together() -> Iterator[None]:
         os._exit(2)
 
 
-@dataclass(frozen=True)
+@ranged("cluster.")
 class ClusterOptions:
     """Several processes that train one model; SLURM, Open MPI and Kubernetes tell theirs by themselves.
 
@@ -98,6 +98,6 @@ class ClusterOptions:
       process: which one this is, from 0.
     """
 
-    coordinator: str | None = None
-    processes: int = 1
-    process: int = 0
+    coordinator: Annotated[str | None, Word(r"[^\s/@]+:\d{1,5}", "HOST:PORT")] = None
+    processes: Annotated[int, Range(1, 2**16)] = 1
+    process: Annotated[int, Range(0, 2**16)] = 0

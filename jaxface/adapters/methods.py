@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,21 @@ from jaxface.adapters.low_rank import LowRank
 from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder, join_stages, split_stages
+from jaxface.ranges import Like, Range, ranged
 from jaxface.registry import Registry, require_known
 
 
-@dataclass(frozen=True)
+def block_numbers(blocks: str) -> set[int]:
+    """`0-2,5` -> {0, 1, 2, 5}. Raises UserError for anything else."""
+    numbers: set[int] = set()
+    for part in filter(None, blocks.replace(" ", "").split(",")):
+        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)) or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"blocks {blocks!r}: expected numbers and ranges from 0, as in '0-11,23'")
+        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return numbers
+
+
+@ranged("adapter ")
 class AdapterOptions:
     """What a method may be told; the defaults are the thesis's (section 3.4.4).
 
@@ -46,39 +57,22 @@ class AdapterOptions:
       shared_set: give task-specific kernels MTLoRA's shared update too, which gets no gradient where nothing shared follows.
     """
 
-    rank: int = 64
-    scaling: float = 1.0
+    rank: Annotated[int, Range(1, 4096)] = 64
+    scaling: Annotated[float, Range(-1e4, 1e4)] = 1.0
     rslora: bool = False
     split_qkv: bool = False
     pool_inputs: bool = False
     detach_norm: bool = True
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, below=1)] = 0.0
     train_magnitude: bool = True
-    blocks: str = ""
-    num_tasks: int = 1
+    blocks: Annotated[str, Like(block_numbers, "as in 0-11,23")] = ""
+    num_tasks: Annotated[int, Range(1, 1000)] = 1
     shared_set: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"adapter rank {self.rank}: expected at least 1")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"adapter dropout {self.dropout}: expected at least 0 and below 1")
-        block_numbers(self.blocks)
 
     @property
     def factor(self) -> float:
         """What A B is multiplied by."""
         return self.scaling * (math.sqrt(self.rank) if self.rslora else 1.0)
-
-
-def block_numbers(blocks: str) -> set[int]:
-    """`0-2,5` -> {0, 1, 2, 5}. Raises UserError for anything else."""
-    numbers: set[int] = set()
-    for part in filter(None, blocks.replace(" ", "").split(",")):
-        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)) or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"blocks {blocks!r}: expected numbers and ranges from 0, as in '0-11,23'")
-        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return numbers
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
+from jaxface.ranges import RISING, Range, Share, ranged
 
 ERASED = 128
 """The pixel value that normalises to zero (127.5 does; the step does not see the difference of 0.004)."""
 
 
-@dataclass(frozen=True)
+@ranged("data.changes.")
 class Augment:
     """How strong the changes are; the defaults are the thesis's.
 
@@ -36,18 +38,18 @@ class Augment:
       cutmix: the same for boxes that two images swap; with both, each half of the time.
     """
 
-    flip: float = 0.5
-    jitter: float = 0.2
-    degrees: float = 10.0
-    translate: float = 0.05
-    scale: tuple[float, float] = (0.9, 1.1)
-    erase: float = 0.5
-    erase_area: tuple[float, float] = (0.02, 0.2)
-    erase_aspect: tuple[float, float] = (0.3, 3.3)
-    operations: int = 0
-    strength: float = 0.3
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    flip: Share = 0.5
+    jitter: Annotated[float, Range(0, 1)] = 0.2
+    degrees: Annotated[float, Range(0, 180)] = 10.0
+    translate: Annotated[float, Range(0, below=1)] = 0.05
+    scale: Annotated[tuple[float, float], Range(0.1, 10), RISING] = (0.9, 1.1)
+    erase: Share = 0.5
+    erase_area: Annotated[tuple[float, float], Range(0, 1), RISING] = (0.02, 0.2)
+    erase_aspect: Annotated[tuple[float, float], Range(0.01, 100), RISING] = (0.3, 3.3)
+    operations: Annotated[int, Range(0, 16)] = 0
+    strength: Share = 0.3
+    mixup: Annotated[float, Range(0, 100)] = 0.0
+    cutmix: Annotated[float, Range(0, 100)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from jaxface.data.decoding import decode_photo
-from jaxface.data.faces import CHOICES, Box, Detector, Face, crop, crop_upright, get_detector, inside
+from jaxface.data.faces import CHOICES, DETECTORS, MARGIN, Box, Detector, Face, crop, crop_upright, get_detector, inside
 from jaxface.data.images import Unreadable, encode, is_plain
 from jaxface.data.records import Record
 from jaxface.errors import UserError
+from jaxface.ranges import Known, Range, Share, Where, ranged
 
 AUTO = "auto"
 FALLBACK = "ssd"
 """The detector for whole photos without a box, as in the thesis (section 2.7)."""
 
 
-@dataclass(frozen=True)
+@ranged("crop.")
 class Cropping:
     """How faces are cut out.
 
@@ -36,12 +36,12 @@ class Cropping:
       level: turn the face so that its eyes are at one height (for detectors with landmarks: yunet).
     """
 
-    detector: str = AUTO
-    files: tuple[Path, ...] = ()
-    threshold: float | None = None
+    detector: Annotated[str, Known(DETECTORS, AUTO)] = AUTO
+    files: tuple[Where, ...] = ()
+    threshold: Share | None = None
     choose: Literal["largest", "central"] = "largest"
-    margin: float | None = None
-    min_size: int = 16
+    margin: Annotated[float | None, MARGIN] = None
+    min_size: Annotated[int, Range(1, 10_000)] = 16
     damaged: Literal["keep", "drop"] = "keep"
     level: bool = False
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxface.data.images import Unreadable
 from jaxface.errors import UserError
+from jaxface.ranges import Range
 from jaxface.registry import Registry
 
 Box = tuple[float, float, float, float]
@@ -56,6 +57,10 @@ class Detector(Protocol):
 
 DETECTORS: Registry[Callable[..., Detector]] = Registry("face detector")
 register_detector = DETECTORS.register
+
+
+MARGIN = Range(0, 2)
+"""What may be added around a face on each side, as a share of its longer side."""
 
 
 def get_detector(name: str, files: Sequence[str | Path] = (), *, threshold: float | None = None) -> Detector:

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +22,10 @@ from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
 from jaxface.progress import Track
+from jaxface.ranges import Where, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Leakage:
     """Faces that are in two splits, of this set or of others.
 
@@ -35,7 +35,7 @@ class Leakage:
     """
 
     duplicates: Literal["report", "remove"] = "report"
-    against: tuple[Path, ...] = ()
+    against: tuple[Where, ...] = ()
 
 
 def prepare(

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import cv2
 import numpy as np
 
 from jaxface.data.drawing import EXPRESSIONS, Canvas, Colour, Traits, draw_person, mix
-from jaxface.data.tasks import AGE, AGE_STARTS, EMOTION, GENDER, MISSING, Task
+from jaxface.data.tasks import AGE, AGE_STARTS, EMOTION, GENDER, MISSING, TASKS, Task
+from jaxface.ranges import Known, Range, Seed, Share, ranged
 from jaxface.registry import Registry
 
 SUPERSAMPLING = 2
@@ -36,6 +38,26 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Style:
+    """A way to draw.
+
+    Attributes:
+      ink: colour of the lines.
+      line: width of an outline as a share of the picture.
+      stretch: width and height of the head against the paint's.
+      finish: what is done to the finished picture, uint8 [S, S, 3] -> uint8 [S, S, 3].
+    """
+
+    ink: Colour
+    line: float
+    stretch: tuple[float, float]
+    finish: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+STYLES: Registry[Style] = Registry("drawing style")
+
+
+@ranged("data.drawn.")
 class DrawnSet:
     """A set of drawn faces, made when first needed.
 
@@ -51,32 +73,15 @@ class DrawnSet:
       noise: share of them that are drawn at random.
     """
 
-    style: str = "paint"
-    count: int = 6000
-    test_count: int = 1000
-    size: int = 60
-    seed: int = 0
-    missing: float = 1 / 3
-    skew: float = 1.0
-    noisy: str = ""
-    noise: float = 0.0
-
-
-@dataclass(frozen=True)
-class Style:
-    """A way to draw.
-
-    Attributes:
-      ink: colour of the lines.
-      line: width of an outline as a share of the picture.
-      stretch: width and height of the head against the paint's.
-      finish: what is done to the finished picture, uint8 [S, S, 3] -> uint8 [S, S, 3].
-    """
-
-    ink: Colour
-    line: float
-    stretch: tuple[float, float]
-    finish: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    style: Annotated[str, Known(STYLES)] = "paint"
+    count: Annotated[int, Range(2, 10**7)] = 6000
+    test_count: Annotated[int, Range(1, 10**7)] = 1000
+    size: Annotated[int, Range(8, 1024)] = 60
+    seed: Seed = 0
+    missing: Share = 1 / 3
+    skew: Annotated[float, Range(1e-3, 1e3)] = 1.0
+    noisy: Annotated[str, Known(TASKS, "")] = ""
+    noise: Share = 0.0
 
 
 def paint(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -107,13 +112,8 @@ def charcoal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture[..., None] * tone, 0, 255).astype(np.uint8)
 
 
-STYLES: Registry[Style] = Registry(
-    "drawing style",
-    {
-        "paint": Style(ink=(45, 30, 35), line=0.012, stretch=(1.0, 1.0), finish=paint),
-        "charcoal": Style(ink=(15, 15, 15), line=0.012, stretch=(0.88, 1.08), finish=charcoal),
-    },
-)
+STYLES.add("paint", Style(ink=(45, 30, 35), line=0.012, stretch=(1.0, 1.0), finish=paint))
+STYLES.add("charcoal", Style(ink=(15, 15, 15), line=0.012, stretch=(0.88, 1.08), finish=charcoal))
 
 SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 120), (198, 134, 90), (150, 98, 66), (105, 68, 48))
 HAIRS = ((20, 16, 16), (45, 30, 24), (75, 46, 30), (88, 40, 24))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from jaxface.ranges import Range, Word, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Limits:
     """Where the server listens, and how much of what it takes.
 
@@ -22,12 +24,12 @@ class Limits:
       answer_seconds: for its answer.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    hosts: tuple[str, ...] = ()
-    megabytes: float = 10.0
-    megapixels: float = 40.0
-    waiting: int = 64
-    connections: int = 256
-    upload_seconds: float = 20.0
-    answer_seconds: float = 60.0
+    host: Annotated[str, Word(r"[\w.:%-]+", "an address")] = "127.0.0.1"
+    port: Annotated[int, Range(0, 65_535)] = 8000
+    hosts: Annotated[tuple[str, ...], Word(r"[\w.:%*-]+", "names of hosts")] = ()
+    megabytes: Annotated[float, Range(above=0, high=1000)] = 10.0
+    megapixels: Annotated[float, Range(above=0, high=1000)] = 40.0
+    waiting: Annotated[int, Range(1, 100_000)] = 64
+    connections: Annotated[int, Range(1, 100_000)] = 256
+    upload_seconds: Annotated[float, Range(above=0, high=3600)] = 20.0
+    answer_seconds: Annotated[float, Range(above=0, high=3600)] = 60.0

@@ -7,27 +7,28 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 
 from jaxface.data.augment import resize
 from jaxface.data.decoding import read_photo
-from jaxface.data.faces import Detector, Face, crop, get_detector
+from jaxface.data.faces import DETECTORS, MARGIN, Detector, Face, crop, get_detector
 from jaxface.data.images import Unreadable
 from jaxface.data.tasks import Task
 from jaxface.devices import replicate, shard
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.models.tree import flatten
+from jaxface.ranges import Count, Known, Range, Share, Where, ranged
 from jaxface.runs.inference import make_predict
 from jaxface.runs.model import load_trained
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@ranged()
 class FaceOptions:
     """How faces are found in a photo.
 
@@ -40,11 +41,11 @@ class FaceOptions:
       damaged: photos whose decoder complains are looked at, with the status "damaged", or left without faces.
     """
 
-    faces: str = "ssd"
-    detector_files: tuple[Path, ...] = ()
-    threshold: float | None = None
-    margin: float = 0.2
-    most_faces: int = 100
+    faces: Annotated[str, Known(DETECTORS)] = "ssd"
+    detector_files: tuple[Where, ...] = ()
+    threshold: Share | None = None
+    margin: Annotated[float, MARGIN] = 0.2
+    most_faces: Annotated[int, Range(1, 10_000)] = 100
     damaged: Literal["keep", "drop"] = "keep"
 
 
@@ -64,7 +65,7 @@ class Photo:
     crops: list[np.ndarray]
 
 
-@dataclass
+@ranged(frozen=False)
 class Predictor:
     """`Predictor(run)(images)`: the attributes of every face.
 
@@ -77,14 +78,12 @@ class Predictor:
     Raises UserError for a folder that holds no trained model, or a detector that is not there.
     """
 
-    run: str | Path
+    run: Where
     options: FaceOptions = field(default_factory=lambda: FaceOptions(faces="whole"))
-    batch_size: int = 32
+    batch_size: Count = 32
     small_batches: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size <= 0:
-            raise UserError(f"batch_size {self.batch_size}: expected more than 0")
         self._local = threading.local()
         self._detector()  # what is wrong with it shows before anything large is read
         self.trained = load_trained(self.run)

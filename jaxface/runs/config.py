@@ -9,28 +9,32 @@ import math
 import sys
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optax
 import tyro
 
-from jaxface.adapters.methods import AdapterOptions, Group, get_method
+from jaxface.adapters.methods import METHODS, AdapterOptions, Group
 from jaxface.cluster import ClusterOptions
 from jaxface.data.augment import Augment
 from jaxface.data.synthetic import DrawnSet
-from jaxface.data.tasks import get_task
+from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
-from jaxface.models.variants import get_variant
-from jaxface.objectives.balancing import get_balancer
-from jaxface.objectives.losses import get_loss
+from jaxface.models.variants import VARIANTS
+from jaxface.objectives.balancing import BALANCERS
+from jaxface.objectives.losses import LOSSES
+from jaxface.ranges import Count, Inside, Items, Known, Like, Name, Place, Range, Seed, Word, ranged
 
 RANDOM = "random"
 """The word for weights that starts an encoder from random numbers."""
+MOST_EPOCHS = 10**6
+Rate = Annotated[float, Range(above=0, high=100)]
+"""A learning rate."""
 
 
-@dataclass(frozen=True)
+@ranged("encoder.")
 class EncoderOptions:
     """Which encoder.
 
@@ -44,24 +48,24 @@ class EncoderOptions:
       attention: a kernel of `jaxface.kernels` by name, or `FILE.py:FUNCTION`; "auto" takes what suits the device and the shape.
     """
 
-    weights: str | None = None
-    variant: str = "PE-Core-L14-336"
-    image_size: int = 0
+    weights: Annotated[str | None, Place()] = None
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-L14-336"
+    image_size: Annotated[int, Range(0, 8192)] = 0
     remat: Literal["none", "products", "full"] = "products"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     base: Literal["full", "int8", "nf4"] = "full"
-    attention: str = "auto"
+    attention: Name = "auto"
 
 
-@dataclass(frozen=True)
+@ranged("head.")
 class HeadOptions:
     """The classifiers: `deep` is dropout, linear, GELU, linear; otherwise dropout and one linear (thesis, section 3.4.1)."""
 
     deep: bool = True
-    dropout: float = 0.1
+    dropout: Annotated[float, Range(0, below=1)] = 0.1
 
 
-@dataclass(frozen=True)
+@ranged("data.")
 class DataOptions:
     """Where the images come from.
 
@@ -76,24 +80,24 @@ class DataOptions:
         augments. With augmentation every epoch has other pixels, and the encoder runs on each of them.
     """
 
-    sets: tuple[str, ...] = ()
+    sets: Annotated[tuple[str, ...], Place(), Items(once=True)] = ()
     drawn: Annotated[DrawnSet | None, tyro.conf.Fixed] = None
     sampling: Literal["shuffle", "balanced"] = "balanced"
     augment: bool = True
     changes: Augment = field(default_factory=Augment)
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     cache_features: bool = True
 
 
-@dataclass(frozen=True)
+@ranged("method.")
 class MethodOptions:
     """How the encoder is adapted: a name of `jaxface.adapters.methods`, and what it may be told."""
 
-    name: str = "dora"
+    name: Annotated[str, Known(METHODS)] = "dora"
     options: AdapterOptions = field(default_factory=AdapterOptions)
 
 
-@dataclass(frozen=True)
+@ranged("optimizer.")
 class OptimizerOptions:
     """AdamW's settings; the defaults are the thesis's (section 3.3).
 
@@ -113,19 +117,19 @@ class OptimizerOptions:
       average: decay of a moving average of what trains, which is validated, kept and tested in its place; 0 for none.
     """
 
-    backbone: float = 1e-5
-    pool: float = 1e-4
-    head: float = 1e-4
-    plus_ratio: float = 6.0
-    weight_decay: float = 0.01
+    backbone: Rate = 1e-5
+    pool: Rate = 1e-4
+    head: Rate = 1e-4
+    plus_ratio: Annotated[float, Range(above=0, high=1000)] = 6.0
+    weight_decay: Annotated[float, Range(0, 100)] = 0.01
     decay_vectors: bool = True
-    plateau_factor: float = 0.1
-    plateau_patience: int = 5
-    early_stop: int = 10
-    warmup_steps: int = 0
-    clip_norm: float = 0.0
+    plateau_factor: Annotated[float, Range(above=0, high=1)] = 0.1
+    plateau_patience: Annotated[int, Range(0, MOST_EPOCHS)] = 5
+    early_stop: Annotated[int, Range(1, MOST_EPOCHS)] = 10
+    warmup_steps: Annotated[int, Range(0, 10**7)] = 0
+    clip_norm: Annotated[float, Range(0, 1e6)] = 0.0
     cosine: bool = False
-    average: float = 0.0
+    average: Annotated[float, Range(0, below=1)] = 0.0
 
     def rate(self, group: Group) -> float:
         """The learning rate of a group. Raises UserError for an unknown rate name."""
@@ -150,7 +154,12 @@ class OptimizerOptions:
         return 0.5 * (1 + math.cos(math.pi * share))
 
 
-@dataclass(frozen=True)
+def _configuration(value: Any) -> None:
+    if not isinstance(value, Config | None):
+        raise UserError("expected a configuration")
+
+
+@ranged()
 class Config:
     """A run.
 
@@ -176,62 +185,40 @@ class Config:
       after: the run that this one starts from; made first if it is not there.
     """
 
-    name: str = "run"
-    out: str = "runs"
-    tasks: tuple[str, ...] = ("age", "gender", "emotion")
+    name: Annotated[str, Inside()] = "run"
+    out: Annotated[str, Place()] = "runs"
+    tasks: Annotated[tuple[str, ...], Known(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    losses: dict[str, str] = field(default_factory=dict)
-    balancing: str = "uw"
-    batch_size: int | Literal["auto"] = 128
-    accumulate: int = 1
-    epochs: int = 100
-    seed: int = 0
-    checkpoint_minutes: float = 10.0
-    log_every: int = 10
+    losses: dict[Annotated[str, Known(TASKS)], Annotated[str, Known(LOSSES)]] = field(default_factory=dict)
+    balancing: Annotated[str, Known(BALANCERS)] = "uw"
+    batch_size: Count | Literal["auto"] = 128
+    accumulate: Count = 1
+    epochs: Annotated[int, Range(1, MOST_EPOCHS)] = 100
+    seed: Seed = 0
+    checkpoint_minutes: Annotated[float, Range(0, 10_000)] = 10.0
+    log_every: Annotated[int, Range(1, 10**6)] = 10
     before: bool = False
     pixels: bool = False
     report: bool = False
-    bad_steps: int = 5
+    bad_steps: Annotated[int, Range(1, 10_000)] = 5
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
-    seeds: tuple[int, ...] = ()
-    grid: tuple[str, ...] = ()
-    after: Annotated[Any, tyro.conf.Suppress] = None
+    seeds: Annotated[tuple[Seed, ...], Items(once=True)] = ()
+    grid: Annotated[tuple[str, ...], Word(r"[^\s=,]+=[^,]+(,[^,]+)*", "OPTION=VALUE,VALUE..., as in balancing=uw,ema")] = ()
+    after: Annotated[Any, Like(_configuration), tyro.conf.Suppress] = None
 
     def __post_init__(self) -> None:
-        for task in self.tasks:
-            get_task(task)
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"tasks {' '.join(self.tasks) or '(none)'}: name at least one, each once")
-        get_method(self.method.name)
-        get_variant(self.encoder.variant)
-        get_balancer(self.balancing)
         for task, name in self.losses.items():
-            get_loss(name)
             if task not in self.tasks:
                 raise UserError(f"losses {task} {name}: the run has no task {task}, only {' '.join(self.tasks)}")
-        if self.batch_size != "auto":
-            _positive(self, "batch_size")
-        _positive(self, "epochs", "log_every", "accumulate", "bad_steps")
-        _positive(self.optimizer, "backbone", "pool", "head", "plus_ratio")
-        if not 0 <= self.optimizer.average < 1:
-            raise UserError(f"optimizer.average {self.optimizer.average}: expected at least 0 and below 1")
-        if not 0 <= self.head.dropout < 1:
-            raise UserError(f"head.dropout {self.head.dropout}: expected at least 0 and below 1")
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.out) / self.name
-
-
-def _positive(options: Any, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) <= 0:
-            raise UserError(f"{name} {getattr(options, name)}: expected more than 0")
 
 
 def load_config(path: str | Path) -> Config:
@@ -245,8 +232,8 @@ def load_config(path: str | Path) -> Config:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     config = getattr(module, "config", None)

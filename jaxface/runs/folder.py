@@ -115,8 +115,10 @@ def read_config(folder: str | Path) -> Config:
         raise UserError(f"{folder} is not a run folder: it has no config.json")
     try:
         return from_dict(Config, json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a configuration of this version ({error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def check_same_config(folder: Path, config: Config) -> bool:

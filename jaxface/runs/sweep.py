@@ -12,6 +12,9 @@ from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.runs.config import Config
 
+OF_ALL = ("name", "out", "seeds", "grid", "cluster", "report", "after")
+"""Options that a sweep cannot vary: they say where its runs lie, and how they are made."""
+
 
 def members(config: Config) -> list[Config]:
     """The runs that a configuration stands for, each in a folder of its own below the configuration's; itself where it has no sweep.
@@ -25,13 +28,16 @@ def members(config: Config) -> list[Config]:
     if not axes:
         return [config]
     alone = replace(config, seeds=(), grid=())
-    return [_member(alone, point) for point in itertools.product(*axes)]
+    runs = [_member(alone, point) for point in itertools.product(*axes)]
+    if len({run.name for run in runs}) < len(runs):
+        raise UserError(f"grid {' '.join(config.grid)}: two of its points are one run: name each option and each value once")
+    return runs
 
 
 def _axis(word: str) -> list[tuple[str, str]]:
-    option, equals, values = word.partition("=")
-    if not (option and equals and all(values.split(","))):
-        raise UserError(f"grid {word!r}: expected OPTION=VALUE,VALUE..., as in balancing=uw,ema")
+    option, _, values = word.partition("=")
+    if option.replace("-", "_").split(".")[0] in OF_ALL:
+        raise UserError(f"grid {word}: {option} is one for all runs of a grid")
     return [(option, value) for value in values.split(",")]
 
 

@@ -35,7 +35,7 @@ def test_values_of_several_words_are_written_with_blanks():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("balancing", "grid 'balancing': expected OPTION=VALUE,VALUE..., as in balancing=uw,ema"),
+        ("balancing", "grid balancing: expected OPTION=VALUE,VALUE..., as in balancing=uw,ema"),
         ("balancing=uw,", "expected OPTION=VALUE"),
         ("balancing=uw,sum", "no loss balancer 'sum'"),
         ("balansing=uw", "nrecognized options: --balansing"),

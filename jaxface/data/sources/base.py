@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from jaxface.data.records import SPLITS, Record
 from jaxface.errors import UserError
+from jaxface.ranges import Name, Where, ranged
 from jaxface.registry import Registry
 
 VALIDATION_SHARE = 0.2
@@ -31,7 +32,7 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
+@ranged("read.")
 class Reading:
     """How a source understands what it finds.
 
@@ -43,9 +44,9 @@ class Reading:
     """
 
     straddling: Literal["refuse", "middle", "missing"] = "refuse"
-    ages: Path | None = None
-    path_column: str = "path"
-    age_column: str = "age"
+    ages: Where | None = None
+    path_column: Name = "path"
+    age_column: Name = "age"
 
 
 class Source:
