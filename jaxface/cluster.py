@@ -15,13 +15,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxface.errors import UserError
+from jaxface.launchers import launched
 from jaxface.ranges import Range, Word, ranged
 
 SILENCE = 30
 """Seconds without a sign of life after which a process counts as dead."""
-
-LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
-"""Environment variables in which launchers say how many processes there are."""
 
 INDEXED_JOB = "JOB_COMPLETION_INDEX"
 """What Kubernetes tells the pods of an indexed Job alone; JAX asks its API for the rest (`pip install 'jax[k8s]'`)."""
@@ -32,8 +30,7 @@ def connect(options: ClusterOptions) -> None:
 
     Raises UserError if they do not all come.
     """
-    launched = INDEXED_JOB in os.environ or any(os.environ.get(name, "1") not in ("", "1") for name in LAUNCHERS)
-    if jax.distributed.is_initialized() or not (options.coordinator or launched):
+    if jax.distributed.is_initialized() or not (options.coordinator or INDEXED_JOB in os.environ or launched(os.environ)):
         return
     if options.coordinator and not 0 <= options.process < options.processes:
         raise UserError(f"cluster.process {options.process}: expected 0 to {options.processes - 1}")

@@ -18,6 +18,7 @@ import tyro
 from jaxface.cli import parse
 from jaxface.errors import UserError, run_command
 from jaxface.large_pages import use_large_pages
+from jaxface.launchers import launched
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import FaceOptions, Predictor
@@ -68,22 +69,13 @@ class Options:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
 
 
-LAUNCHERS = {
-    "SLURM_NTASKS": "SLURM_PROCID",
-    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
-    "JAX_NUM_PROCESSES": "JAX_PROCESS_ID",
-}
-"""Environment variables in which launchers say how many processes there are, and which one this is."""
-
-
 def shard_of(word: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
     """Which part of the files is this process's, I of N: as told, or as a launcher says.
 
     The processes never meet, so that none waits for another or dies with it. Raises UserError for a shard that there is not.
     """
-    for size, rank in LAUNCHERS.items() if word is None else ():
-        if environment.get(size, "1") not in ("", "1"):
-            word = f"{environment.get(rank)}/{environment[size]}"
+    if word is None and (told := launched(environment)):
+        word = "/".join(told)
     try:
         index, count = map(int, (word or "0/1").split("/"))
     except ValueError:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.table import Table
 
 from jaxface.errors import run_command
 from jaxface.large_pages import use_large_pages
+from jaxface.report.console import results_table
 from jaxface.report.seeds import sweep_table
 from jaxface.runs.command_line import read_command_line
 from jaxface.runs.config import Config
-from jaxface.runs.folder import read_metrics, read_run
+from jaxface.runs.folder import read_run
 
 
 def train(config: Config) -> list[Path]:
@@ -35,26 +34,6 @@ def train(config: Config) -> list[Path]:
         print(f"{run.folder}: {run.method.name} for {', '.join(run.tasks)}", file=sys.stderr)
         folders.append(Run(run).run())
     return folders
-
-
-def results_table(folder: Path) -> Table:
-    """The test's accuracy and balanced accuracy per task, before and after where a run has both."""
-    result = json.loads((folder / "result.json").read_text())
-    baselines = json.loads((folder / "baselines.json").read_text())
-    before = next((row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "before"), {})
-    title = f"{folder}: accuracy on the {result['split']} split, %"
-    table = Table("task", "majority class", "linear on pixels", "before", "balanced", "after", "balanced", title=title)
-
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.1f}"
-
-    for name in result["test"]:
-        if name.startswith("accuracy/"):
-            task = name.removeprefix("accuracy/")
-            row = [baselines["majority"].get(task), baselines.get("pixels", {}).get(task)]
-            row += [values.get(f"{kind}/{task}") for values in (before, result["test"]) for kind in ("accuracy", "balanced_accuracy")]
-            table.add_row(task, *map(percent, row))
-    return table
 
 
 def show(config: Config, folders: list[Path]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from made_answers import TASKS, answers
 
 from jaxface.evaluation.metrics import summarize
-from jaxface.runs.predictions import write_predictions
+from jaxface.runs.predictions_file import write_predictions
 
 
 def write_made_run(parent, folder="small", seed=0, source="drawn", tasks=TASKS, **configuration):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.matmul import NORM_FLOOR, low_rank_product, product, sums_kernel, up
+from jaxface.kernels.matmul import NORM_FLOOR, low_rank_product, product, up
 
 
 class Adapter(nnx.Param):
@@ -85,8 +85,8 @@ class LowRank(nnx.Module):
         w = self.base[...].astype(x.dtype) if isinstance(self.base, nnx.Variable) else self.base
         if self.magnitude is None:
             return low_rank_product(x, w, a, b)
-        if self.detach_norm and sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype):
-            return low_rank_product(x, w, a, b, self.magnitude[...], unit_columns=True)
+        if self.detach_norm:
+            return low_rank_product(x, w, a, b, self.magnitude[...], lengths=self._lengths)
         return low_rank_product(x, w, a, b, self.gain().astype(x.dtype))
 
     def _b(self) -> jax.Array:
@@ -96,9 +96,13 @@ class LowRank(nnx.Module):
         """DoRA's factor per output feature, magnitude / ||W + A B||: [..., out] float32, or None for LoRA."""
         if self.magnitude is None:
             return None
+        return self.magnitude[...] / self._lengths()
+
+    def _lengths(self) -> jax.Array:
+        """||W + A B|| of each output feature: [..., out] float32."""
         norms = jnp.sqrt(jnp.maximum(self._norms_squared(), NORM_FLOOR))
         # DoRA, section 4.3: the norm is a constant in the backward pass
-        return self.magnitude[...] / (jax.lax.stop_gradient(norms) if self.detach_norm else norms)
+        return jax.lax.stop_gradient(norms) if self.detach_norm else norms
 
     def _norms_squared(self) -> jax.Array:
         """||W + A B||^2 = ||W||^2 + 2 <W, A B> + ||A B||^2 per output feature, through products of width r only."""

@@ -6,6 +6,7 @@ Autodiff's gradient of `b` in `(x @ a) @ b` transposes the large operand; here o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -74,7 +75,13 @@ def sums_kernel(tokens: int, inputs: int, outputs: int, dtype: DTypeLike) -> boo
 
 
 def low_rank_product(
-    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None = None, *, unit_columns: bool = False
+    x: jax.Array,
+    w: jax.Array | Compressed,
+    a: jax.Array,
+    b: jax.Array,
+    gain: jax.Array | None = None,
+    *,
+    lengths: Callable[[], jax.Array] | None = None,
 ) -> jax.Array:
     """`x @ (w + a b) * gain` with w frozen: its gradient is never formed.
 
@@ -84,12 +91,13 @@ def low_rank_product(
       a: [in, g * r]; g > 1 gives each of g equal slices of the output an adapter of its own (q, k and v of a fused kernel).
       b: [r, out]
       gain: [out], or None for 1.
-      unit_columns: divide each column of w + a b by its length, a constant in the backward pass. Only where `sums_kernel` holds.
+      lengths: gives the lengths [out] of the columns of w + a b, by which the gain is to be divided, constants in the backward pass. Not
+        asked where the sum is formed, which shows them.
     """
     summed = sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype)
-    if unit_columns and not summed:
-        raise ValueError("the lengths of the columns are at hand only where the kernel is summed")
-    return _low_rank_product(x, w, a, b, gain, summed, unit_columns)
+    if lengths is not None and not summed:
+        gain = (gain / lengths()).astype(x.dtype)
+    return _low_rank_product(x, w, a, b, gain, summed, summed and lengths is not None)
 
 
 def _kernel(

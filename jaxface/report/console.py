@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from jaxface.data.tasks import MISSING, Task
 from jaxface.evaluation.metrics import probabilities, summarize, task_matrix
 from jaxface.evaluation.predictions import Predictions
 from jaxface.files import aside, check_output
-from jaxface.runs.predictions import write_predictions
+from jaxface.report.markup import percent
+from jaxface.runs.folder import read_metrics
+from jaxface.runs.predictions_file import write_predictions
 
 FIGURES = {
     "accuracy": "accuracy",
@@ -25,6 +28,11 @@ FIGURES = {
     "majority": "majority class",
 }
 """Figures of `jaxface.evaluation.metrics.summarize` that the table shows, in percent."""
+
+
+def plain_percent(share: float | None, decimals: int = 2) -> str:
+    """0.5 as `50.00`, for a column whose head names the unit; nothing for None or NaN."""
+    return percent(share, decimals, unit="", missing="")
 
 
 def metrics_table(predictions: Predictions, title: str) -> Table:
@@ -37,7 +45,58 @@ def metrics_table(predictions: Predictions, title: str) -> Table:
         if f"count/{task.name}" in summary:
             values = [summary.get(f"{figure}/{task.name}") for figure in FIGURES]
             count = f"{summary[f'count/{task.name}']:,.0f}"
-            table.add_row(task.name, count, *("" if value is None else f"{100 * value:.2f}" for value in values))
+            table.add_row(task.name, count, *map(plain_percent, values))
+    return table
+
+
+def sources_table(scores: dict[str, Any], title: str) -> Table:
+    """Accuracy and its interval per task and data set, with the thesis's averages."""
+    table = Table("task", "data set", "records", "accuracy, %", "95 % interval", "balanced, %", "macro F1, %", "within one, %", title=title)
+    for column in table.columns[2:]:
+        column.justify = "right"
+
+    for task, values in scores["tasks"].items():
+        interval = " to ".join(map(plain_percent, values["interval"]["accuracy"]))
+        whole = {f"all ({len(values['sources'])})" if len(values["sources"]) > 1 else next(iter(values["sources"])): (values, interval)}
+        parts = {source: (own, "") for source, own in values["sources"].items()} if len(values["sources"]) > 1 else {}
+        for source, (own, interval) in {**parts, **whole}.items():
+            figures = [plain_percent(own.get(name)) for name in ("balanced_accuracy", "macro_f1", "off_by_one")]
+            table.add_row(task, source, f"{own['count']:,.0f}", plain_percent(own["accuracy"]), interval, *figures)
+        if parts:
+            over = " + ".join(values["averaged_over"])
+            table.add_row(task, f"average: {over or 'none'}", "", plain_percent(values.get("average_accuracy")), end_section=True)
+    table.add_row("overall", "mean of the averages", "", plain_percent(scores["summary"].get("overall_accuracy")))
+    return table
+
+
+def show_scores(scores: dict[str, Any], title: str, console: Console) -> None:
+    """Prints figures, calibration, and the largest disparities."""
+    console.print(sources_table(scores, title))
+    for task, values in scores["tasks"].items():
+        fit = values["calibration"]
+        after = "" if fit["temperature"] is None else f", {percent(fit['error_calibrated'])} at temperature {fit['temperature']:.2f}"
+        console.print(f"{task}: calibration error {percent(fit['error'])}{after}")
+    certain = [entry["says"] for entry in scores["disparities"] if entry["certain"]]
+    for sentence in certain[:10]:
+        console.print(f"disparity: {sentence}")
+    if not certain:
+        console.print("disparities: none between groups of 30 or more whose 95 % intervals do not overlap")
+
+
+def results_table(folder: Path) -> Table:
+    """The test's accuracy and balanced accuracy per task, before and after where a run has both."""
+    result = json.loads((folder / "result.json").read_text())
+    baselines = json.loads((folder / "baselines.json").read_text())
+    before = next((row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "before"), {})
+    title = f"{folder}: accuracy on the {result['split']} split, %"
+    table = Table("task", "majority class", "linear on pixels", "before", "balanced", "after", "balanced", title=title)
+
+    for name in result["test"]:
+        if name.startswith("accuracy/"):
+            task = name.removeprefix("accuracy/")
+            row = [baselines["majority"].get(task), baselines.get("pixels", {}).get(task)]
+            row += [values.get(f"{kind}/{task}") for values in (before, result["test"]) for kind in ("accuracy", "balanced_accuracy")]
+            table.add_row(task, *(plain_percent(value, 1) for value in row))
     return table
 
 
@@ -56,7 +115,7 @@ def predictions_table(predictions: Predictions, title: str, most: int = 20) -> T
     table = Table("image", *(task.name for task in predictions.tasks), title=title)
     for row, _ in zip(rows_of(predictions), range(most), strict=False):
         table.add_row(
-            Path(row["id"]).name, *(f"{row[task.name]} ({100 * row[f'{task.name}_probability']:.0f} %)" for task in predictions.tasks)
+            Path(row["id"]).name, *(f"{row[task.name]} ({percent(row[f'{task.name}_probability'], 0)})" for task in predictions.tasks)
         )
     return table
 

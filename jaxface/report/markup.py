@@ -44,9 +44,9 @@ def strong(value: object) -> Cell:
     return Cell(value, class_="strong")
 
 
-def percent(share: float | None, decimals: int = 1) -> str:
+def percent(share: float | None, decimals: int = 1, *, unit: str = " %", missing: str = "—") -> str:
     """0.5 as `50.0 %`; a dash for None or NaN."""
-    return "—" if share is None or share != share else f"{100 * share:.{decimals}f} %"
+    return missing if share is None or share != share else f"{100 * share:.{decimals}f}{unit}"
 
 
 def breakable(value: object) -> Markup:

@@ -26,7 +26,7 @@ from jaxface.data.tasks import TASKS, Task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
 from jaxface.runs.config import Config, differences, from_dict, to_dict
-from jaxface.runs.predictions import read_predictions
+from jaxface.runs.predictions_file import read_predictions
 from jaxface.runs.temperatures import read_temperatures
 
 Row = Mapping[str, Any]

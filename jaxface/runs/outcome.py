@@ -13,7 +13,7 @@ from jaxface.evaluation.predictions import Predictions
 from jaxface.files import aside, write_json
 from jaxface.runs.config import Config
 from jaxface.runs.data import Images
-from jaxface.runs.predictions import write_predictions
+from jaxface.runs.predictions_file import write_predictions
 
 FACES = 48
 """Test images kept as pictures for the report."""

@@ -30,7 +30,7 @@ from jaxface.runs.inference import predict_all
 from jaxface.runs.metrics_log import MetricsLog
 from jaxface.runs.model import save_best
 from jaxface.runs.outcome import write_outcome
-from jaxface.runs.predictions import write_predictions
+from jaxface.runs.predictions_file import write_predictions
 from jaxface.training.display import EpochDisplay
 from jaxface.training.progress import Progress
 from jaxface.training.setup import Setup

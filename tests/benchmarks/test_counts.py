@@ -7,10 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxface.benchmarks import mixed_adapters as adapters
-from jaxface.benchmarks import roofline, scaling
-from jaxface.benchmarks import step_memory as memory
-from jaxface.benchmarks import step_profile as profile
+from jaxface.benchmarks import mixed_adapters, roofline, scaling, step_memory, step_profile
 from jaxface.benchmarks._limits import WORK, Machine, Setting, Work
 from jaxface.benchmarks._prediction import ACCELERATORS, prediction
 from jaxface.benchmarks._program import count
@@ -91,7 +88,7 @@ def test_the_benchmarks_run_and_print_a_line_a_case(capsys, tmp_path):
     assert measured["limit"] in ("products", "memory")
     assert all(line["prediction"] for line in lines[2:])
     assert (tmp_path / "a.png").stat().st_size > 1000
-    memory.main(
+    step_memory.main(
         [
             "--variant",
             MINI.variant,
@@ -130,14 +127,14 @@ def test_a_step_is_held_against_what_the_machine_did_just_before_it(monkeypatch)
     assert row["machine_gflops"] == 2
 
 
-@pytest.mark.parametrize("command", [roofline, scaling, adapters, profile])
+@pytest.mark.parametrize("command", [roofline, scaling, mixed_adapters, step_profile])
 def test_no_round_is_one_line(command):
     with pytest.raises(UserError, match="rounds 0: expected at least 1"):
         command.main(["--rounds", "0", "--variant", MINI.variant])
 
 
 def test_a_profile_holds_every_product_of_the_step_as_often_as_it_ran(capsys):
-    profile.main(["--variant", MINI.variant, "--batch-size", "4", "--rank", "16", "--rounds", "2", "--json"])
+    step_profile.main(["--variant", MINI.variant, "--batch-size", "4", "--rank", "16", "--rounds", "2", "--json"])
     kinds = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sum(kind["flops"] for kind in kinds) == pytest.approx(count(compile_step(MINI.config("dora"), 4)).flops)
     assert kinds == sorted(kinds, key=lambda kind: -kind["seconds"])
@@ -148,15 +145,15 @@ def test_a_profile_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     for words, message in ((["--trace", str(tmp_path / "file")], "expected a folder"), (["--batch-size", "0"], "expected at least 1")):
         with pytest.raises(UserError, match=message):
-            profile.main(words)
+            step_profile.main(words)
 
 
 def test_words_that_the_benchmarks_do_not_know_are_one_line():
     for command, words in (
         (roofline, ["--cases", "lorra"]),
-        (profile, ["--case", "lorra"]),
+        (step_profile, ["--case", "lorra"]),
         (scaling, ["--axes", "width"]),
-        (memory, ["--base", "int4"]),
+        (step_memory, ["--base", "int4"]),
     ):
         with pytest.raises(UserError, match="known: "):
             command.main(words)

@@ -10,7 +10,7 @@ import scipy.special
 
 from jaxface.errors import run_command
 from jaxface.evaluate import main
-from jaxface.runs.predictions import read_predictions
+from jaxface.runs.predictions_file import read_predictions
 
 
 def call(monkeypatch, *words):

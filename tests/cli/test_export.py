@@ -9,8 +9,7 @@ import pytest
 
 from jaxface.errors import UserError, run_command
 from jaxface.export import main
-from jaxface.exports import export_run
-from jaxface.exports import exporter as manifest
+from jaxface.exports import export_run, exporter
 
 
 def sample(folder):
@@ -142,10 +141,10 @@ def test_the_manifest_says_what_was_written(trained_run, tmp_path, monkeypatch, 
 
 def test_an_export_that_gives_other_logits_is_not_called_done(trained_run, tmp_path):
     def wrong(trained, folder):
-        return lambda images: {task: v + 1e-3 for task, v in manifest.model_answer(trained.merged())(images).items()}, {}
+        return lambda images: {task: v + 1e-3 for task, v in exporter.model_answer(trained.merged())(images).items()}, {}
 
-    with manifest.EXPORTERS.temporarily():
-        manifest.EXPORTERS.add("wrong", wrong)
+    with exporter.EXPORTERS.temporarily():
+        exporter.EXPORTERS.add("wrong", wrong)
         with pytest.raises(UserError, match="logits differ by"):
             export_run(trained_run, "wrong", tmp_path)
     assert not (tmp_path / "manifest.json").exists()

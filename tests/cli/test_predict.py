@@ -77,10 +77,10 @@ def test_shards_together_have_each_file_once(trained_run, photos, tmp_path):
     ("word", "environment", "expected"),
     [
         (None, {}, (0, 1)),
-        (None, {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, (3, 4)),
+        (None, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, (3, 4)),
         (None, {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, (1, 2)),
-        (None, {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (0, 1)),
-        ("1/3", {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, (1, 3)),
+        (None, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (0, 1)),
+        ("1/3", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, (1, 3)),
     ],
 )
 def test_a_process_knows_its_shard(word, environment, expected):

@@ -21,7 +21,7 @@ from jaxface import train
 from jaxface.data.preparation import prepare
 from jaxface.errors import run_command
 from jaxface.runs.model import load_run
-from jaxface.runs.predictions import read_predictions
+from jaxface.runs.predictions_file import read_predictions
 
 CONFIG = """
 from dataclasses import replace

@@ -14,7 +14,7 @@ from jaxface.data.tasks import AGE, EMOTION, GENDER
 from jaxface.errors import UserError, run_command
 from jaxface.models.variants import TextConfig
 from jaxface.report.console import write_rows
-from jaxface.runs.predictions import read_predictions
+from jaxface.runs.predictions_file import read_predictions
 from jaxface.runs.zero_shot import TEMPLATES, Template, read_templates, zero_shot
 from jaxface.zeroshot import main
 from small_models import KINDS, random_tensors

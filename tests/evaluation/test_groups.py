@@ -8,7 +8,7 @@ from jaxface.data.tasks import AGE, GENDER, MISSING
 from jaxface.errors import UserError
 from jaxface.evaluation.groups import disparities, group_errors, read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
-from jaxface.runs.predictions import read_predictions, write_predictions
+from jaxface.runs.predictions_file import read_predictions, write_predictions
 
 
 def predictions(gender, age, predicted_gender, **more):

@@ -11,8 +11,8 @@ from jaxface.data.tasks import AGE, GENDER, MISSING
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import score
 from jaxface.report.pictures import write_pictures
-from jaxface.runs.evaluate import evaluate_again, read_scores
-from jaxface.runs.predictions import read_predictions, write_predictions
+from jaxface.runs.evaluate_run import evaluate_again, read_scores
+from jaxface.runs.predictions_file import read_predictions, write_predictions
 
 
 def test_figures_of_every_source_are_scikit_learns_and_their_mean_is_the_average():

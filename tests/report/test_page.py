@@ -14,7 +14,7 @@ from jaxface.report import page
 from jaxface.report.markup import Cell, percent, table
 from jaxface.report.page import render, write_report
 from jaxface.report.sections.thesis import our_values
-from jaxface.runs.predictions import read_predictions, write_predictions
+from jaxface.runs.predictions_file import read_predictions, write_predictions
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

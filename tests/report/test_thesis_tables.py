@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxface.report import thesis_tables as tables
+from jaxface.report import thesis_tables
 from jaxface.report.thesis_tables import THESIS, Table, contradictions, recompute
 
 
@@ -30,7 +30,7 @@ def test_printed_means_come_out_again_from_what_they_average(model, setting, col
     computed = recompute(model, column, own)
     printed = next(value for table in own if (value := table.value(model, column)) is not None)
     assert computed == pytest.approx(mean, abs=0.006)
-    assert abs(computed - printed) <= tables.ROUNDING + 1e-9
+    assert abs(computed - printed) <= thesis_tables.ROUNDING + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jaxface.data.synthetic import draw_face
 from jaxface.data.tasks import age_group
 from jaxface.models.variants import VARIANTS, EncoderConfig
 from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
-from jaxface.runs.predictions import read_predictions
+from jaxface.runs.predictions_file import read_predictions
 from jaxface.training.loop import Run
 
 VARIANTS.add("tiny", EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2))

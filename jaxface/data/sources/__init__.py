@@ -1,7 +1,6 @@
 """The data sets that `jaxface.prepare` understands, one file each. Importing this package registers them."""
 
-from jaxface.data.sources import celeba_hq, fairface, lagenda, manifest, raf_db, utkface, vggface2
-from jaxface.data.sources import drawn as synthetic
+from jaxface.data.sources import celeba_hq, drawn, fairface, lagenda, manifest, raf_db, utkface, vggface2
 from jaxface.data.sources.base import SOURCES, Reading, Skipped, Source, get_source, register_source
 
 __all__ = [
@@ -10,13 +9,13 @@ __all__ = [
     "Skipped",
     "Source",
     "celeba_hq",
+    "drawn",
     "fairface",
     "get_source",
     "lagenda",
     "manifest",
     "raf_db",
     "register_source",
-    "synthetic",
     "utkface",
     "vggface2",
 ]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from jaxface.evaluation import metrics
 from jaxface.evaluation.metrics import TEST_SETS
 from jaxface.evaluation.predictions import Predictions
-from jaxface.report import thesis_tables as tables
+from jaxface.report import thesis_tables
 from jaxface.report.markup import Cell, left, percent, render, strong
 from jaxface.report.sections.base import Runs, settings
 from jaxface.report.thesis_tables import Table, format_figure
@@ -121,14 +121,14 @@ def published(runs: Runs) -> Markup:
     ours = [(name, model_of(run), len(run.tasks), our_values(run)) for name, run in runs.items()]
     ours += [(name, model, 1, values) for name, (model, values) in together(runs).items()]
     agreements = list(_agreements(runs))
-    shown = [_table(printed, ours, agreements) for printed in tables.THESIS]
-    return render("thesis.html", tables=shown, tested=any(values for *_, values in ours), contradictions=tables.contradictions())
+    shown = [_table(printed, ours, agreements) for printed in thesis_tables.THESIS]
+    return render("thesis.html", tables=shown, tested=any(values for *_, values in ours), contradictions=thesis_tables.contradictions())
 
 
 def _table(
     printed: Table, ours: Sequence[tuple[str, str, int, Values]], agreements: Sequence[tuple[str, str, Values]]
 ) -> dict[str, object]:
-    starred = {(entry.model, entry.column) for entry in tables.contradictions() if entry.table == printed.number}
+    starred = {(entry.model, entry.column) for entry in thesis_tables.contradictions() if entry.table == printed.number}
     rows: list[list[object]] = []
     for model, name in printed.models.items():
         cells = zip(printed.columns, printed.rows[name], strict=True)
@@ -171,5 +171,5 @@ def _heading(column: str) -> str:
 
 def printed_costs() -> Sequence[tuple[str, float, float, float]]:
     """Model, parameters in millions, GFLOPs and overall accuracy in percent of Table 4.14."""
-    (entry,) = (entry for entry in tables.THESIS if entry.number == "4.14")
+    (entry,) = (entry for entry in thesis_tables.THESIS if entry.number == "4.14")
     return [(name, *(entry.value(model, column) for column in entry.columns)) for model, name in entry.models.items()]

@@ -13,8 +13,8 @@ from jaxface.data.tasks import AGE, EMOTION, Task
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import summarize
 from jaxface.evaluation.predictions import Predictions
-from jaxface.runs import predictions as module
-from jaxface.runs.predictions import METADATA_KEY, read_predictions, write_predictions
+from jaxface.runs import predictions_file
+from jaxface.runs.predictions_file import METADATA_KEY, read_predictions, write_predictions
 
 
 def make(count=20, features=None, **options):
@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         where.write_bytes(b"PAR1 half of it")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module.pq, "write_table", half_then_full_disk)
+    monkeypatch.setattr(predictions_file.pq, "write_table", half_then_full_disk)
     with pytest.raises(UserError, match=r"predictions\.parquet: cannot be written: no space"):
         write_predictions(path, make(6))
     assert path.read_bytes() == old

@@ -23,7 +23,7 @@ from jaxface.runs.config import RANDOM
 from jaxface.runs.costs import run_costs
 from jaxface.runs.inference import predict_all
 from jaxface.runs.model import Trained, load_trained
-from jaxface.runs.predictions import read_predictions, write_predictions
+from jaxface.runs.predictions_file import read_predictions, write_predictions
 from jaxface.runs.temperatures import read_temperatures, write_temperatures
 
 VALIDATION = "validation"
