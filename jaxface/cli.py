@@ -1,4 +1,4 @@
-"""Command lines: typed values from options, and every mistake as one line."""
+"""Command lines: typed values from options, every mistake as one line, and the user's own files that `--import` names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from jaxface.errors import UserError
+from jaxface.imports import IMPORT_HELP, take_imports
 
 T = TypeVar("T")
 
@@ -27,12 +28,17 @@ def parse(
 ) -> T:
     """A value of a dataclass, or what a function returns, from the command line.
 
+    Files that `--import` and `--trust` name are seen to first (see `jaxface.imports`), and what they register is known.
+
     Raises UserError with one line for what cannot be parsed; `--help` prints and exits as usual.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    words = take_imports(sys.argv[1:] if args is None else args)
     options: dict[str, Any] = {} if default is None else {"default": default}
     if {"-h", "--help"} & set(words):
-        return tyro.cli(kind, args=words, prog=prog, description=description, **options)
+        try:
+            return tyro.cli(kind, args=words, prog=prog, description=description, **options)
+        finally:
+            print(IMPORT_HELP)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), _wide_terminal():

@@ -1,12 +1,10 @@
-"""Files that are whole or not there: written aside, then renamed; and functions in Python files of a user's own."""
+"""Files that are whole or not there: written aside, then renamed."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,23 +46,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def load_function(path: str | Path, name: str) -> Callable[..., Any]:
-    """The function of that name in a Python file. Raises UserError if the file cannot be run or has no such function."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file {path} with a function {name}")
-    spec = importlib.util.spec_from_file_location(f"jaxface_user_{path.stem}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UserError(f"{path} has no function {name}")
-    return function
 
 
 WRITTEN = (".csv", ".jsonl", ".parquet")

@@ -17,7 +17,7 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str], others:
     """Raises UserError at the first name that is not known: it lists those that are, and the one that was likely meant.
 
     Args:
-      others: what else is taken, as "or FILE.py:FUNCTION".
+      others: what else is taken, as "or full".
     """
     known = {name.lower(): name for name in known}
     for name in names:
@@ -36,7 +36,12 @@ class Registry(Generic[T]):
     def local(shards, workers, done): ...
 
     ENGINES.get("local")
+
+    Attributes:
+      added: entries that were ever added to any registry: whether a file has registered something.
     """
+
+    added = 0
 
     def __init__(self, kind: str, entries: Mapping[str, T] | None = None, *, others: str = "") -> None:
         """
@@ -52,6 +57,7 @@ class Registry(Generic[T]):
         """Makes an entry known by its name, as the latest, in place of any other of that name."""
         self._entries.pop(name, None)
         self._entries[name] = entry
+        Registry.added += 1
         return entry
 
     def register(self, name: str) -> Callable[[F], F]:

@@ -36,7 +36,7 @@ class Options:
     `scaled_dot_product_attention`: each in a process of its own, in turns, with rotary positions.
 
     Attributes:
-      kernels: names, or FILE.py:FUNCTION for one of your own; all that are known if none is named.
+      kernels: names, of your own those that --import FILE.py registers; all that are known if none is named.
       cases: shapes by name; all if none is named.
       dtypes: fp32, bf16.
       rounds: timed calls of each; 0 times nothing.

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 
 import cv2
 
 from jaxface.data.shards import Shard, write_shard
 from jaxface.errors import UserError
+from jaxface.imports import import_files, imported_files
 from jaxface.registry import Registry
 
 Engine = Callable[[Sequence[Shard], int, Callable[[Shard], None]], None]
@@ -39,7 +41,7 @@ def local(shards: Sequence[Shard], workers: int, done: Callable[[Shard], None]) 
             done(shard)
         return
     # spawned: the parent may hold threads of JAX by now
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(imported_files(),)) as pool:
         futures = {pool.submit(write_shard, shard): shard for shard in shards}
         try:
             for future in as_completed(futures):
@@ -51,8 +53,9 @@ def local(shards: Sequence[Shard], workers: int, done: Callable[[Shard], None]) 
             pool.shutdown(cancel_futures=True)
 
 
-def _start() -> None:
-    """A worker uses one core, leaves Ctrl-C to its parent, and ends when that does, even by `kill -9`."""
+def _start(files: Sequence[Path]) -> None:
+    """A worker runs the user's files, uses one core, leaves Ctrl-C to its parent, and ends when that does, even by `kill -9`."""
+    import_files(files)
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sentinel = parent_process().sentinel
@@ -73,8 +76,8 @@ def on_ray(shards: Sequence[Shard], workers: int, done: Callable[[Shard], None])
     here = "RAY_ADDRESS" not in os.environ
     ray.init(num_cpus=workers or None if here else None, include_dashboard=False if here else None, log_to_driver=False)
     try:
-        task = ray.remote(max_retries=3)(write_shard)
-        waiting = {task.remote(shard): shard for shard in shards}
+        task, files = ray.remote(max_retries=3)(_write), imported_files()
+        waiting = {task.remote(shard, files): shard for shard in shards}
         while waiting:
             finished, _ = ray.wait(list(waiting))
             for reference in finished:
@@ -82,3 +85,9 @@ def on_ray(shards: Sequence[Shard], workers: int, done: Callable[[Shard], None])
                 done(waiting.pop(reference))
     finally:
         ray.shutdown()
+
+
+def _write(shard: Shard, files: Sequence[Path]) -> None:
+    """`write_shard` in a process that may not know the user's files yet; they lie in the folders that the machines share."""
+    import_files(files)
+    write_shard(shard)

@@ -19,6 +19,7 @@ from jaxface.data.records import Records, open_records, read_labels, splits
 from jaxface.data.sampling import make_order
 from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError
+from jaxface.imports import import_files, imported_files
 
 cv2.setNumThreads(1)  # the images are small, and each core has a thread or a process of ours
 
@@ -92,6 +93,12 @@ class TrainBatches:
         self.records, self.image_size, self.batch_size = records, image_size, batch_size
         self.seed, self.augment, self.share = seed, augment, share
         self.order = make_order(sampling, records.labels, len(records), seed)
+        self.user_files = imported_files()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker process: what the user's files register is known there, too."""
+        import_files(state["user_files"])
+        self.__dict__.update(state)
 
     def __len__(self) -> int:
         return 2**40

@@ -20,6 +20,7 @@ from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_has
 from jaxface.data.shards import Shard, make_shards
 from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
+from jaxface.digests import record_digests
 from jaxface.errors import UserError
 from jaxface.progress import Track
 from jaxface.ranges import Where, ranged
@@ -124,6 +125,7 @@ def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any
     np.savez(prepared / LABELS, **labels)
     np.savez(prepared / HASHES, **own_hashes(shards))
     (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    record_digests(prepared, sorted(path.name for path in prepared.iterdir()))
     if out.exists():
         out.rmdir()
     prepared.rename(out)

@@ -1,13 +1,16 @@
 """Prepared records: what `jaxface.prepare` writes and training reads.
 
 A prepared folder holds ArrayRecord files with TensorFlow Datasets' description of them, `labels.npz` (every label of every split, so
-that sampling reads no image), `hashes.npz` (to find pictures that are there twice), and `summary.json`. An example has `image` (encoded
+that sampling reads no image), `hashes.npz` (to find pictures that are there twice), `summary.json`, and `digests.json`, which says whether
+all of them are what was written. TensorFlow Datasets reads the folder; we read the records alone, since its description of the features
+names Python classes, which nobody who opens a folder of someone else's wants to have imported. An example has `image` (encoded
 bytes), `id`, `person`, `source`, and one integer per task, `MISSING` where it has none.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,11 +21,13 @@ import numpy as np
 
 from jaxface.data.images import Unreadable
 from jaxface.data.tasks import MISSING
+from jaxface.digests import check_digest, combined, file_digest
 from jaxface.errors import UserError
 
 LABELS = "labels.npz"
 HASHES = "hashes.npz"
 SUMMARY = "summary.json"
+DESCRIPTION = "dataset_info.json"
 SPLITS = ("train", "validation", "test")
 
 
@@ -58,7 +63,12 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not a prepared folder (no {SUMMARY}): write one with `python -m jaxface.prepare SOURCE FOLDER --out DIR`"
         )
-    return json.loads(path.read_text())
+    check_digest(path)
+    try:
+        summary = json.loads(path.read_text())
+        return {**summary, "splits": dict(summary["splits"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a summary of prepared records ({error}): copy the folder again, or prepare it again") from None
 
 
 def splits(folder: str | Path) -> tuple[str, ...]:
@@ -69,8 +79,17 @@ def splits(folder: str | Path) -> tuple[str, ...]:
 @lru_cache(maxsize=32)
 def _labels(folder: str) -> dict[str, np.ndarray]:
     read_summary(folder)
-    with np.load(Path(folder) / LABELS) as arrays:
-        return dict(arrays)
+    return _arrays(Path(folder) / LABELS)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """What an .npz file holds. Raises UserError if it is damaged."""
+    check_digest(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({error}): copy the folder again, or prepare it again") from None
 
 
 def read_labels(folder: str | Path, split: str) -> dict[str, np.ndarray]:
@@ -85,8 +104,7 @@ def read_hashes(folder: str | Path) -> dict[str, np.ndarray]:
     read_summary(folder)
     if not (Path(folder) / HASHES).is_file():
         raise UserError(f"{folder} has no {HASHES}: prepare it again")
-    with np.load(Path(folder) / HASHES) as arrays:
-        return dict(arrays)
+    return _arrays(Path(folder) / HASHES)
 
 
 class Records:
@@ -97,13 +115,19 @@ class Records:
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
-        import tensorflow_datasets as tfds
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.folder, self.split = str(folder), split
-        self.tasks = tuple(read_labels(folder, split))
-        builder = tfds.builder_from_directory(self.folder)
-        _check_files(builder.info.splits[split])
-        self._examples = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        labels = read_labels(folder, split)
+        self.tasks = tuple(labels)
+        files = record_files(folder, split)
+        try:
+            self._examples = ArrayRecordDataSource([str(path) for path in files])
+        except Exception as error:  # of the reader's own kinds
+            raise UserError(f"{folder}: {split} cannot be read ({' '.join(str(error).split())[:200]}): copy the folder again") from None
+        expected = len(next(iter(labels.values()), ()))
+        if len(self._examples) != expected:
+            raise UserError(f"{folder}: {split} has {len(self._examples)} records and {expected} labels: prepare it again")
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -113,24 +137,39 @@ class Records:
 
         try:
             values = tf_example_pb2.Example.FromString(self._examples[int(index)]).features.feature
+            return {
+                "image": values["image"].bytes_list.value[0],
+                **{name: values[name].bytes_list.value[0].decode() for name in ("id", "person", "source")},
+                "labels": {task: int(values[task].int64_list.value[0]) for task in self.tasks},
+            }
         except Exception as error:  # of the reader or of protobuf, which have no common kind
             reason = " ".join(str(error).split(";")[0].split())
             raise Unreadable(f"damaged in {self.folder}: {reason}") from None
-        return {
-            "image": values["image"].bytes_list.value[0],
-            **{name: values[name].bytes_list.value[0].decode() for name in ("id", "person", "source")},
-            "labels": {task: int(values[task].int64_list.value[0]) for task in self.tasks},
-        }
 
 
-def _check_files(split: Any) -> None:
-    """Raises UserError if a file of the split (TensorFlow Datasets' description of it) is missing or has lost a part."""
-    missing = [path for path in split.filepaths if not path.exists()]
+def record_files(folder: str | Path, split: str) -> list[Path]:
+    """The ArrayRecord files of a split, in order. Raises UserError if one is missing or has lost a part."""
+    description = Path(folder) / DESCRIPTION
+    check_digest(description)
+    try:
+        (entry,) = (entry for entry in json.loads(description.read_bytes())["splits"] if entry["name"] == split)
+        count, written = len(entry["shardLengths"]), int(entry["numBytes"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{description}: cannot be read ({error}): copy the whole folder again, or prepare it again") from None
+    files = [Path(folder) / f"faces-{split}.array_record-{index:05d}-of-{count:05d}" for index in range(count)]
+    missing = [path for path in files if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} is missing: copy the whole folder again, or prepare it again")
-    size, written = sum(path.stat().length for path in split.filepaths), int(split.num_bytes)
+    size = sum(path.stat().st_size for path in files)
     if size != written:
-        raise UserError(f"{split.filepaths[0].parent}: {split.name} has {size} bytes, {written} were written: prepare it again")
+        raise UserError(f"{folder}: {split} has {size} bytes, {written} were written: prepare it again")
+    return files
+
+
+def set_digest(folder: str | Path) -> str:
+    """One SHA-256 over all labels and records of a prepared folder: which data it holds, wherever it lies. It reads every file."""
+    files = [Path(folder) / LABELS, *(path for split in splits(folder) for path in record_files(folder, split))]
+    return combined({path.name: file_digest(path) for path in files})
 
 
 def open_records(folder: str | Path, split: str) -> Records:

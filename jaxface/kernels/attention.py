@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxface.files import load_function
 from jaxface.kernels.matmul import PRODUCT
 from jaxface.registry import Registry
 
@@ -51,7 +50,7 @@ class Entry(NamedTuple):
     suits: Callable[[Call], bool]
 
 
-KERNELS: Registry[Entry] = Registry("attention kernel", others="or FILE.py:FUNCTION")
+KERNELS: Registry[Entry] = Registry("attention kernel", others="or one of your own that --import FILE.py registers")
 
 
 def register(name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool] = lambda call: False) -> AttentionKernel:
@@ -63,13 +62,7 @@ def register(name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool
 
 
 def get_kernel(name: str) -> AttentionKernel:
-    """The kernel of that name, or the function NAME of a user's file, given as `FILE.py:NAME`.
-
-    Raises UserError that lists the known ones.
-    """
-    path, colon, function = name.rpartition(":")
-    if colon and name not in KERNELS:
-        register(name, load_function(path, function))
+    """The kernel of that name. Raises UserError that lists the known ones."""
     return KERNELS.get(name).kernel
 
 

@@ -196,7 +196,7 @@ def check(
     """Runs a kernel, forward and backward, through every case and dtype, against the formula in float64.
 
     Args:
-      kernel: a function, the name of a registered kernel, or `FILE.py:FUNCTION`.
+      kernel: a function, or the name of a registered kernel.
       rounds: timed calls of each case, in turn with the plain XLA kernel; 0 times nothing.
       show: print the table.
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
 import types
 import typing
 from dataclasses import field
@@ -22,10 +20,12 @@ from jaxface.data.augment import Augment
 from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
+from jaxface.imports import remember, run_file
 from jaxface.models.variants import VARIANTS
 from jaxface.objectives.balancing import BALANCERS
 from jaxface.objectives.losses import LOSSES
 from jaxface.ranges import Count, Inside, Items, Known, Like, Name, Place, Range, Seed, Word, ranged
+from jaxface.registry import Registry
 
 RANDOM = "random"
 """The word for weights that starts an encoder from random numbers."""
@@ -45,7 +45,7 @@ class EncoderOptions:
       remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
       precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
       base: what frozen kernels of the blocks and the pool rest in: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
-      attention: a kernel of `jaxface.kernels` by name, or `FILE.py:FUNCTION`; "auto" takes what suits the device and the shape.
+      attention: a kernel of `jaxface.kernels` by name; "auto" takes what suits the device and the shape.
     """
 
     weights: Annotated[str | None, Place()] = None
@@ -183,6 +183,7 @@ class Config:
       seeds: one run for each in place of `seed`, in a folder of its own below this one's.
       grid: one run for each combination, as in `balancing=uw,ema optimizer.backbone=1e-5,1e-4`: an option of this list and its values.
       after: the run that this one starts from; made first if it is not there.
+      imports: SHA-256 of the files that `--import` ran for it, by name: whoever opens the run has to name them, too.
     """
 
     name: Annotated[str, Inside()] = "run"
@@ -209,6 +210,7 @@ class Config:
     seeds: Annotated[tuple[Seed, ...], Items(once=True)] = ()
     grid: Annotated[tuple[str, ...], Word(r"[^\s=,]+=[^,]+(,[^,]+)*", "OPTION=VALUE,VALUE..., as in balancing=uw,ema")] = ()
     after: Annotated[Any, Like(_configuration), tyro.conf.Suppress] = None
+    imports: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for task, name in self.losses.items():
@@ -227,15 +229,10 @@ def load_config(path: str | Path) -> Config:
     if not path.is_file():
         known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"no configuration {path}" + (f"; in {path.parent}: {', '.join(Path(p).name for p in known)}" if known else ""))
-    spec = importlib.util.spec_from_file_location(f"jaxface_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    before = Registry.added
+    module = run_file(path, f"jaxface_config_{path.stem}")
+    if Registry.added > before:  # who opens the run will need what the file has registered
+        remember(path)
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise UserError(f"{path}: expected a value `config = Config(...)`, got {type(config).__name__}")

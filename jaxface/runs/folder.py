@@ -25,6 +25,7 @@ import numpy as np
 from jaxface.data.tasks import TASKS, Task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
+from jaxface.imports import require_imports
 from jaxface.runs.config import Config, differences, from_dict, to_dict
 from jaxface.runs.predictions_file import read_predictions
 from jaxface.runs.temperatures import read_temperatures
@@ -33,7 +34,7 @@ Row = Mapping[str, Any]
 
 FREE = (
     *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
-    *("accumulate", "data.workers", "encoder.remat"),
+    *("accumulate", "data.workers", "encoder.remat", "imports"),
 )
 """Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains."""
 
@@ -114,7 +115,9 @@ def read_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.json")
     try:
-        return from_dict(Config, json.loads(path.read_text()))
+        value = json.loads(path.read_text())
+        require_imports(dict(value.get("imports") or {}), str(folder))
+        return from_dict(Config, value)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a configuration of this version ({error})") from error
     except UserError as error:

@@ -1,0 +1,74 @@
+"""The SHA-256 of every file of a folder that we write, in `digests.json` beside them: what reads a file notices what happened to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from jaxface.errors import UserError
+from jaxface.files import write_json
+
+DIGESTS = "digests.json"
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def combined(digests: Mapping[str, str]) -> str:
+    """One SHA-256 for several named ones."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def read_digests(folder: Path) -> dict[str, str]:
+    """What `digests.json` says; nothing where a folder has none. Raises UserError if it cannot be read."""
+    path = folder / DIGESTS
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): str(digest) for name, digest in json.loads(path.read_bytes())["sha256"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy the folder again") from None
+
+
+def record_digests(folder: Path, names: Iterable[str]) -> None:
+    """Notes the digests of files that are written; those that are not there are forgotten."""
+    known = read_digests(folder)
+    for name in names:
+        known.pop(name, None)
+        if (folder / name).is_file():
+            known[name] = file_digest(folder / name)
+    if known or (folder / DIGESTS).exists():
+        write_json(folder / DIGESTS, {"sha256": known})
+
+
+def forget_digests(folder: Path, names: Iterable[str]) -> None:
+    """Forgets files that are about to be written again: whoever is killed between leaves none that looks damaged."""
+    known, names = read_digests(folder), set(names)
+    if names & set(known):
+        write_json(folder / DIGESTS, {"sha256": {name: digest for name, digest in known.items() if name not in names}})
+
+
+def check_digest(path: Path) -> None:
+    """Raises UserError if a file is not what was written; one that its folder's digests do not name is taken as it is."""
+    expected = read_digests(path.parent).get(path.name)
+    if expected is None:
+        return
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy the whole folder again")
+    stat = path.stat()
+    if _cached(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) != expected:
+        raise UserError(
+            f"{path}: damaged or changed: its content is not what was written; copy it again, or, if the change is yours, "
+            f"delete its entry in {path.with_name(DIGESTS)}"
+        )
+
+
+@lru_cache(maxsize=256)
+def _cached(path: Path, size: int, changed: int, inode: int) -> str:
+    return file_digest(path)
