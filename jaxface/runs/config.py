@@ -210,7 +210,7 @@ class Config:
     seeds: Annotated[tuple[Seed, ...], Items(once=True)] = ()
     grid: Annotated[tuple[str, ...], Word(r"[^\s=,]+=[^,]+(,[^,]+)*", "OPTION=VALUE,VALUE..., as in balancing=uw,ema")] = ()
     after: Annotated[Any, Like(_configuration), tyro.conf.Suppress] = None
-    imports: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
+    imports: Annotated[dict[Name, Annotated[str, Word(r"[0-9a-f]{64}", "a SHA-256")]], tyro.conf.Suppress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for task, name in self.losses.items():
