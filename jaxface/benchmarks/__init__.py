@@ -8,6 +8,7 @@ BENCHMARKS = Registry(
     "benchmark",
     {
         "adapters": "mixed_adapters",
+        "compile": "gpu_program",
         "attention": "attention_kernels",
         "input": "input_pipeline",
         "loop": "training_loop",

@@ -31,6 +31,18 @@ def _bytes(shape: str) -> int:
     return sum(SIZES[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape))
 
 
+def shapes_in(shape: str) -> Iterator[tuple[str, list[int], int]]:
+    """The arrays of a type: kind of value, sides, bytes of a value."""
+    for kind, sides in _SHAPE.findall(shape):
+        yield kind, [int(side) for side in filter(None, sides.split(","))], SIZES[kind]
+
+
+def trips_of(loop: Instruction) -> int:
+    """How often a loop's body runs, 1 where the program does not say."""
+    trips = _TRIPS.search(loop.rest)
+    return int(trips[1]) if trips else 1
+
+
 def _sides(shape: str) -> list[int]:
     return [int(side) for side in filter(None, _SHAPE.search(shape)[2].split(","))]
 

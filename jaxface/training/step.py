@@ -111,6 +111,7 @@ def make_step(
     losses: Mapping[str, str] | None = None,
     accumulate: int = 1,
     average: float = 0.0,
+    mapped: bool = True,
 ) -> Callable[[TrainState, Arrays, Batch], tuple[TrainState, Metrics]]:
     """The step over all devices.
 
@@ -122,6 +123,7 @@ def make_step(
       accumulate: pieces that each device's part of the batch is cut into, one after the other, to save memory. Losses and gradients are
         those of the whole batch, since each piece divides by the whole batch's number of labels; batch norm sees a piece at a time.
       average: the decay of the parameters' moving average, 0 for none.
+      mapped: over this process's devices; otherwise the same program for any jit, its axis of devices as long as the arrays'.
 
     Returns:
       a function (state, frozen, batch) -> (state, metrics); every leaf has a leading axis of devices, and the state is donated. A batch
@@ -135,7 +137,7 @@ def make_step(
         gradients, statistics, metrics = batch_gradients(rules, state, frozen, batch, counts)
         return update(rules, state, gradients, statistics, metrics | {"count": counts})
 
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,)) if mapped else jax.vmap(step, axis_name=AXIS)
 
 
 def task_losses(rules: Rules, outputs: dict[str, jax.Array], piece: Batch, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,0 +1,244 @@
+"""python -m jaxface.bench compile: a step compiled by XLA for a graphics card that need not be there, and what its kernels move.
+
+Bytes are those that each kernel reads and writes: of arrays stacked over blocks the one slice that it touches; scratch memory of products
+is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxface.adapters.methods import AdapterOptions
+from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
+from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, trips_of
+from jaxface.cli import parse
+from jaxface.kernels.attention import KERNELS
+from jaxface.models.variants import VARIANTS, EncoderConfig, get_variant
+from jaxface.ranges import Known, Range, ranged
+from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+
+Case = Literal["lp", "ap", "ft4", "lora", "dora", "mtlora", "full"]
+TASKS = ("age", "gender", "emotion")
+REACHED = {"bandwidth": 0.78, "flops": 0.61}
+"""Of what stands on paper, the share that large copies and products reach in practice; the estimate of time rests on it."""
+PRODUCT = re.compile(r"gemm|cublas|cudnn|dot_product|fmha|pallas|triton|^custom-call")
+NARROW = 96
+"""Channels that no array of activations in a block has fewer of, but those of adapters."""
+
+
+@ranged("")
+class Options:
+    """Compiles steps in bf16 for one card and counts their kernels, bytes and memory. Nothing runs; needs the extra `gpu-compile`.
+
+    Attributes:
+      device: the card.
+      variant: the encoder.
+      batch_size: images of a step.
+      cases: what is compiled: lp (its forward pass), full, ft4, lora, dora, mtlora, ...
+      rank: of the adapters.
+      remat: what a block keeps for its backward pass.
+      attention: the kernel that blocks attend with.
+      base: what frozen kernels are held in: as they are ("full"), int8, nf4.
+      most: also find the largest batch that fits into the card's memory, by compiling for ever larger ones.
+      kinds: kinds of kernels that are listed, the largest first.
+      json: print one line of JSON a case.
+    """
+
+    device: Annotated[str, Known(DEVICES)] = "h100"
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-L14-336"
+    batch_size: Annotated[int, Range(1, 1_000_000)] = 128
+    cases: tuple[Case, ...] = ("lp", "full", "lora", "dora")
+    rank: Annotated[int, Range(1, 65536)] = 64
+    remat: Literal["none", "products", "full"] = "products"
+    attention: Annotated[str, Known(KERNELS)] = "cudnn"
+    base: Literal["full", "int8", "nf4"] = "full"
+    most: bool = False
+    kinds: Annotated[int, Range(0, 1000)] = 0
+    json: bool = False
+
+    def config(self, case: str) -> Config:
+        """What is compiled for a case."""
+        encoder = EncoderOptions(
+            RANDOM, self.variant, remat=self.remat, precision="bf16", attention=self.attention, base="full" if case == "full" else self.base
+        )
+        return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(case, AdapterOptions(rank=self.rank)))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of a block's loop.
+
+    Attributes:
+      name: in the program.
+      result: type and shape.
+      bytes: read and written at one turn of the loop.
+      product: whether it multiplies matrices, or attends.
+      wide32: whether it multiplies activations of a whole batch in float32, which costs more than twice the time.
+    """
+
+    name: str
+    result: str
+    bytes: int
+    product: bool
+    wide32: bool
+
+
+def loop_kernels(program: Program, wide: int) -> Iterator[tuple[int, Kernel]]:
+    """How often, and which kernel, for all kernels in the loops of a compiled program.
+
+    Args:
+      wide: values from which on an array is one of activations of a whole batch.
+    """
+    for lines in program.computations.values():
+        for line in lines.values():
+            if line.kind == "while" and (trips := trips_of(line)) > 1:
+                body = program.computations[line.called[0]]
+                for inner in body.values():
+                    if inner.kind not in FREE:
+                        yield trips, _kernel(program, inner, body, wide)
+
+
+def _kernel(program: Program, line: Instruction, lines: dict[str, Instruction], wide: int) -> Kernel:
+    name, results = line.name.lstrip("%"), list(shapes_in(line.shape))
+    product = bool(PRODUCT.search(name)) or line.kind == "custom-call"
+    scratch = sum(size * math.prod(sides) for kind, sides, size in results if product and len(results) > 1 and kind in ("s8", "u8"))
+    arrays = [array for shape in (*(lines[operand].shape for operand in line.operands), line.shape) for array in shapes_in(shape)]
+    large = {kind for kind, sides, _ in arrays if math.prod(sides) >= wide}
+    attends = re.search(r"dot_product|fmha|cudnn|pallas", name)
+    return Kernel(name, line.shape, program.moved(line, lines) - scratch, product, product and not attends and "f32" in large)
+
+
+def describe(compiled: Any, encoder: EncoderConfig, images: int) -> tuple[dict[str, Any], list[Kernel]]:
+    """A compiled step's figures, and all kernels of one block's forward and backward pass."""
+    wide = images * (encoder.grid**2 + encoder.class_token) * NARROW
+    found, depth = list(loop_kernels(Program.of(compiled.as_text()), wide)), encoder.depth
+    memory = compiled.memory_analysis()
+
+    def per_block(kernels: list[tuple[int, Kernel]]) -> tuple[float, float]:
+        return sum(times * kernel.bytes for times, kernel in kernels) / depth, sum(times for times, _ in kernels) / depth
+
+    (bytes_, kernels), (product_bytes, _) = per_block(found), per_block([entry for entry in found if entry[1].product])
+    return {
+        "bytes_per_block": round(bytes_),
+        "product_bytes_per_block": round(product_bytes),
+        "kernels_per_block": round(kernels, 2),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "float32_products": sorted(kernel.name for _, kernel in found if kernel.wide32),
+    }, [kernel for _, kernel in found]
+
+
+def compile_case(options: Options, case: str, images: int, card: Any) -> tuple[Any, float, float]:
+    """The compiled program of a case, the seconds that took, and its FLOPs."""
+    import jax
+
+    from jaxface.runs.costs import count_flops
+    from jaxface.training.capacity import step_of
+
+    step, shapes = step_of(options.config(case), images, mapped=False)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=card), shapes)
+    flops = count_flops(step, *shapes)
+    start = time.monotonic()
+    compiled = jax.jit(step, donate_argnums=0).trace(*shapes).lower(lowering_platforms=("cuda",)).compile()
+    return compiled, time.monotonic() - start, flops
+
+
+def estimate(device: Device, flops: float, bytes_: float) -> float:
+    """Seconds of a step if nothing but products and bytes took time: the larger of the two limits."""
+    return max(flops / (REACHED["flops"] * device.flops), bytes_ / (REACHED["bandwidth"] * device.bandwidth))
+
+
+def largest_batch(options: Options, case: str, device: Device, card: Any) -> int:
+    """The largest batch, to a sixteenth, whose step fits into the card's memory; 0 if not even one image does."""
+    from jaxface.training.capacity import SHARE, step_bytes
+
+    def fits(images: int) -> bool:
+        return step_bytes(compile_case(options, case, images, card)[0]) <= SHARE * device.memory
+
+    low, high = 0, options.batch_size
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def measure(options: Options) -> Iterator[tuple[dict[str, Any], list[Kernel]]]:
+    """One row a case, and its kernels."""
+    device, encoder = DEVICES.get(options.device), get_variant(options.variant)
+    with compiling_for(device) as card:
+        for case in options.cases:
+            print(f"compiling {case} ...", file=sys.stderr)
+            compiled, seconds, flops = compile_case(options, case, options.batch_size, card)
+            figures, kernels = describe(compiled, encoder, options.batch_size)
+            row = {"case": case, "device": options.device, "variant": options.variant, "batch_size": options.batch_size, **figures}
+            row |= {"compile_seconds": round(seconds, 2), "flops": flops}
+            row["estimated_seconds"] = round(estimate(device, flops, encoder.depth * figures["bytes_per_block"]), 4)
+            if options.most:
+                row["largest_batch"] = largest_batch(options, case, device, card)
+            yield row, kernels
+
+
+def table(rows: list[dict[str, Any]], title: str) -> Table:
+    """A row a case."""
+    result = Table("case", title=title)
+    for name in (
+        "GB a block",
+        "of products",
+        "kernels",
+        "temporaries, GiB",
+        "arguments, GiB",
+        "compiled in, s",
+        "estimate, s",
+        "largest batch",
+    ):
+        result.add_column(name, justify="right")
+    for row in rows:
+        gigabytes = [f"{row[key] / 1e9:.1f}" for key in ("bytes_per_block", "product_bytes_per_block")]
+        memory = [f"{row[key] / 2**30:.2f}" for key in ("temporary_bytes", "argument_bytes")]
+        rest = [f"{row['compile_seconds']:.0f}", f"{row['estimated_seconds']:.3f}", str(row.get("largest_batch", ""))]
+        result.add_row(row["case"], *gigabytes, f"{row['kernels_per_block']:.0f}", *memory, *rest)
+    return result
+
+
+def kinds_table(case: str, kernels: list[Kernel], most: int) -> Table:
+    """The kinds of kernels that move the most, with how many there are."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for kernel in kernels:
+        kinds.setdefault((re.sub(r"[.\d]+$", "", kernel.name), re.sub(r"\{[^}]*\}", "", kernel.result)[:70]), []).append(kernel.bytes)
+    result = Table("kernel", "result", "times", "GB", title=f"{case}: kernels of a block")
+    for (name, shape), moved in sorted(kinds.items(), key=lambda item: -sum(item[1]))[:most]:
+        result.add_row(name, shape, str(len(moved)), f"{sum(moved) / 1e9:.2f}")
+    return result
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    options = parse(Options, args=arguments, prog="python -m jaxface.bench compile")
+    rows, console = [], Console(width=150)
+    for row, kernels in measure(options):
+        rows.append(row)
+        if options.json:
+            print(json.dumps(row), flush=True)
+        elif options.kinds:
+            console.print(kinds_table(row["case"], kernels, options.kinds))
+        for name in row["float32_products"]:
+            print(f"{row['case']}: {name} multiplies activations in float32", file=sys.stderr)
+    if not options.json:
+        device = DEVICES.get(options.device)
+        console.print(table(rows, f"{options.variant}, batch {options.batch_size}, bf16, compiled for {device.title}"))
+        console.print(
+            f"the estimate is no measurement: {REACHED['bandwidth']:.0%} of {device.bandwidth / 1e12:.2f} TB/s and "
+            f"{REACHED['flops']:.0%} of {device.flops / 1e12:.0f} TFLOP/s, the slower of the two; bytes outside the blocks are left out"
+        )
