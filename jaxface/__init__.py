@@ -4,37 +4,60 @@ encoder = jaxface.load_encoder("PE-Core-L14-336.pt")
 features = encoder(images)  # [B, H, W, 3] in -1..1 -> [B, output]
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-EXPORTS = {
-    "adapt": "jaxface.adapters.methods",
-    "merge": "jaxface.adapters.methods",
+if TYPE_CHECKING:
+    from jaxface import kernels
+    from jaxface.adapters.methods import adapt, merge
+    from jaxface.adapters.mixed_batch import stack_adapters
+    from jaxface.adapters.peft_format import load_peft, save_peft
+    from jaxface.models.tokenizer import tokenize
+    from jaxface.prediction.predictor import Predictor
+    from jaxface.runs.model import load_encoder, load_run
+    from jaxface.weights import load_clip, save_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Predictor",
+    "__version__",
+    "adapt",
+    "kernels",
+    "load_clip",
+    "load_encoder",
+    "load_peft",
+    "load_run",
+    "merge",
+    "save_peft",
+    "save_weights",
+    "stack_adapters",
+    "tokenize",
+]
+
+_HOME = {
     "Predictor": "jaxface.prediction.predictor",
-    "load_peft": "jaxface.adapters.peft_format",
-    "save_peft": "jaxface.adapters.peft_format",
-    "stack_adapters": "jaxface.adapters.mixed_batch",
-    "load_run": "jaxface.runs.model",
-    "load_encoder": "jaxface.runs.model",
+    "adapt": "jaxface.adapters.methods",
     "load_clip": "jaxface.weights",
+    "load_encoder": "jaxface.runs.model",
+    "load_peft": "jaxface.adapters.peft_format",
+    "load_run": "jaxface.runs.model",
+    "merge": "jaxface.adapters.methods",
+    "save_peft": "jaxface.adapters.peft_format",
     "save_weights": "jaxface.weights",
+    "stack_adapters": "jaxface.adapters.mixed_batch",
     "tokenize": "jaxface.models.tokenizer",
 }
 """Where each public name is defined; imported when first asked for, so that `import jaxface` costs nothing."""
 
-MODULES = ("kernels",)
-"""The packages that are public as they are (`jaxface.kernels.check`), imported in the same way."""
-
 
 def __getattr__(name: str) -> Any:
-    if name in MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in EXPORTS:
+    if name == "kernels":  # public as it is: `jaxface.kernels.check`
+        return importlib.import_module("jaxface.kernels")
+    if name not in _HOME:
         raise AttributeError(f"module 'jaxface' has no attribute {name!r}")
-    return getattr(importlib.import_module(EXPORTS[name]), name)
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *EXPORTS, *MODULES])
+    return __all__

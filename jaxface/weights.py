@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.models.clip import Clip
@@ -22,11 +23,20 @@ from weights_convert.tensor_files import NotFinite, contiguous, finite
 from weights_convert.towers import Heads, Towers
 
 
+class EncoderKeywords(TypedDict, total=False):
+    """The options of `load_encoder`."""
+
+    dtype: DTypeLike | None
+    config: Towers | EncoderConfig | str | None
+    heads: Heads | None
+    remat: str
+
+
 def load_encoder(
     path: str | Path,
     *,
-    dtype: Any = None,
-    config: EncoderConfig | str | None = None,
+    dtype: DTypeLike | None = None,
+    config: Towers | EncoderConfig | str | None = None,
     heads: Heads | None = None,
     remat: str = "none",
 ) -> Encoder:
@@ -47,7 +57,7 @@ def load_encoder(
     return _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat, dtype=dtype), checkpoint, "visual.", dtype)
 
 
-def load_clip(path: str | Path, *, dtype: Any = None, config: Towers | str | None = None, heads: Heads | None = None) -> Clip:
+def load_clip(path: str | Path, *, dtype: DTypeLike | None = None, config: Towers | str | None = None, heads: Heads | None = None) -> Clip:
     """Both towers from a checkpoint; see `load_encoder`. Raises UserError if it has no text tower."""
     checkpoint = read_checkpoint(path, config=config, heads=heads)
     vision, text = checkpoint.towers.vision, checkpoint.towers.text
@@ -59,7 +69,7 @@ def load_clip(path: str | Path, *, dtype: Any = None, config: Towers | str | Non
     return clip
 
 
-def save_weights(model: Encoder | Clip, path: str | Path, *, layout: str = "jaxface", dtype: Any = None) -> None:
+def save_weights(model: Encoder | Clip, path: str | Path, *, layout: str = "jaxface", dtype: DTypeLike | None = None) -> None:
     """Writes an encoder or both towers as a checkpoint; adapters must be merged. Raises UserError if it cannot be written."""
     clip = isinstance(model, Clip)
     encoder = model.visual if clip else model

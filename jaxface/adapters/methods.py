@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -239,7 +239,23 @@ def wrap(linear: Any, options: AdapterOptions, rngs: nnx.Rngs, *, dora: bool, gr
     linear.kernel = LowRank(base, options.rank, dora=dora, groups=groups, **rules, rngs=rngs)
 
 
-def adapt(encoder: Encoder, method: str, *, seed: int = 0, **options: Any) -> Encoder:
+class Keywords(TypedDict, total=False):
+    """The fields of `AdapterOptions` as keywords."""
+
+    rank: int
+    scaling: float
+    rslora: bool
+    split_qkv: bool
+    pool_inputs: bool
+    detach_norm: bool
+    dropout: float
+    train_magnitude: bool
+    blocks: str
+    num_tasks: int
+    shared_set: bool
+
+
+def adapt(encoder: Encoder, method: str, *, seed: int = 0, **options: Unpack[Keywords]) -> Encoder:
     """A copy of the encoder adapted by a method: `adapt(encoder, "dora", rank=64)`. The frozen arrays are shared, not copied.
 
     Raises UserError for an unknown method or option.
@@ -247,7 +263,7 @@ def adapt(encoder: Encoder, method: str, *, seed: int = 0, **options: Any) -> En
     return adapt_with_groups(encoder, method, make_options(options), nnx.Rngs(seed))[0]
 
 
-def make_options(options: dict[str, Any]) -> AdapterOptions:
+def make_options(options: Mapping[str, Any]) -> AdapterOptions:
     """AdapterOptions from keywords. Raises UserError that names the unknown one."""
     require_known("adapter option", options, AdapterOptions.__dataclass_fields__)
     return replace(AdapterOptions(), **options)

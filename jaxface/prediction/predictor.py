@@ -21,7 +21,7 @@ from jaxface.devices import replicate, shard
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.models.tree import flatten
-from jaxface.ranges import Count, Known, Range, Share, Where, ranged
+from jaxface.ranges import Count, Known, Place, Range, Share, Where, ranged
 from jaxface.runs.inference import make_predict
 from jaxface.runs.model import load_trained
 
@@ -78,7 +78,7 @@ class Predictor:
     Raises UserError for a folder that holds no trained model, or a detector that is not there.
     """
 
-    run: Where
+    run: Annotated[str | Path, Place()]
     options: FaceOptions = field(default_factory=lambda: FaceOptions(faces="whole"))
     batch_size: Count = 32
     small_batches: bool = False

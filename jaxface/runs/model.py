@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -180,11 +180,13 @@ def load_run(folder: str | Path) -> tuple[Config, Classifier]:
     return trained.config, trained.model
 
 
-def load_encoder(path: str | Path, **options: Any) -> Encoder:
+def load_encoder(path: str | Path, **options: Unpack[weights.EncoderKeywords]) -> Encoder:
     """A run's best encoder, its adapters merged; or a checkpoint's, as `jaxface.weights.load_encoder` with its options.
 
-    Raises UserError as `load_trained`, or as that.
+    Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
     """
     if Path(path).is_dir():
+        if options:
+            raise UserError(f"{path}: a run says its own {', '.join(options)}; expected no options, or a checkpoint")
         return merge(load_trained(path).model.encoder)
     return weights.load_encoder(path, **options)
