@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -90,6 +91,13 @@ def shard_path(out: Path, index: int, count: int) -> Path:
     return out if count == 1 else out.with_name(f"{out.stem}.{index}-of-{count}{out.suffix}")
 
 
+def standard_input() -> Iterable[str]:
+    """Lines of standard input; a name that is not UTF-8 stays the file's."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
+
+
 def predict(options: Options) -> Counter[str]:
     """Runs the job and returns how many images there were of each status, those done before included."""
     from jaxface.prediction.annotate import draw_photo
@@ -98,7 +106,9 @@ def predict(options: Options) -> Counter[str]:
     from jaxface.progress import Track
 
     index, count = shard_of(options.shard, os.environ)
-    paths = [path for path in find_paths(options.paths, sys.stdin) if in_shard(path, index, count)]
+    paths = [path for path in find_paths(options.paths, standard_input()) if in_shard(path, index, count)]
+    if options.draw and not options.out and any(map(is_video, paths)):
+        raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
     predictor = Predictor(options.run, options.find, options.batch_size)
     about = predictor.about() | {"every": options.every, "shard": f"{index}/{count}"}
     statuses: Counter[str] = Counter()
@@ -107,21 +117,24 @@ def predict(options: Options) -> Counter[str]:
         if changed:
             print(f"{changed:,} files have changed since they were looked at: they are looked at again", file=sys.stderr)
         done = set(journal.done) if journal else set()
-        items = items_of(paths, done, options.every)
+        items, new = items_of(paths, done, options.every), set()
+        before = sum((path, None) in done for path in paths)
         finish = None if options.draw is None else lambda item, result: draw_photo(options.draw, result, about["classes"])
-        with Track("predict", len(items) + len(done), unit="images", done=len(done)) as track:
+        with Track("predict", len(paths), unit="files", done=before) as track:
             for result in predict_stream(predictor, items, threads=options.threads, finish=finish):
                 statuses[result["status"]] += 1
+                new.add(result["path"])
                 if journal:
                     journal.write(result)
                 else:
                     print(json.dumps(result), flush=True)
-                track.advance()
+                track.note("" if result["frame"] is None else f"frame {result['frame']:,}")
+                track.advance(result["frame"] is None)
         if journal:
             journal.finish()
             statuses = Counter(row["status"] for row in journal.rows())
             if options.draw:
-                draw_rest(options.draw, journal.rows(), about["classes"], {item.path for item in items})
+                draw_rest(options.draw, journal.rows(), about["classes"], new)
     return statuses
 
 
@@ -149,8 +162,6 @@ def main() -> None:
 
         serve(Predictor(options.run, options.find, options.batch_size, small_batches=True), options.limits)
         return
-    if options.draw and not options.out and any(map(is_video, options.paths)):
-        raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
     statuses = predict(options)
     told = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
     print(f"{options.out or 'done'}: {told or 'nothing to do'}", file=sys.stderr)

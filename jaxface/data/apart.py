@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ import numpy as np
 
 from jaxface.data.formats import Bounds, Decoded
 from jaxface.data.images import Unreadable, header
+from jaxface.data.videos import End, Frame
 
 START_SECONDS = 60.0
 """For the process to start, on a machine that is busy."""
@@ -55,11 +56,22 @@ class Worker:
     def ask(self, request: Json, data: bytes, seconds: float) -> tuple[Json, bytearray]:
         """An answer and its bytes. Raises Unreadable after so many seconds, or if the process dies; it is gone then."""
         deadline = time.monotonic() + seconds
-        try:
+        with self._or_gone(seconds):
             self._send(json.dumps(request | {"bytes": len(data)}).encode() + b"\n", deadline)
             self._send(data, deadline)
+        return self.next(seconds)
+
+    def next(self, seconds: float) -> tuple[Json, bytearray]:
+        """A further answer to the same request, as `ask`."""
+        deadline = time.monotonic() + seconds
+        with self._or_gone(seconds):
             answer = json.loads(self._line(deadline))
             return answer, self._take(answer.get("bytes", 0), deadline)
+
+    @contextmanager
+    def _or_gone(self, seconds: float) -> Iterator[None]:
+        try:
+            yield
         except TimeoutError:
             self.kill()
             raise Unreadable(f"decoding takes longer than {seconds:g} s") from None
@@ -151,14 +163,30 @@ def decode_apart(data: bytes, bounds: Bounds) -> Decoded:
     return Decoded(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["damage"])
 
 
-def limit(megabytes: float, seconds: float) -> None:
+def frames_apart(path: str, bounds: Bounds, every: int = 1, done: Collection[int] = ()) -> Iterator[Frame | End]:
+    """As `jaxface.data.videos.read_frames` for frames that are asked for, each within `bounds.seconds`. Raises Unreadable."""
+    request = {"do": "video", "path": path, "every": every, "done": [*done], "bounds": asdict(bounds)}
+    with worker() as process:
+        answer, pixels = process.ask(request, b"", bounds.seconds)
+        while "shape" in answer:
+            if answer["shape"] is not None:
+                image = np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
+                yield Frame(answer["number"], answer["seconds"], image, answer["damage"])
+            answer, pixels = process.next(bounds.seconds)
+    if "error" in answer:
+        raise Unreadable(answer["error"])
+    yield End(answer["frames"], answer["broken"])
+
+
+def limit(megabytes: float | None, seconds: float) -> None:
     """Lets this process take so much more memory and time than it has now. Where a system cannot do that, nothing is limited."""
     try:
         import resource
 
         with open("/proc/self/status") as file:
             now = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmData:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (now + int(1e6 * megabytes), resource.RLIM_INFINITY))
+        if megabytes is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (now + int(1e6 * megabytes), resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, resource.RLIM_INFINITY))
     except (ImportError, OSError, ValueError, StopIteration):
         pass
@@ -184,7 +212,9 @@ class Complaints:
         os.lseek(self._file.fileno(), 0, os.SEEK_SET)
         lines = [line for line in text.splitlines() if line.strip() and not HARMLESS.search(line)]
         return (
-            " ".join(re.sub(r"^\[\s*\w+:\d+@[\d.]+\]\s*global\s+\S+\s+\w+\s*|/\S+:\s*:?\s*", "", lines[0]).split())[:300] if lines else ""
+            " ".join(re.sub(r"^\[\s*\w+:\d+@[\d.]+\]\s*global\s+\S+\s+\w+\s*|/\S+:\s*:?\s*| @ 0x[0-9a-f]+", "", lines[0]).split())[:300]
+            if lines
+            else ""
         )
 
 
@@ -194,14 +224,48 @@ def _answer(out: BinaryIO, answer: Json, data: memoryview | bytes = b"") -> None
     out.flush()
 
 
+def _photo(request: Json, data: bytes, bounds: Bounds, complaints: Complaints) -> Iterator[tuple[Json, np.ndarray]]:
+    from jaxface.data.decoding import decode_here
+
+    limit(allowance(data, bounds), 2 * bounds.seconds * (os.cpu_count() or 1))
+    pixels, damage = decode_here(data, bounds)
+    yield {"shape": pixels.shape, "damage": damage or complaints.take()}, pixels
+
+
+def _video(request: Json, data: bytes, bounds: Bounds, complaints: Complaints) -> Iterator[tuple[Json, np.ndarray]]:
+    from jaxface.data.videos import read_frames
+
+    limit(bounds.memory_mb, 2 * bounds.seconds * (os.cpu_count() or 1))
+    try:
+        for frame in read_frames(request["path"], bounds, request["every"], set(request["done"]), complaints.take):
+            limit(None, 2 * bounds.seconds * (os.cpu_count() or 1))
+            if isinstance(frame, End):
+                yield {"frames": frame.frames, "broken": frame.broken}, NOTHING
+                continue
+            about = {"number": frame.number, "seconds": frame.seconds, "damage": frame.damage}
+            wanted = frame.pixels is not None
+            yield about | {"shape": frame.pixels.shape if wanted else None}, frame.pixels if wanted else NOTHING
+    except MemoryError:
+        raise Unreadable("does not fit into memory") from None
+    except Unreadable:
+        raise
+    except Exception as error:
+        raise Unreadable(f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+JOBS = {"photo": _photo, "video": _video}
+NOTHING = np.zeros(0, np.uint8)
+
+
 def serve() -> None:
     """The process: answers until its input ends."""
     import warnings
 
+    import av.logging
     import cv2
 
-    from jaxface.data.decoding import decode_here
-
+    av.logging.restore_default_callback()  # to standard error, which is caught
+    av.logging.set_libav_level(av.logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process, by ending its input
     requests, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -214,14 +278,12 @@ def serve() -> None:
         request = json.loads(line)
         data, bounds = requests.read(request["bytes"]), Bounds(**request["bounds"])
         try:
-            limit(allowance(data, bounds), 2 * bounds.seconds * (os.cpu_count() or 1))
-            pixels, damage = decode_here(data, bounds)
-            answer: Json = {"shape": pixels.shape, "damage": damage or complaints.take()}
+            for answer, pixels in JOBS[request["do"]](request, data, bounds, complaints):
+                _answer(out, answer, np.ascontiguousarray(pixels).reshape(-1).data)
         except Unreadable as error:
-            pixels, answer = np.zeros(0, np.uint8), {"error": str(error)}
+            _answer(out, {"error": str(error)})
         limit(1e9, 1e6)
         complaints.take()
-        _answer(out, answer, np.ascontiguousarray(pixels).reshape(-1).data)
 
 
 if __name__ == "__main__":

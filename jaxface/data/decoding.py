@@ -6,11 +6,11 @@ import stat
 from pathlib import Path
 
 from jaxface.data.formats import Bounds, Decoded, format_of, work
-from jaxface.data.images import JPEG_START, Unreadable, is_cut_off
+from jaxface.data.images import Unreadable, is_cut_off
 
 BOUNDS = Bounds()
 HEAVY = 1000.0
-"""Megapixels, each scan for itself, from which a JPEG is decoded apart: about five seconds."""
+"""Megapixels, as `work` counts them, from which a file is decoded apart: about five seconds."""
 
 
 def decode_photo(data: bytes, bounds: Bounds = BOUNDS) -> Decoded:
@@ -25,7 +25,7 @@ def decode_photo(data: bytes, bounds: Bounds = BOUNDS) -> Decoded:
     if is_cut_off(data):
         raise Unreadable("the file is cut off")
     kind = format_of(data)
-    if kind.apart or (data.startswith(JPEG_START) and work(data, bounds) > HEAVY):
+    if kind.apart or work(data, bounds) > HEAVY:
         from jaxface.data.apart import decode_apart
 
         return decode_apart(data, bounds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -106,10 +107,14 @@ def opened(data: bytes, bounds: Bounds) -> tuple[str, int]:
         return image.mode, turned
 
 
+SLOW = 20
+"""How many times longer than a scan of a JPEG other decoders may take for a pixel."""
+
+
 def work(data: bytes, bounds: Bounds) -> float:
-    """Megapixels that decoding a JPEG goes over, each scan for itself. Raises Unreadable for more scans than are allowed."""
-    scans = data.count(JPEG_SCAN)
-    if scans > bounds.scans:
+    """Megapixels that decoding a file goes over, each scan of a JPEG for itself. Raises Unreadable for more scans than are allowed."""
+    scans = data.count(JPEG_SCAN) if data.startswith(JPEG_START) else SLOW
+    if data.startswith(JPEG_START) and scans > bounds.scans:
         raise Unreadable(f"{scans:,} scans, at most {bounds.scans}")
     if scans < 4:  # no picture within the bounds is much work then
         return 0.0
@@ -159,6 +164,19 @@ def decode_opencv(data: bytes, bounds: Bounds) -> Decoded:
     return Decoded(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
 
 
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+DEFLATE = 1032
+"""Bytes that one byte of a deflated stream can become, at most."""
+
+
+def decode_png(data: bytes, bounds: Bounds) -> Decoded:
+    """OpenCV's decoder, for a file that can hold as many pixels as it says: allocating those that it cannot takes long."""
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    if width * height * depth * PNG_CHANNELS.get(colour, 1) > 8 * DEFLATE * len(data):
+        raise Unreadable(f"the file is cut off: {len(data):,} bytes for {width} x {height} pixels")
+    return decode_opencv(data, bounds)
+
+
 def decode_pillow(data: bytes, bounds: Bounds) -> Decoded:
     """Pillow's decoder of the kind, which turns also by the container's own word (AVIF's irot and imir)."""
     opened(data, bounds)
@@ -184,7 +202,7 @@ def _brand(names: bytes) -> Callable[[bytes], bool]:
 
 for name, kind in {
     "JPEG": Format((".jpg", ".jpeg", ".jfif", ".jpe"), lambda start: start.startswith(JPEG_START), decode_jpeg),
-    "PNG": Format((".png",), lambda start: start.startswith(PNG_START), decode_opencv),
+    "PNG": Format((".png",), lambda start: start.startswith(PNG_START), decode_png),
     "WebP": Format((".webp",), lambda start: start[:4] == b"RIFF" and start[8:12] == b"WEBP", decode_opencv),
     "BMP": Format((".bmp",), lambda start: start.startswith(b"BM"), decode_opencv),
     "netpbm": Format((".ppm", ".pgm", ".pbm"), lambda start: re.match(rb"P[1-6]\s", start) is not None, decode_opencv, apart=True),

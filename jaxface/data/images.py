@@ -15,7 +15,7 @@ from jaxface.errors import UserError
 
 EXIF_ORIENTATION = 0x0112
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+PNG_START, PNG_LAST = b"\x89PNG\r\n\x1a\n", b"IEND"
 
 LARGE = 30_000
 """Bytes below which reading a JPEG's size costs more than it can save."""
@@ -69,7 +69,17 @@ def is_cut_off(data: bytes) -> bool:
     if data.startswith(JPEG_START):  # an end marker before the last scan is the thumbnail's
         end = data.rfind(JPEG_END)
         return end < 0 or end < data.rfind(JPEG_SCAN)
-    return data.startswith(PNG_START) and PNG_END not in data
+    return data.startswith(PNG_START) and not _reaches_end(data)
+
+
+def _reaches_end(png: bytes) -> bool:
+    """Whether a PNG's chunks follow each other to its last: decoders believe a length that goes far beyond the file."""
+    place = len(PNG_START)
+    while place + 12 <= len(png):
+        if png[place + 4 : place + 8] == PNG_LAST:
+            return True
+        place += 12 + int.from_bytes(png[place : place + 4], "big")
+    return False
 
 
 def is_plain(data: bytes) -> bool:

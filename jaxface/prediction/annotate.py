@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 
+from jaxface.data.apart import frames_apart
+from jaxface.data.decoding import BOUNDS
 from jaxface.data.images import Unreadable
-from jaxface.errors import UserError
+from jaxface.data.videos import End
 from jaxface.files import aside
 from jaxface.prediction.predictor import read_pixels
 
@@ -55,7 +59,7 @@ def _write_lines(image: np.ndarray, lines: Sequence[str], box: tuple[int, int, i
 
 def draw_photo(folder: Path, result: Json, tasks: Iterable[str]) -> None:
     """Writes the annotated copy of a photo with faces as JPEG. Raises UserError if it cannot be written."""
-    if not result["faces"] or result["frame"] is not None:
+    if not result["faces"] or result["frame"] is not None or result.get("frames") is not None:
         return
     image = annotate(read_pixels(Path(result["path"])), result["faces"], tasks)
     data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
@@ -63,32 +67,39 @@ def draw_photo(folder: Path, result: Json, tasks: Iterable[str]) -> None:
         temporary.write_bytes(data)
 
 
+TICKS = 1000
+"""A second, in a drawn video's time."""
+
+
 def draw_video(folder: Path, path: str, frames: Mapping[int, Sequence[Json]], tasks: Iterable[str]) -> Path:
-    """Writes the annotated copy of a video as MP4: a frame that was not looked at keeps the boxes of the last one that was.
+    """Writes the annotated copy of a video as MP4, each frame at its own time; one that was not looked at keeps the boxes of the last one
+    that was.
 
     Args:
       frames: the faces by the frame's number.
 
     Raises UserError if it cannot be read or written.
     """
-    capture, tasks = cv2.VideoCapture(path), list(tasks)
-    size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-    if not capture.isOpened() or 0 in size:
-        raise Unreadable(f"{path}: cannot be read as a video")
-    target = place(folder, path, ".mp4")
-    with aside(target) as temporary:
-        writer_path = temporary.with_suffix(".mp4")  # the suffix tells OpenCV the container
-        writer = cv2.VideoWriter(str(writer_path), cv2.VideoWriter.fourcc(*"mp4v"), capture.get(cv2.CAP_PROP_FPS) or 25.0, size)
-        if not writer.isOpened():
-            raise UserError(f"{target}: this OpenCV writes no MP4 video")
-        faces: Sequence[Json] = ()
-        number = 0
-        while (read := capture.read())[0]:
-            faces = frames.get(number, faces)
-            image = annotate(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB), faces, tasks)
-            writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-            number += 1
-        writer.release()
-        writer_path.replace(temporary)
-    capture.release()
+    target, tasks, faces, last = place(folder, path, ".mp4"), list(tasks), (), -1
+    with aside(target) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", options={"qscale": "4"})
+        stream.codec_context.time_base = Fraction(1, TICKS)
+        try:
+            for frame in frames_apart(path, BOUNDS):
+                if isinstance(frame, End):
+                    break
+                faces = frames.get(frame.number, faces)
+                image = annotate(frame.pixels, faces, tasks)
+                if last < 0:
+                    height, width = (side - side % 2 for side in image.shape[:2])
+                    stream.width, stream.height, stream.pix_fmt, stream.codec_context.qmax = width, height, "yuv420p", 6
+                picture = av.VideoFrame.from_ndarray(cv2.resize(image, (width, height)) if image.shape[:2] != (height, width) else image)
+                seconds = frame.number / 25 if frame.seconds is None else frame.seconds
+                last = max(round(seconds * TICKS), last + 1)
+                picture.pts, picture.time_base = last, Fraction(1, TICKS)
+                container.mux(stream.encode(picture))
+        except Unreadable as error:
+            raise Unreadable(f"{path}: {error}") from None
+        if last >= 0:
+            container.mux(stream.encode())
     return target

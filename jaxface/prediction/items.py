@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
-import cv2
-
-from jaxface.data.decoding import read_photo
-from jaxface.data.formats import Decoded
+from jaxface.data.apart import frames_apart
+from jaxface.data.decoding import BOUNDS, read_photo
 from jaxface.data.images import Unreadable
 from jaxface.data.photos import SUFFIXES
+from jaxface.data.videos import SUFFIXES as VIDEOS
+from jaxface.data.videos import End, Frame
 from jaxface.errors import UserError
 
-VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 Key = tuple[str, int | None]
-"""A path and, in a video, the frame's number: what an item is known by."""
+"""A path and, in a video, the frame's number: what a result is known by. A video's own, last result has no number."""
 
 
 @dataclass(frozen=True)
@@ -30,84 +30,104 @@ class Item:
 
     Attributes:
       path: as it is written into the results.
-      frame: number of a video's frame, None for a photo.
-      video: reads the frame.
-      broken: why it cannot be read, where that is known already.
+      video: reads the frames of one, None for a photo.
+      turn: the how manieth frame to be read this is.
     """
 
     path: str
-    frame: int | None = None
     video: Video | None = field(default=None, compare=False)
-    broken: str | None = None
+    turn: int = 0
 
-    @property
-    def key(self) -> Key:
-        return self.path, self.frame
-
-    def load(self) -> Decoded | None:
-        """The picture; None for a frame behind the video's end. Raises Unreadable."""
-        if self.broken is not None:
-            raise Unreadable(self.broken)
-        return read_photo(Path(self.path)) if self.video is None else self.video.read(self.frame or 0)
+    def load(self) -> Frame | End | None:
+        """The picture (of a photo the only frame); how the video ended, once; None behind that. Raises Unreadable."""
+        if self.video is not None:
+            return self.video.read(self.turn)
+        pixels, damage = read_photo(Path(self.path))
+        return Frame(0, None, pixels, damage)
 
 
 class Video:
-    """Frames of a video file in ascending order, read by several threads: each waits until the frames before its own are read."""
+    """Frames of a video file in their order, read by several threads: each waits for its turn.
 
-    def __init__(self, path: str, frames: Iterable[int]) -> None:
-        self.path, self._order, self._turn = path, {frame: place for place, frame in enumerate(frames)}, threading.Condition()
-        self._place, self._next, self._capture = 0, 0, cv2.VideoCapture()
+    Args:
+      every: only every n-th frame is given.
+      done: numbers of frames that are passed over.
+    """
 
-    def read(self, frame: int) -> Decoded | None:
-        """A frame as uint8 [H, W, 3] RGB; None behind the end."""
+    def __init__(self, path: str, every: int = 1, done: Collection[int] = ()) -> None:
+        self.path, self.ended = path, False
+        self._frames = frames_apart(path, BOUNDS, every, done)
+        self._turn, self._next, self._given = threading.Condition(), 0, 0
+
+    def read(self, turn: int) -> Frame | End | None:
+        """The next frame, after all earlier turns have had theirs; at last how the video ended, and then None.
+
+        Raises Unreadable for a video without any frame.
+        """
         with self._turn:
-            self._turn.wait_for(lambda: self._place == self._order[frame])
+            self._turn.wait_for(lambda: self._next == turn)
             try:
-                return self._read(frame)
+                return None if self.ended else self._read()
             finally:
-                self._place += 1
-                if self._place == len(self._order):
-                    self._capture.release()
+                self._next += 1
                 self._turn.notify_all()
 
-    def _read(self, frame: int) -> Decoded | None:
-        if self._place == 0:
-            self._capture.open(self.path)
-        while self._next < frame and self._capture.grab():
-            self._next += 1
-        found, image = self._capture.read()
-        self._next += 1
-        return Decoded(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)) if found else None
+    def _read(self) -> Frame | End:
+        try:
+            found = next(self._frames)
+        except Unreadable as error:
+            self.ended = True
+            if not self._given:
+                raise
+            return End(self._given, str(error))
+        self.ended = isinstance(found, End)
+        self._given += not self.ended
+        if isinstance(found, End) and not found.frames:
+            raise Unreadable(found.broken or "no frame in it")
+        return found
 
 
-def find_paths(words: Sequence[str], lines: TextIO | None = None) -> list[str]:
+def find_paths(words: Sequence[str], lines: Iterable[str] | None = None) -> list[str]:
     """The files that words name: files, folders and all below them, globs, and "-" for the paths on standard input; each once.
+
+    What is passed over in folders, because its name is no photo's or video's, is said in one line.
 
     Raises UserError for a word that names nothing.
     """
     found: dict[str, None] = {}
+    others: Counter[str] = Counter()
     for word in words:
+        matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) and not os.path.lexists(word) else [word]
         if word == "-":
-            found |= dict.fromkeys(line for line in (raw.rstrip("\r\n") for raw in lines or ()) if line)
-        elif os.path.isdir(word):
-            found |= dict.fromkeys(walk(word))
-        elif os.path.exists(word):
-            found[word] = None
-        elif glob.has_magic(word):
-            matches = sorted(glob.glob(word, recursive=True))
-            found |= dict.fromkeys(path for match in matches for path in (walk(match) if os.path.isdir(match) else [match]))
-        else:
+            matches = [line for line in (raw.rstrip("\r\n") for raw in lines or ()) if line]
+        elif not matches or not (os.path.lexists(matches[0])):
             raise UserError(f"{word}: no such file or folder")
+        for path in matches:
+            found |= dict.fromkeys(walk(path, others) if os.path.isdir(path) and word != "-" else [path])
+    if others:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
+        print(f"passed over in folders, by their names no photos or videos: {kinds}", file=sys.stderr)
     if not found:
         raise UserError(f"no photo or video in {' '.join(words) or 'nothing'}; known: {' '.join(SUFFIXES + VIDEOS)}")
     return list(found)
 
 
-def walk(folder: str) -> Iterator[str]:
-    """All photos and videos in a folder and below it, in the order of their names."""
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (os.path.join(parent, name) for name in sorted(files) if name.lower().endswith(SUFFIXES + VIDEOS))
+def walk(folder: str, others: Counter[str]) -> Iterator[str]:
+    """All photos and videos in a folder and below it, also behind links, in the order of their names.
+
+    Args:
+      others: other files are counted here, by suffix.
+    """
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=lambda error: others.update([f"folder {error.filename}"])):
+        about = os.stat(parent)
+        folders[:] = [] if (about.st_dev, about.st_ino) in seen else sorted(folders)  # a link may lead back
+        for name in [] if (about.st_dev, about.st_ino) in seen else sorted(files):
+            if name.lower().endswith(SUFFIXES + VIDEOS):
+                yield os.path.join(parent, name)
+            else:
+                others[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
+        seen.add((about.st_dev, about.st_ino))
 
 
 def in_shard(path: str, index: int, count: int) -> bool:
@@ -115,32 +135,24 @@ def in_shard(path: str, index: int, count: int) -> bool:
     return zlib.crc32(path.encode("utf-8", "surrogateescape")) % count == index
 
 
-def frames_of(path: str, every: int) -> range:
-    """The numbers of every n-th frame. Raises Unreadable for a video that has none."""
-    capture = cv2.VideoCapture(path)
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    capture.release()
-    if count <= 0:
-        raise Unreadable(f"{path}: {'cannot be read as a video' if os.path.exists(path) else 'No such file or directory'}")
-    return range(0, count, every)
-
-
 def is_video(path: str) -> bool:
+    """Whether a file's name is a video's."""
     return path.lower().endswith(VIDEOS)
 
 
-def items_of(paths: Iterable[str], done: set[Key], every: int = 1) -> list[Item]:
-    """The images of files, but for those that are done; a video that cannot be read is one broken item."""
-    items: list[Item] = []
+def items_of(paths: Iterable[str], done: Collection[Key], every: int = 1) -> Iterator[Item]:
+    """The images of files, but for those that are done. A video gives items until one of them has come upon its end."""
+    frames: dict[str, set[int]] = {}
+    for path, frame in done:
+        if frame is not None:
+            frames.setdefault(path, set()).add(frame)
     for path in paths:
-        if is_video(path):
-            try:
-                left = [frame for frame in frames_of(path, every) if (path, frame) not in done]
-            except Unreadable as error:
-                left = []
-                items += [] if (path, None) in done else [Item(path, broken=str(error))]
-            video = Video(path, left)
-            items += [Item(path, frame, video) for frame in left]
-        elif (path, None) not in done:
-            items.append(Item(path))
-    return items
+        if (path, None) in done:
+            continue
+        if not is_video(path):
+            yield Item(path)
+            continue
+        video, turn = Video(path, every, frames.get(path, ())), 0
+        while not video.ended:
+            yield Item(path, video, turn)
+            turn += 1

@@ -179,7 +179,8 @@ class Journal:
     def columns(self) -> dict[str, pa.DataType]:
         """Names and types of a table with one row a face, or one for an image without."""
         text, number, real = pa.string(), pa.int64(), pa.float64()
-        columns = {"path": text, "frame": number, "status": text, "error": text, "width": number, "height": number, "face": number}
+        columns = {"path": text, "frame": number, "seconds": real, "frames": number, "status": text, "error": text}
+        columns |= {"width": number, "height": number, "face": number}
         columns |= dict.fromkeys(("x0", "y0", "x1", "y1", "score"), real)
         for task, classes in self.about["classes"].items():
             columns |= {task: text, f"{task}_confidence": real} | {f"{task}_{name}": real for name in classes}

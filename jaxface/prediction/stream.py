@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 
 from jaxface.data.images import Unreadable
+from jaxface.data.videos import End
 from jaxface.prediction.items import Item
 from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
 
 OK, NO_FACE, DAMAGED, UNREADABLE = "ok", "no face", "damaged", "unreadable"
+WHOLE, BROKEN_OFF = "whole video", "broken-off video"
+"""Of a video's last row."""
 IN_FLIGHT = 3
 """Batches on the device at once."""
+COLUMNS = ("path", "frame", "seconds", "frames", "status", "error", "width", "height", "faces")
+"""Of a result, in their order."""
 Finish = Callable[[Item, Json], None]
 
 
@@ -40,28 +45,35 @@ class Answer:
 
 def look(predictor: Predictor, item: Item) -> Answer:
     """Reads an item and finds its faces. Whatever is wrong with it becomes its status."""
-    result: Json = {"path": item.path, "frame": item.frame, "status": OK, "error": None, "width": None, "height": None, "faces": []}
+    result: Json = dict.fromkeys(COLUMNS) | {"path": item.path, "status": OK, "faces": []}
     try:
         image = item.load()
         if image is None:
             return Answer(item, None)
+        if isinstance(image, End):
+            status = BROKEN_OFF if image.broken else WHOLE
+            return Answer(item, result | {"status": status, "error": image.broken or None, "frames": image.frames})
+        if item.video is not None:
+            result |= {"frame": image.number, "seconds": None if image.seconds is None else round(image.seconds, 6)}
+        result["error"] = image.damage or None
         if image.damage and predictor.options.damaged == "drop":
-            return Answer(item, result | {"status": DAMAGED, "error": image.damage})
+            return Answer(item, result | {"status": DAMAGED})
         photo: Photo = predictor.find(image.pixels)
     except Unreadable as error:
-        return Answer(item, result | {"status": UNREADABLE, "error": str(error).removeprefix(f"{item.path}: ")})
+        return Answer(item, result | {"status": UNREADABLE, "error": str(error)})
     except Exception as error:  # of a detector, say: no file ends the job
         return Answer(item, result | {"status": UNREADABLE, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
     result |= {"width": photo.width, "height": photo.height, "faces": [face_json(face) for face in photo.faces]}
     result["status"] = DAMAGED if image.damage else OK if photo.faces else NO_FACE
-    result["error"] = image.damage or None
     return Answer(item, result, photo.crops, len(photo.crops))
 
 
 def predict_stream(
     predictor: Predictor, items: Iterable[Item], *, threads: int | None = None, finish: Finish | None = None
 ) -> Iterator[Json]:
-    """One result an item, in the items' order: path, frame, status, error, width, height, and the faces as `Predictor` gives them.
+    """One result an item, in the items' order: `COLUMNS`, and the faces as `Predictor` gives them.
+
+    Of a video there is one a frame, and one at its end that says how many `frames` it gave.
 
     Nothing that is wrong with an image ends the stream.
 

@@ -1,15 +1,19 @@
 """`python -m jaxface.predict` as a user calls it."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 
-import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from faces import write_photo, write_video
 
+from jaxface.data.formats import Bounds
+from jaxface.data.videos import read_frames
 from jaxface.errors import run_command
 from jaxface.predict import Options, main, predict, shard_of, shard_path
 
@@ -33,6 +37,8 @@ def call(monkeypatch, *words):
 
 DIES = """
 import os, signal, sys
+from jaxface.data.formats import Bounds
+from jaxface.data.videos import read_frames
 from jaxface.errors import run_command
 from jaxface.predict import main
 from jaxface.prediction.journal import Journal
@@ -98,10 +104,34 @@ def test_videos_and_photos_are_drawn(trained_run, photos, tmp_path, monkeypatch,
     words = [trained_run, tmp_path / "clip.mp4", photos / "0" / "1.jpg", "--faces", "whole", "--every", "2"]
     assert call(monkeypatch, *words, "--out", tmp_path / "o.csv", "--draw", tmp_path / "drawn") == 0
     assert "4 ok" in capsys.readouterr().err
-    assert len((tmp_path / "o.csv").read_text().splitlines()) == 1 + 3 + 1
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 1 + 3 + 1 + 1
     drawn = {path.name: path for path in (tmp_path / "drawn").rglob("*") if path.is_file()}
     assert drawn.keys() == {"clip.mp4.mp4", "1.jpg.jpg"}
-    assert int(cv2.VideoCapture(str(drawn["clip.mp4.mp4"])).get(cv2.CAP_PROP_FRAME_COUNT)) == 6
+    *frames, end = read_frames(str(drawn["clip.mp4.mp4"]), Bounds())
+    np.testing.assert_allclose([frame.seconds for frame in frames], np.arange(6) / 10, atol=2e-3)
+    assert end.frames == 6
+
+
+def test_a_video_in_a_folder_asks_for_a_file_of_results_before_it_is_drawn(trained_run, tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "in/clip.mp4", frames=2)
+    words = [trained_run, tmp_path / "in", "--faces", "whole", "--draw", tmp_path / "drawn"]
+    assert call(monkeypatch, *words) == 2
+    assert "--draw needs --out for videos" in capsys.readouterr().err
+    assert call(monkeypatch, *words, "--out", tmp_path / "o.jsonl") == 0
+    assert len(list((tmp_path / "drawn").rglob("*.mp4"))) == 1
+    *rows, end = map(json.loads, (tmp_path / "o.jsonl").read_text().splitlines())
+    assert [row["frame"] for row in rows] == [0, 1]
+    assert (end["frame"], end["frames"], end["status"], end["error"]) == (None, 2, "whole video", None)
+
+
+def test_names_that_are_not_utf_8_come_through_standard_input(trained_run, photos, tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    shutil.copy(photos / "0/1.jpg", name)
+    words = [sys.executable, "-m", "jaxface.predict", str(trained_run), "-", "--faces", "whole"]
+    run = subprocess.run(words, input=name + b"\n", capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr
+    row = json.loads(run.stdout)
+    assert (os.fsencode(row["path"]), row["status"]) == (name, "ok")
 
 
 def test_without_a_file_results_are_lines_on_standard_output(trained_run, photos, monkeypatch, capsys):

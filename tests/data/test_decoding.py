@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -103,6 +104,20 @@ def test_a_decoder_that_dies_is_that_files_line_and_no_others():
 def test_what_a_header_hides_takes_no_more_memory_than_it_says():
     with pytest.raises(Unreadable):  # 16 x 16 pixels by its header, 9000 x 9000 by its stream: 1.3 GB elsewhere
         decode_photo((Path(__file__).parent / "files/lying.avif").read_bytes())
+
+
+def test_a_png_too_short_for_its_pixels_is_refused_before_they_are_allocated():
+    data = bytearray(saved("PNG"))
+    struct.pack_into(">II", data, 16, 12_000, 12_000)
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(Unreadable, match="bytes for 12000 x 12000 pixels"):
+        decode_photo(bytes(data))
+    data = bytearray(saved("PNG"))
+    data[33:37] = b"\x7f\xff\xff\xff"  # the length of the pixels' chunk
+    with pytest.raises(Unreadable, match="cut off"):
+        decode_photo(bytes(data))
+    flat = saved("PNG", np.zeros((2000, 2000, 3), np.uint8), optimize=True)
+    assert decode_photo(flat).pixels.shape == (2000, 2000, 3)  # as small as a file of so many pixels can be
 
 
 def test_a_picture_past_the_bounds_is_refused_by_its_header(tmp_path):
