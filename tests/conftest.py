@@ -26,6 +26,18 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+@pytest.fixture
+def strict_dtypes():
+    """No dtype is promoted unasked, as a bf16 product would turn into a slow fp32 one: for modules of tests that use this fixture.
+
+    Not for all: Optax divides floats by integers, and attention turns bf16 queries by fp32 angles on purpose.
+    """
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
     """A run folder with a model, as training leaves it. Read only."""

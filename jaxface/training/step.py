@@ -146,7 +146,7 @@ def task_losses(rules: Rules, outputs: dict[str, jax.Array], piece: Batch, count
     L_t = sum_i l_t(y_i, o_i) / n_t, over the n_t images of all devices and pieces that have a label of t.
     """
     sums = {task: masked_sum(rules.losses[task], outputs[task], piece["labels"][task], mixed_in(piece, task)) for task in rules.tasks}
-    return {task: jax.lax.psum(value, AXIS) / jnp.maximum(counts[task], 1) for task, value in sums.items()}
+    return {task: jax.lax.psum(value, AXIS) / jnp.maximum(counts[task], 1).astype(value.dtype) for task, value in sums.items()}
 
 
 def piece_loss(
@@ -254,7 +254,7 @@ def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Array
 
     kept = jax.lax.cond(good, changed, unchanged)
     bad = jnp.where(good, 0, state.bad + 1)
-    new = state._replace(step=state.step + 1, skipped=state.skipped + ~good, bad=bad, **kept)
+    new = state._replace(step=state.step + 1, skipped=state.skipped + (~good).astype(state.skipped.dtype), bad=bad, **kept)
     correct = metrics.pop("correct")
     metrics["accuracy"] = {task: correct[task] / jnp.maximum(metrics["count"][task], 1) for task in rules.tasks}
     metrics["weights"] = balancer.weights(balance_part(state.trained), state.balance, rules.tasks)

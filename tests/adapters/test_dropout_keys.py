@@ -15,6 +15,8 @@ from jaxface.kernels.dropout import drop
 from jaxface.originals.reference import import_torch
 from tiny_encoder import random_images, randomized, tiny_encoder
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 torch, peft = import_torch("peft")
 RATE = 0.3
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from jaxface.adapters.low_rank import LowRank, column_norms_squared
 from jaxface.kernels.matmul import sums_kernel
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 def make(inputs, outputs, rank, *, seed=0, **options):
     """A wrapped kernel with every parameter random."""

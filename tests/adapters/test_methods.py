@@ -10,6 +10,8 @@ from jaxface.errors import UserError
 from jaxface.models.tree import flatten
 from tiny_encoder import random_images, randomized, tiny_encoder
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @jax.jit
 def run(encoder, images):

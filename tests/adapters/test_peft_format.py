@@ -17,6 +17,8 @@ from jaxface.weights import load_encoder
 from small_models import KINDS, random_images, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 torch, peft = import_torch("peft")
 TOWERS = KINDS["core with heads of 24 channels"]
 IMAGES = random_images(3, 20, 20)

@@ -126,6 +126,11 @@ def test_one_face_of_several_is_chosen_by_size_or_by_place():
     small, large = Face((45, 45, 55, 55), 0.9), Face((0, 0, 40, 40), 0.8)
     assert CHOICES["largest"]([small, large], 100, 100) == large
     assert CHOICES["central"]([large, small], 100, 100) == small
+    middle, high = Face((20, 20, 80, 40), 0.9), Face((45, 5, 55, 15), 0.8)
+    left, right = Face((5, 25, 15, 35), 0.9), Face((45, 10, 75, 50), 0.8)
+    assert CHOICES["central"]([high, middle, left], 100, 60) == middle
+    assert CHOICES["central"]([left, right], 120, 60) == right
+    assert CHOICES["central"]([left, right], 20, 60) == left
 
 
 def test_a_box_becomes_a_square_with_its_margin_and_black_outside_the_image():

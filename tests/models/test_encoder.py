@@ -4,6 +4,8 @@ import pytest
 from jaxface.errors import UserError
 from tiny_encoder import tiny_encoder
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @pytest.mark.parametrize("shape", [(1, 16, 18, 3), (1, 18, 16, 3), (1, 16, 16, 4)])
 def test_images_that_the_patch_does_not_divide_or_without_three_channels_are_refused(shape):

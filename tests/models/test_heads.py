@@ -11,6 +11,8 @@ from jaxface.models.tree import arrays_of, flatten
 from jaxface.originals.reference import import_torch
 from tiny_encoder import TINY, tiny_encoder
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 torch, *_ = import_torch()
 WIDTH = 6
 

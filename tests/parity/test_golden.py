@@ -7,6 +7,8 @@ from parity.make_golden import SIZES, golden_images, golden_path
 
 from small_models import KINDS, random_ids
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 CASES = [(kind, size) for kind in KINDS for size in SIZES]
 
 encode = jax.jit(lambda model, inputs: model(inputs))

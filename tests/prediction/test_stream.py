@@ -1,5 +1,7 @@
 """The predictor and the stream that feeds it: right answers, in order, whatever the files are."""
 
+from concurrent.futures import Future
+
 import cv2
 import numpy as np
 import pytest
@@ -94,6 +96,51 @@ def test_photos_of_many_faces_and_of_none_keep_their_faces(trained_run, tmp_path
     assert [result["status"] for result in results] == ["ok" if count else "no face" for count in counts]
     assert [result["faces"] for result in results] == predictor(paths)
     assert [face["score"] for face in results[1]["faces"]] == [1.0, 0.99, 0.98]
+
+
+class AtOnce:
+    """Threads that have always finished already: what is read ahead depends on no scheduler."""
+
+    def __init__(self, threads): ...
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error): ...
+
+    def submit(self, function, *args):
+        future = Future()
+        future.set_result(function(*args))
+        return future
+
+
+def test_crowds_are_not_read_as_far_ahead_as_single_faces(trained_run, tmp_path, monkeypatch):
+    DETECTORS.add("as many as bright", AsManyAsBright)
+    monkeypatch.setattr("jaxface.prediction.stream.ThreadPoolExecutor", AtOnce)
+    predictor = Predictor(trained_run, FaceOptions(faces="as many as bright"), batch_size=4)
+    found, classify, waiting = predictor.find, predictor.classify, []
+
+    def find(image):
+        photo = found(image)
+        waiting.append(waiting[-1] + len(photo.crops) if waiting else len(photo.crops))
+        return photo
+
+    def classify_and_count(crops):
+        waiting.append(waiting[-1] - len(crops))
+        return classify(crops)
+
+    monkeypatch.setattr(predictor, "find", find)
+    monkeypatch.setattr(predictor, "classify", classify_and_count)
+    most = {}
+    for faces in (1, 20):
+        photo = tmp_path / f"{faces}.png"
+        cv2.imwrite(str(photo), np.full((32, 64, 3), faces, np.uint8))
+        waiting.clear()
+        assert sum(len(result["faces"]) for result in predict_stream(predictor, [Item(str(photo))] * 40, threads=1)) == 40 * faces
+        most[faces] = max(waiting)
+    gathered = 4 - 1  # for the next batch
+    assert most[1] == 3 * 4 + 2 + gathered  # photos read ahead: three batches and two a thread
+    assert most[20] <= 8 * 4 + 4 * 20 + gathered  # once eight batches wait no more photos are read, and they are read four at a time
 
 
 def test_what_finishes_an_item_runs_before_its_result_is_given(predictor, photos):

@@ -7,6 +7,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -26,13 +27,13 @@ TASKS = ("age", "gender")
 BATCH = 3
 
 
-def make(method, *, dropout=0.0, adapter_dropout=0.0, rates=1e-3, balancing="uw", batch_norm=True, **options):
+def make(method, *, dropout=0.0, adapter_dropout=0.0, rates=1e-3, balancing="uw", batch_norm=True, optimizer=None, **options):
     """A step on the tiny encoder, its state and its frozen arrays."""
     adapters = AdapterOptions(rank=4, num_tasks=2, dropout=adapter_dropout)
     encoder, groups = adapt_with_groups(tiny_encoder(), method, adapters, nnx.Rngs(0))
     parts = take_apart(Classifier(encoder, {"age": 9, "gender": 2}, dropout=dropout, batch_norm=batch_norm, rngs=nnx.Rngs(1)), groups)
     balancer = get_balancer(balancing)
-    optimizer = make_optimizer(OptimizerOptions(backbone=rates, pool=rates, head=rates), parts.groups, 100)
+    optimizer = optimizer or make_optimizer(OptimizerOptions(backbone=rates, pool=rates, head=rates), parts.groups, 100)
     state = start_state(parts.trained, parts.statistics, TASKS, balancer, optimizer, options.get("average", 0.0))
     return make_step(parts.structure, TASKS, balancer, optimizer, **options), replicate(state), replicate(parts.frozen)
 
@@ -89,6 +90,12 @@ def test_training_lowers_the_loss_of_a_batch_and_leaves_frozen_arrays_alone(meth
     assert losses[-1] < losses[0] - 0.1
     assert all(np.array_equal(before[name], frozen[name]) for name in frozen)
     assert int(unreplicate(state).step) == 12
+
+
+def test_losses_and_gradients_promote_no_dtype_unasked():
+    step, state, frozen = make("mtlora", dropout=0.1, adapter_dropout=0.1, balancing="gradnorm", optimizer=optax.sgd(1e-3), accumulate=2)
+    with jax.numpy_dtype_promotion("strict"):
+        step.lower(state, frozen, shard(random_batch(4)))
 
 
 def test_a_method_registered_from_outside_trains_what_it_names():
