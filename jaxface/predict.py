@@ -38,6 +38,7 @@ class Options:
       content: know files by a hash of their content, not by size and time, when a job goes on: what has changed is looked at again.
       draw: a folder for annotated copies of photos and videos.
       every: look at every n-th frame of a video.
+      tracks: follow faces through videos: each has a `track`, and a video's last row one answer for each track, pooled over its frames.
       batch_size: faces that the model sees at once, over all local devices.
       threads: that read, decode and find faces; as many as there are cores if not given.
       shard: I/N: only the files whose names' hash falls on I of N; each shard writes a file of its own. Processes that SLURM, Open MPI or
@@ -53,6 +54,7 @@ class Options:
     content: bool = False
     draw: Path | None = None
     every: int = 1
+    tracks: bool = False
     batch_size: int = 32
     threads: int | None = None
     shard: str | None = None
@@ -103,6 +105,7 @@ def predict(options: Options) -> Counter[str]:
     from jaxface.prediction.annotate import draw_photo
     from jaxface.prediction.journal import Journal, stamp_of
     from jaxface.prediction.stream import predict_stream
+    from jaxface.prediction.tracks import followed
     from jaxface.progress import Track
 
     index, count = shard_of(options.shard, os.environ)
@@ -110,7 +113,7 @@ def predict(options: Options) -> Counter[str]:
     if options.draw and not options.out and any(map(is_video, paths)):
         raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
     predictor = Predictor(options.run, options.find, options.batch_size)
-    about = predictor.about() | {"every": options.every, "shard": f"{index}/{count}"}
+    about = predictor.about() | {"every": options.every, "shard": f"{index}/{count}", "tracks": options.tracks}
     statuses: Counter[str] = Counter()
     with Journal(shard_path(options.out, index, count), about) if options.out else nullcontext() as journal:
         changed = journal.take_up({path: stamp_of(path, options.content) for path in paths}) if journal else 0
@@ -121,7 +124,10 @@ def predict(options: Options) -> Counter[str]:
         before = sum((path, None) in done for path in paths)
         finish = None if options.draw is None else lambda item, result: draw_photo(options.draw, result, about["classes"])
         with Track("predict", len(paths), unit="files", done=before) as track:
-            for result in predict_stream(predictor, items, threads=options.threads, finish=finish):
+            results = predict_stream(predictor, items, threads=options.threads, finish=finish)
+            if options.tracks:
+                results = followed(results, about, journal.rows() if journal else ())
+            for result in results:
                 statuses[result["status"]] += 1
                 new.add(result["path"])
                 if journal:

@@ -30,7 +30,7 @@ from jaxface.data.videos import End, Frame
 
 START_SECONDS = 60.0
 """For the process to start, on a machine that is busy."""
-HARMLESS = re.compile(r"unknown field|unknown tag|not divisible|tag_warning|Unknown field", re.IGNORECASE)
+HARMLESS = re.compile(r"unknown field|unknown tag|not divisible|tag_warning|SRGB is assumed", re.IGNORECASE)
 """What decoders say of files that are whole."""
 Json = dict[str, Any]
 

@@ -182,6 +182,8 @@ class Journal:
         columns = {"path": text, "frame": number, "seconds": real, "frames": number, "status": text, "error": text}
         columns |= {"width": number, "height": number, "face": number}
         columns |= dict.fromkeys(("x0", "y0", "x1", "y1", "score"), real)
+        if self.about.get("tracks"):
+            columns |= {"track": number, "track_frames": number, "track_start": real, "track_end": real}
         for task, classes in self.about["classes"].items():
             columns |= {task: text, f"{task}_confidence": real} | {f"{task}_{name}": real for name in classes}
         return columns
@@ -197,6 +199,7 @@ class Journal:
 def flat_face(face: Json, tasks: Mapping[str, Sequence[str]]) -> Json:
     """A face's values as columns."""
     row = dict(zip(("x0", "y0", "x1", "y1"), face["box"], strict=True)) | {"score": face["score"]}
+    row |= {name: value for name, value in face.items() if name.startswith("track")}
     for task in tasks:
         answer = face[task]
         row |= {task: answer["class"], f"{task}_confidence": answer["confidence"]}
