@@ -17,21 +17,21 @@ from jaxface.errors import UserError, run_command
 
 @dataclass(frozen=True)
 class Options:
-    """Tests a run's model on prepared data. Writes predictions.parquet, evaluation.json and figures/ into the run folder.
+    """Tests models of runs on prepared data. Writes predictions.parquet, evaluation.json and figures/ into each run folder.
 
     Attributes:
-      run: a run folder.
+      runs: run folders, or folders of them; of several, those that are tested already on the same records are not tested again.
       data: folders written by `jaxface.prepare`; the run's own sets if none is named.
       split: of them; test where they have one.
       features: keep the encoder's features, also those before training, for the report's PCA and t-SNE.
       groups: further groups of records: FILE.csv:COLUMN (or FILE.csv:COLUMN:ID_COLUMN), such as FairFace's race.
       recompute: compute all figures again from predictions.parquet; no model is loaded.
       batch_size: over all local devices.
-      out: another folder to write into.
+      out: another folder to write into; of one run.
       json: print the figures as JSON.
     """
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     data: tuple[Path, ...] = ()
     split: str | None = None
     features: bool = False
@@ -47,30 +47,46 @@ def main() -> None:
     options = parse(Options, prog="python -m jaxface.evaluate")
     if options.batch_size <= 0:
         raise UserError(f"batch_size {options.batch_size}: expected more than 0")
+    from jaxface.runs.evaluate_run import evaluated_runs
+
+    if len(options.runs) == 1 and not options.runs[0].is_dir():
+        raise UserError(f"{options.runs[0]} is not a run folder: there is no such folder")
+    runs, others = (options.runs, []) if options.recompute else evaluated_runs(options.runs)
+    if others:
+        print(f"passed over, no trained model: {', '.join(map(str, others))}", file=sys.stderr)
+    if options.out is not None and len(runs) > 1:
+        raise UserError(f"--out {options.out}: {len(runs)} runs cannot write into one folder")
+    for run in runs:
+        evaluate(run, options, alone=len(runs) == 1)
+
+
+def evaluate(run: Path, options: Options, *, alone: bool) -> None:
+    """One run. With others beside it, nothing is computed again that stands."""
     from jaxface.report.console import show_scores  # slow to import: not for --help
     from jaxface.report.pictures import write_pictures
     from jaxface.runs.evaluate_run import evaluate_again, evaluate_run
 
     if options.recompute:
-        predictions, scores = evaluate_again(options.out or options.run, options.groups)
+        predictions, scores = evaluate_again(options.out or run, options.groups)
     else:
         predictions, scores = evaluate_run(
-            options.run,
+            run,
             tuple(map(str, options.data)),
             options.split,
             out=options.out,
             batch_size=options.batch_size,
             features=options.features,
             groups=options.groups,
+            keep=not alone,
         )
     temperatures = {task: values["calibration"]["temperature"] for task, values in scores["tasks"].items()}
     fitted = {task: value for task, value in temperatures.items() if value is not None}
-    write_pictures((options.out or options.run) / "figures", predictions, fitted)
+    write_pictures((options.out or run) / "figures", predictions, fitted)
     if options.json:
         print(json.dumps(scores))
         return
-    show_scores(scores, f"{options.run}: {scores['about'].get('split', '')}", Console(width=None if sys.stdout.isatty() else 120))
-    print(f"wrote {(options.out or options.run) / 'evaluation.json'}")
+    show_scores(scores, f"{run}: {scores['about'].get('split', '')}", Console(width=None if sys.stdout.isatty() else 120))
+    print(f"wrote {(options.out or run) / 'evaluation.json'}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jaxface.errors import run_command
 from jaxface.large_pages import use_large_pages
 from jaxface.report.console import results_table
 from jaxface.report.seeds import sweep_table
-from jaxface.runs.command_line import read_command_line
+from jaxface.runs.command_line import read_command_lines
 from jaxface.runs.config import Config
 from jaxface.runs.folder import read_run
 
@@ -54,19 +54,20 @@ def show(config: Config, folders: list[Path]) -> None:
 
 def main() -> int:
     """Trains and prints what came out."""
-    config = read_command_line(sys.argv[1:])
+    configs = read_command_lines(sys.argv[1:])
     signal.signal(signal.SIGTERM, _stop_early)  # a run takes it over from its first step on
     from jaxface.cluster import connect, is_first
     from jaxface.training.stopping import Stopped
 
-    connect(config.cluster)
+    connect(configs[0].cluster)
     try:
-        folders = train(config)
+        folders = [train(config) for config in configs]
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 0 if stopped.signal == signal.SIGTERM else 130
     if is_first():
-        show(config, folders)
+        for config, own in zip(configs, folders, strict=True):
+            show(config, own)
     return 0
 
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from jaxface.cli import parse
 from jaxface.errors import UserError, run_command
 from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.results import score
 from jaxface.files import check_output
-from jaxface.report.console import confusion_table, metrics_table, predictions_table, write_rows
+from jaxface.report.console import confusion_table, metrics_table, predictions_table, sources_table, write_rows
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,19 @@ class Options:
 
     Attributes:
       weights: a checkpoint with both towers, in any layout.
-      data: a folder written by `jaxface.prepare`; its labels are compared with.
+      data: folders written by `jaxface.prepare`; their labels are compared with.
       photos: or photos, and folders of them, each of one face.
-      split: of the prepared folder.
+      split: of the prepared folders.
       tasks: what is predicted.
       templates: a JSON file with other prompts: per task a sentence with {} for the class, or a list of them.
       batch_size: over all local devices.
       precision: of the towers; "auto" takes bf16 on accelerators and fp32 on CPUs.
       out: a .csv, .jsonl or .parquet file for the predictions.
+      run: a run folder to write, for `jaxface.report`: answers, figures and costs; what stands there of the same model is not done again.
     """
 
     weights: Path
-    data: Path | None = None
+    data: tuple[Path, ...] = ()
     photos: tuple[Path, ...] = ()
     split: str = "test"
     tasks: tuple[str, ...] = ("age", "gender", "emotion")
@@ -40,12 +42,15 @@ class Options:
     batch_size: int = 32
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     out: Path | None = None
+    run: Path | None = None
 
 
 def classify(options: Options) -> Predictions:
     """Runs the model over all images. Raises UserError for options that do not fit, before anything large is read."""
-    if (options.data is None) == (not options.photos):
-        raise UserError("name the images: --data FOLDER (written by jaxface.prepare), or --photos FILE_OR_FOLDER...")
+    if (not options.data) == (not options.photos):
+        raise UserError("name the images: --data FOLDER... (written by jaxface.prepare), or --photos FILE_OR_FOLDER...")
+    if options.run is not None and options.photos:
+        raise UserError(f"--run {options.run}: a run is tested on prepared folders, --data FOLDER..., not on photos")
     if options.out is not None:
         check_output(options.out)
     import jax
@@ -56,12 +61,15 @@ def classify(options: Options) -> Predictions:
     from jaxface.devices import replicate
     from jaxface.models.tree import flatten
     from jaxface.runs.inference import make_predict, predict_all
-    from jaxface.runs.zero_shot import TEMPLATES, read_templates, zero_shot
+    from jaxface.runs.zero_shot import TEMPLATES, ZeroShotRun, read_templates, zero_shot
     from jaxface.weights import load_clip
 
     templates = TEMPLATES | (read_templates(options.templates) if options.templates else {})
-    photos = find_photos(options.photos) if options.photos else []
-    total = len(photos) or count_records([str(options.data)], options.split)
+    photos, sets = find_photos(options.photos) if options.photos else [], [str(folder) for folder in options.data]
+    total = len(photos) or count_records(sets, options.split)
+    run = None if options.run is None else ZeroShotRun(options.run, options.weights, options.tasks, templates, sets, options.split)
+    if run is not None and (stored := run.answers()) is not None:
+        return stored
     wide = options.precision == "fp32" or (options.precision == "auto" and jax.default_backend() == "cpu")
     clip = load_clip(options.weights, dtype=jnp.float32 if wide else jnp.bfloat16)
     arrays, structure = flatten(zero_shot(clip, options.tasks, templates))
@@ -70,9 +78,9 @@ def classify(options: Options) -> Predictions:
     if photos:
         batches = photo_batches(photos, options.tasks, **sizes)
     else:
-        batches = eval_batches([str(options.data)], options.split, options.tasks, **sizes)
-    del clip
-    return predict_all(make_predict(structure), replicate(arrays), batches, options.tasks, title="zero-shot", total=total)
+        batches = eval_batches(sets, options.split, options.tasks, **sizes)
+    predictions = predict_all(make_predict(structure), replicate(arrays), batches, options.tasks, title="zero-shot", total=total)
+    return predictions if run is None else run.write(clip, predictions)
 
 
 def main() -> None:
@@ -82,7 +90,10 @@ def main() -> None:
     console = Console()
     labelled = [task for task in predictions.tasks if (predictions.labels[task.name] >= 0).any()]
     if labelled:
-        console.print(metrics_table(predictions, f"{options.data}, {options.split}: zero-shot"))
+        names = ", ".join(map(str, options.data))
+        console.print(metrics_table(predictions, f"{names}, {options.split}: zero-shot"))
+        if len(options.data) > 1:
+            console.print(sources_table(score(predictions), "zero-shot: each data set, and the averages"))
         for task in labelled:
             console.print(confusion_table(predictions, task))
     else:
@@ -90,6 +101,8 @@ def main() -> None:
     if options.out is not None:
         write_rows(options.out, predictions)
         console.print(f"predictions: {options.out}")
+    if options.run is not None:
+        console.print(f"run: {options.run}")
 
 
 if __name__ == "__main__":

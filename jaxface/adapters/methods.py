@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.task_specific import TaskLowRank
+from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder, join_stages, split_stages
 from jaxface.ranges import Like, Range, ranged
@@ -133,6 +133,14 @@ def linear_probe(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> S
 @register_method("ap")
 def attention_probe(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
     """AP: the attention pool."""
+    return [Group(r"^pool\.", rate="pool")]
+
+
+@register_method("ap_per_task")
+def attention_probe_per_task(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
+    """AP with a pool for each task: what several single-task APs are together."""
+    if encoder.pool is not None:
+        encoder.pool = TaskPools([shallow_copy(encoder.pool) for _ in range(options.num_tasks)])
     return [Group(r"^pool\.", rate="pool")]
 
 

@@ -1,6 +1,8 @@
-"""Kernels with one low-rank update per task (MTLoRA, Agiza et al. 2024; thesis, section 3.4.5)."""
+"""What each task has of its own: low-rank updates of kernels (MTLoRA, Agiza et al. 2024; thesis, section 3.6.1), or a whole pool."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,3 +53,14 @@ class TaskLowRank(nnx.Module):
         xa = xa.reshape(*xa.shape[:-1], groups, rank)
         b = b.reshape(tasks, rank, groups, outputs // groups)
         return y + jnp.einsum("tbngr,trgo->tbngo", xa, b).reshape(*xa.shape[:-2], outputs)
+
+
+class TaskPools(nnx.Module):
+    """One attention pool per task, in the tasks' alphabetical order."""
+
+    def __init__(self, pools: Sequence[nnx.Module]) -> None:
+        self.pools = nnx.List(pools)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Tokens [B, N, D], shared by the tasks -> a feature of each, [T, B, D]"""
+        return jnp.stack([pool(tokens) for pool in self.pools])

@@ -1,6 +1,8 @@
-"""Random changes of training images, in the thesis's order (section 3.2.4) and with torchvision's meaning, in OpenCV on uint8.
+"""Random changes of training images, in the thesis's order (section 3.1, listing 3.1) and with torchvision's meaning, in OpenCV on uint8.
 
-Flip, color jitter, affine and resize in one warp, erasing. What is drawn at random (`Draw`) is apart from what is done with it.
+Flip, color jitter, affine and resize in one bilinear warp, erasing; an image larger than the model's input is made as small first. With
+`exact` each step is torchvision's own: at the image's size, the nearest pixel in the affine, the resize at the end. What is drawn at
+random (`Draw`) is apart from what is done with it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Annotated
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.ranges import RISING, Range, Share, ranged
@@ -36,6 +39,7 @@ class Augment:
       strength: of those, 0 to 1; 0.3 is torchvision's 9 of 30.
       mixup: parameter of the beta distribution by which two images are blended, 0 for never (the thesis does not).
       cutmix: the same for boxes that two images swap; with both, each half of the time.
+      exact: change each image at its own size, by its nearest pixels, and resize it then, as the thesis's torchvision does; slower.
     """
 
     flip: Share = 0.5
@@ -50,6 +54,7 @@ class Augment:
     strength: Share = 0.3
     mixup: Annotated[float, Range(0, 100)] = 0.0
     cutmix: Annotated[float, Range(0, 100)] = 0.0
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,17 +110,22 @@ def _draw_hole(augment: Augment, rng: np.random.Generator) -> tuple[float, float
     return None
 
 
-def apply(image: np.ndarray, numbers: Draw, size: int, out: np.ndarray | None = None) -> np.ndarray:
+def apply(image: np.ndarray, numbers: Draw, size: int, out: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [size, size, 3], changed by the drawn numbers; written into `out` where that is given."""
     height, width = image.shape[:2]
     shift = round(numbers.shift[0] * width) / width, round(numbers.shift[1] * height) / height  # whole pixels, as torchvision
-    if min(height, width) > size:  # a warp does not antialias
+    if min(height, width) > size and not exact:  # a warp does not antialias
         image = resize(image, size)
     for name, value in numbers.operations:
         image = OPERATIONS[name].change(image, value)
     for index in numbers.order:
         image = JITTER[index](image, numbers.factors[index])
-    image = affine(image, numbers.angle, shift, numbers.zoom, size, flip=numbers.flip, out=out)
+    target = (width, height) if exact else (size, size)
+    image = affine(image, numbers.angle, shift, numbers.zoom, target, flip=numbers.flip, nearest=exact, out=None if exact else out)
+    if exact:
+        out = np.empty((size, size, 3), np.uint8) if out is None else out
+        out[:] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        image = out
     return image if numbers.hole is None else erase(image, numbers.hole, numbers.place)
 
 
@@ -127,16 +137,17 @@ def affine(
     angle: float,
     shift: tuple[float, float],
     zoom: float,
-    size: int,
+    size: tuple[int, int],
     *,
     flip: bool = False,
+    nearest: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Mirror, turn and zoom about the centre, a shift, the squash to [size, size, 3]: one bilinear warp, black outside."""
+    """Mirror, turn and zoom about the centre, a shift, the squash to a width and height: one warp, bilinear or not, black outside."""
     height, width = image.shape[:2]
     cos, sin = zoom * math.cos(math.radians(angle)), zoom * math.sin(math.radians(angle))
     # pixel centres lie at half numbers: p' = squash (turn mirror (p + 1/2 - centre) + centre + shift) - 1/2
-    mirror, sx, sy = (-1 if flip else 1), size / width, size / height
+    mirror, sx, sy = (-1 if flip else 1), size[0] / width, size[1] / height
     x, y = mirror * (0.5 - width / 2), 0.5 - height / 2
     dx, dy = width / 2 + shift[0] * width, height / 2 + shift[1] * height
     matrix = np.array(
@@ -145,7 +156,8 @@ def affine(
             [sy * sin * mirror, sy * cos, sy * (sin * x + cos * y + dy) - 0.5],
         ]
     )
-    return cv2.warpAffine(image, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    how = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+    return cv2.warpAffine(image, matrix, size, dst=out, flags=how, borderMode=cv2.BORDER_CONSTANT)
 
 
 def erase(image: np.ndarray, hole: tuple[float, float], place: tuple[float, float]) -> np.ndarray:

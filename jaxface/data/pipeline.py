@@ -124,14 +124,14 @@ class TrainBatches:
             index = self.order[position] if attempt == 0 else int(rng.integers(len(self.records)))
             try:
                 record = self.records[index]
-                image = decode(record["image"], least=self.image_size)
+                image = decode(record["image"], least=0 if self.augment is not None and self.augment.exact else self.image_size)
             except Unreadable as error:
                 skipped.append(_warn(self.records.name(index), error))
                 continue
             if self.augment is None:
                 resize(image, self.image_size, out=out)
             else:
-                apply(image, draw(self.augment, rng), self.image_size, out=out)
+                apply(image, draw(self.augment, rng), self.image_size, out=out, exact=self.augment.exact)
             return record
         raise UserError(f"{TRIES} records in a row cannot be read; the last: {skipped[-1]}")
 

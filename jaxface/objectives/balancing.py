@@ -1,4 +1,4 @@
-"""How the tasks' losses become one: a balancer is one entry, chosen by a word in the configuration (thesis, section 3.3.3).
+"""How the tasks' losses become one: a balancer is one entry, chosen by a word in the configuration (thesis, section 3.7.3).
 
 Another balancer is a subclass of `Balancer` below `@register_balancer("name")`.
 """
@@ -68,13 +68,24 @@ class Balancer:
 
 @register_balancer("uw")
 class Uncertainty(Balancer):
-    """UW: sum of exp(-s) L + s / 2 with s = log sigma^2 learned per task (Kendall et al. 2018; thesis, eq. 3.5)."""
+    """UW: sum of exp(-s) L + s / 2 with s = log sigma^2 learned per task (Kendall et al. 2018; thesis, section 3.7.3).
+
+    A task that a batch has no label of adds its s / 2, as in the formula.
+    """
 
     def parameters(self, tasks: tuple[str, ...]) -> Losses:
         return each(tasks, 0)
 
     def weights(self, parameters: Losses, state: State, tasks: tuple[str, ...]) -> Losses:
         return {task: jnp.exp(-parameters[task]) for task in tasks}
+
+    def penalty(self, parameters: Losses, present: Losses) -> jax.Array:
+        return sum(parameters[task] / 2 for task in parameters)
+
+
+@register_balancer("uw_present")
+class UncertaintyOfPresent(Uncertainty):
+    """UW whose s moves only with batches that have a label of its task."""
 
     def penalty(self, parameters: Losses, present: Losses) -> jax.Array:
         return sum(present[task] * parameters[task] / 2 for task in parameters)

@@ -18,7 +18,7 @@ class Options:
     """Compares runs on one HTML page that needs no network.
 
     Attributes:
-      runs: run folders.
+      runs: run folders, or folders of them.
       out: the page to write.
     """
 

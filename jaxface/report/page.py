@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,19 +22,25 @@ from jaxface.report.sections.setup import lead, notes, setup
 from jaxface.report.sections.thesis import agreement, published
 from jaxface.report.sections.training import training
 from jaxface.report.seeds import seeds
-from jaxface.runs.folder import Run, read_run
+from jaxface.runs.folder import Run, find_runs, read_run
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     """Writes a page that compares run folders, and returns its path. What a folder does not hold is left out of the page.
 
+    Args:
+      runs: run folders, or folders of them; what is no run is passed over, and named.
+
     Raises:
-      UserError: for a folder that is no run folder, or a file in one that cannot be read.
+      UserError: if there is no run at all, or a file in one cannot be read.
     """
     if not runs:
         raise UserError("no run to report on; name at least one run folder")
     out = Path(out)
-    content = render(named([read_run(path) for path in runs]))
+    folders, others = find_runs(runs)
+    if others:
+        print(f"passed over, no runs: {', '.join(map(str, others))}", file=sys.stderr)
+    content = render(named([read_run(path) for path in folders]))
     with aside(out) as temporary:
         temporary.write_text(content, encoding="utf-8")
     return out

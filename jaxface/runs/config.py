@@ -223,8 +223,11 @@ class Config:
         return Path(self.out) / self.name
 
 
-def load_config(path: str | Path) -> Config:
-    """The value `config` of a Python file. Raises UserError if there is no such file or no such value in it."""
+def load_configs(path: str | Path) -> tuple[Config, ...]:
+    """The value `config` of a Python file, or its `configs`, several experiments that belong together.
+
+    Raises UserError if there is no such file or neither value in it.
+    """
     path = Path(path)
     if not path.is_file():
         known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
@@ -233,9 +236,18 @@ def load_config(path: str | Path) -> Config:
     module = run_file(path, f"jaxface_config_{path.stem}")
     if Registry.added > before:  # who opens the run will need what the file has registered
         remember(path)
-    config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: expected a value `config = Config(...)`, got {type(config).__name__}")
+    configs = tuple(getattr(module, "configs", None) or (getattr(module, "config", None),))
+    for config in configs:
+        if not isinstance(config, Config):
+            raise UserError(f"{path}: expected a value `config = Config(...)`, got {type(config).__name__}")
+    return configs
+
+
+def load_config(path: str | Path) -> Config:
+    """The one configuration of a Python file. Raises UserError as `load_configs`, and for a file that holds several."""
+    config, *others = load_configs(path)
+    if others:
+        raise UserError(f"{path} holds {1 + len(others)} experiments: name the file of one of them")
     return config
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxface.cluster import is_first
-from jaxface.data.pipeline import count_records, eval_batches, train_batches
+from jaxface.data.pipeline import Joined, count_records, eval_batches, train_batches
 from jaxface.data.preparation import prepare_synthetic
-from jaxface.data.records import SUMMARY, read_labels, splits
+from jaxface.data.records import SUMMARY
+from jaxface.data.sampling import replicas
 from jaxface.data.synthetic import DrawnSet
-from jaxface.data.tasks import MISSING, with_coarse
+from jaxface.data.tasks import with_coarse
 from jaxface.errors import UserError
 from jaxface.runs.config import Config
 
@@ -61,18 +61,16 @@ class Images:
         return count_records(self.sets, split, missing_ok=missing_ok)
 
     def epoch_size(self) -> int:
-        """The training records that an epoch counts: where they are drawn by their labels, those that carry one of the run's tasks.
+        """The training records that an epoch counts: where they are drawn by their labels, those that carry one of the run's tasks, each as
+        often as it stands in the set (`jaxface.data.sampling.replicas`).
 
         Raises UserError if none does.
         """
-        total, tasks, labelled = self.count("train"), self.config.tasks, 0
-        for folder in self.sets:
-            if "train" in splits(folder):
-                carried = [values != MISSING for task, values in read_labels(folder, "train").items() if task in tasks]
-                labelled += int(np.any(carried, axis=0).sum())
-        if not labelled:
+        total, tasks = self.count("train"), self.config.tasks
+        copies = replicas(Joined(self.sets, "train", tasks).labels)
+        if not copies.any():
             raise UserError(f"none of the {total} training records of {', '.join(self.sets)} has a label of {', '.join(tasks)}")
-        return total if self.config.data.sampling == "shuffle" else labelled
+        return total if self.config.data.sampling == "shuffle" else int(copies.sum())
 
     def test_split(self) -> str:
         """`test`, or `validation` for sets without one."""

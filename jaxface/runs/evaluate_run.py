@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from jaxface.data.records import HASHES, LABELS
 from jaxface.errors import UserError
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
@@ -21,6 +23,7 @@ from jaxface.files import aside, write_json
 from jaxface.models.heads import Classifier
 from jaxface.runs.config import RANDOM
 from jaxface.runs.costs import run_costs
+from jaxface.runs.folder import find_runs
 from jaxface.runs.inference import predict_all
 from jaxface.runs.model import Trained, load_trained
 from jaxface.runs.predictions_file import read_predictions, write_predictions
@@ -66,6 +69,7 @@ def evaluate_run(
     batch_size: int = 64,
     features: bool = False,
     groups: Sequence[Path] = (),
+    keep: bool = False,
 ) -> tuple[Predictions, Json]:
     """Runs the model, writes `predictions.parquet` and what `write_scores` writes, and fits temperatures on the run's validation records.
 
@@ -77,6 +81,7 @@ def evaluate_run(
       batch_size: over all local devices.
       features: keep the encoder's output with the answers, and in `features_before.parquet` that of the model that training started from.
       groups: further columns of groups (see `read_groups`).
+      keep: answers that stand already, of the same model on the same records, are not computed again.
 
     Returns:
       the answers and the figures.
@@ -94,7 +99,9 @@ def evaluate_run(
     split = split or test_split(sets)
     options: dict[str, Any] = {"batch_size": batch_size, "features": features}
     model = trained.merged()
-    about = {"run": trained.config.name, "sets": list(sets), "split": split, "model": trained.digest}
+    about = {"run": trained.config.name, "sets": list(sets), "split": split, "model": trained.digest, "records": content(sets)}
+    if keep and stands(out, about, features=features):
+        return evaluate_again(out, groups)
     predictions = replace(answer(trained, model, sets, split, title=split, **options), about=about)
     for name, column in columns:
         predictions = with_groups(predictions, name, column)
@@ -104,6 +111,8 @@ def evaluate_run(
             write_temperatures(folder, validation, trained.digest)
         except UserError as error:  # the run may have been trained elsewhere
             print(f"confidence is not calibrated: {error}", file=sys.stderr)
+    if out != folder:
+        write_json(out / "config.json", json.loads((folder / "config.json").read_text()))  # the report asks for it
     write_predictions(out / "predictions.parquet", predictions)
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
     write_json(out / "summary.json", run_costs(model, _trained_size(folder), trained.image_size))
@@ -111,6 +120,34 @@ def evaluate_run(
         start = answer(trained, make_parts(trained.config).build(), sets, split, title="before training", **options)
         write_predictions(out / "features_before.parquet", replace(start, about=about))
     return predictions, write_scores(out, predictions, read_temperatures(folder, trained.digest))
+
+
+def evaluated_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The runs among and below `paths` that have a trained model, and what else is there. Raises UserError if none has one."""
+    runs, others = find_runs(paths)
+    trained = [run for run in runs if (run / "best" / "trained.safetensors").is_file()]
+    if not trained:
+        raise UserError(f"{', '.join(map(str, runs))}: has no best model yet: train for an epoch first")
+    return trained, others + [run for run in runs if run not in trained]
+
+
+def content(sets: Sequence[str]) -> str:
+    """SHA-256 of what prepared sets hold: labels and pictures."""
+    digest = hashlib.sha256()
+    for folder in map(Path, sets):
+        for name in (LABELS, HASHES):
+            digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+    return digest.hexdigest()
+
+
+def stands(out: Path, about: Json, *, features: bool) -> bool:
+    """Whether a folder holds these answers, and the features if they are wanted."""
+    path = out / "predictions.parquet"
+    if not path.is_file():
+        return False
+    stored = read_predictions(path)
+    kept = stored.features is not None or bool(stored.task_features)
+    return all(stored.about.get(key) == about[key] for key in ("split", "model", "records")) and (kept or not features)
 
 
 def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Predictions, size: int) -> None:

@@ -154,6 +154,26 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def find_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
+    """The run folders among `paths` and, where one is none itself, at any depth below it; and those paths that neither are nor hold one.
+
+    Raises UserError if a path does not exist, or if there is no run at all.
+    """
+    found: dict[Path, None] = {}
+    others: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such folder")
+        below = [path] if (path / "config.json").is_file() else sorted(entry.parent for entry in path.rglob("config.json"))
+        found |= dict.fromkeys(below)
+        others += [] if below else [path]
+    if not found:
+        raise UserError(
+            f"{', '.join(map(str, others))}: no run folder (none holds a config.json); give one that `python -m jaxface.train` wrote"
+        )
+    return list(found), others
+
+
 def read_run(path: Path | str) -> Run:
     """Reads a run folder. Raises UserError if it is none, or names the file and line that cannot be read."""
     path = Path(path)

@@ -1,10 +1,11 @@
-"""Zero-shot classification: each class a sentence, an image belongs to the class whose sentence is nearest (thesis, section 4.1)."""
+"""Zero-shot classification: each class a sentence, an image belongs to the class whose sentence is nearest (thesis, section 4.2)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from flax import nnx
 
 from jaxface.data.tasks import Task, get_task
 from jaxface.errors import UserError
+from jaxface.evaluation.predictions import Predictions
+from jaxface.files import write_json
 from jaxface.models.clip import Clip, unit
 from jaxface.models.encoder import Encoder
 from jaxface.models.tokenizer import tokenize
+from jaxface.runs.costs import count, encoder_flops, text_flops
+from jaxface.runs.evaluate_run import content, stands, write_scores
+from jaxface.runs.predictions_file import read_predictions, write_predictions
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class Template:
             )
         return prompts
 
+
+METHOD = "zero_shot"
+"""The method that the configuration of such a run names."""
 
 TEMPLATES: dict[str, Template] = {
     "age": Template(("A photo of a person between {} years old",)),
@@ -123,3 +132,60 @@ def zero_shot(clip: Clip, tasks: Sequence[str], templates: Mapping[str, Template
     rows = iter(np.asarray(encode(clip.text, ids)))
     texts = {task: np.stack([np.mean([next(rows) for _ in group], 0) for group in classes]) for task, classes in prompts.items()}
     return ZeroShot(clip.visual, {task: unit(jnp.asarray(text)) for task, text in texts.items()}, clip.logit_scale[...].astype(jnp.float32))
+
+
+@dataclass(frozen=True)
+class ZeroShotRun:
+    """A run folder for answers that nothing was trained for: the report and `jaxface.evaluate --recompute` read it as any other.
+
+    Attributes:
+      folder: the run folder.
+      weights: the checkpoint with both towers.
+      tasks: what is predicted.
+      templates: of each task.
+      sets: prepared folders.
+      split: of them.
+    """
+
+    folder: Path
+    weights: Path
+    tasks: tuple[str, ...]
+    templates: Mapping[str, Template]
+    sets: Sequence[str]
+    split: str
+
+    def about(self) -> dict[str, Any]:
+        """What the answers are answers to: the model by the content of its file and its prompts, and the records by theirs."""
+        with self.weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        digest.update(json.dumps({task: asdict(self.templates[task]) for task in self.tasks}).encode())
+        return {"sets": list(self.sets), "split": self.split, "model": digest.hexdigest(), "records": content(self.sets)}
+
+    def answers(self) -> Predictions | None:
+        """Those that stand already. Raises UserError if the folder holds another kind of run."""
+        config = self.folder / "config.json"
+        if config.is_file() and json.loads(config.read_text()).get("method", {}).get("name") != METHOD:
+            raise UserError(f"{self.folder} holds a run of another kind: choose another folder")
+        if not self.weights.is_file() or not stands(self.folder, self.about(), features=False):
+            return None
+        return read_predictions(self.folder / "predictions.parquet")
+
+    def write(self, clip: Clip, predictions: Predictions) -> Predictions:
+        """Writes configuration, answers, figures and costs, and returns the answers with what they are about."""
+        predictions = replace(predictions, about=self.about())
+        options = {"weights": str(self.weights), "variant": None}
+        config = {"name": self.folder.name, "tasks": list(self.tasks), "method": {"name": METHOD}, "encoder": options}
+        write_json(self.folder / "config.json", config | {"data": {"sets": list(self.sets)}})
+        write_json(self.folder / "summary.json", self._costs(clip))
+        write_predictions(self.folder / "predictions.parquet", predictions)
+        write_scores(self.folder, predictions, {})
+        return predictions
+
+    def _costs(self, clip: Clip) -> dict[str, dict[str, float]]:
+        """Parameters of both towers, and GFLOPs of one image and all prompts (the thesis counts both for every image)."""
+        prompts = sum(len(group) for task in self.tasks for group in self.templates[task].prompts(get_task(task)))
+        parts = encoder_flops(clip.visual.config), text_flops(clip.text.config, prompts)
+        linear, attention = (sum(part[kind] for part in parts) / 1e9 for kind in ("linear", "attention"))
+        vision, text = count(clip.visual), count(clip.text) + 1  # the scale is counted with the text tower
+        parameters = {"trained": 0, "inference": vision + text, "vision tower": vision, "text tower": text}
+        return {"parameters": parameters, "gflops": {"all products": linear + attention, "linear": linear}}

@@ -31,7 +31,7 @@ def test_a_page_is_written_where_it_is_asked_for(run, tmp_path):
     assert content.rstrip().endswith("</html>")
 
 
-@pytest.mark.parametrize("arguments", [[], ["nowhere"], ["runs"], ["runs/small", "--colour", "blue"]])
+@pytest.mark.parametrize("arguments", [[], ["nowhere"], ["runs/small/metrics.jsonl"], ["runs/small", "--colour", "blue"]])
 def test_wrong_input_is_one_line_and_exit_status_2(run, tmp_path, arguments, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["report", *arguments])
@@ -42,3 +42,16 @@ def test_wrong_input_is_one_line_and_exit_status_2(run, tmp_path, arguments, mon
     assert printed.startswith("error: ")
     assert len(printed.splitlines()) == 1
     assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_are_found_below_a_folder_and_what_is_no_run_is_named(run, tmp_path, monkeypatch, capsys):
+    for name in ("study/one", "study/two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text(json.dumps({"name": name, "tasks": ["gender"]}))
+    (tmp_path / "runs" / "drawn").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report", "runs/drawn", "runs/small", "runs/study"])
+    main()
+    assert capsys.readouterr().err == "passed over, no runs: runs/drawn\n"
+    page = (tmp_path / "report.html").read_text()
+    assert "<title>small, study/one, study/two</title>" in page

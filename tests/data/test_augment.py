@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -66,9 +67,9 @@ def test_one_warp_is_torchvisions_flip_affine_and_resize(vision, image, flip, an
     shift = pixels[0] / image.shape[1], pixels[1] / image.shape[0]
     theirs = f.affine(theirs, angle, pixels, zoom, [0.0, 0.0], interpolation=vision.InterpolationMode.BILINEAR)
     theirs = f.resize(theirs, [size, size], antialias=True)
-    ours = affine(image, angle, shift, zoom, size, flip=flip)
+    ours = affine(image, angle, shift, zoom, (size, size), flip=flip)
     assert difference(ours, theirs) < 2
-    assert difference(affine(image, -angle - 3, shift, zoom, size, flip=flip), theirs) > 4  # the measure sees a turn
+    assert difference(affine(image, -angle - 3, shift, zoom, (size, size), flip=flip), theirs) > 4  # the measure sees a turn
 
 
 def test_shrinking_first_is_near_torchvisions_affine_and_resize(vision):
@@ -94,6 +95,20 @@ def test_the_whole_chain_is_torchvisions(vision, image, draws):
         theirs = f.erase(theirs, top, left, height, width, torch.zeros(1))
         ours = apply(image, numbers, size).astype(np.float32) / 127.5 - 1  # as the step normalises
         assert np.abs(ours - theirs.numpy().transpose(1, 2, 0)).mean() < 2 / 127.5
+
+
+@pytest.mark.parametrize("size", [128, 336])
+def test_the_exact_chain_is_the_theses_with_torchvisions_nearest_pixels_at_the_images_own_size(vision, image, draws, size):
+    f = vision.functional
+    exact, fast = [], []
+    for numbers in draws[:6]:
+        numbers = replace(numbers, factors=(1.0, 1.0, 1.0), hole=None)  # what colours and holes do is tested above
+        theirs = f.horizontal_flip(to_torch(image)) if numbers.flip else to_torch(image)
+        pixels = [round(numbers.shift[0] * image.shape[1]), round(numbers.shift[1] * image.shape[0])]
+        theirs = f.resize(f.affine(theirs, numbers.angle, pixels, numbers.zoom, [0.0, 0.0]), [size, size], antialias=True)
+        exact.append(difference(apply(image, numbers, size, exact=True), theirs))
+        fast.append(difference(apply(image, numbers, size), theirs))
+    assert max(exact) < 0.5 * min(fast)
 
 
 def test_the_numbers_are_distributed_as_torchvisions(vision, draws):

@@ -69,6 +69,14 @@ def test_utkface_reads_labels_off_names_and_lists_the_names_that_lack_a_field(tm
     assert skipped == {f"part1/{name}{suffix}": "the name is not [age]_[gender]_[race]_[date]" for name in odd}
 
 
+def test_utkface_takes_the_photos_the_thesis_counts_unless_told_to_take_the_crops(tmp_path):
+    for suffix in ("", ".chip.jpg"):
+        photo(tmp_path / f"26_1_2_20170116184024662.jpg{suffix}")
+    assert [(name, record.is_crop) for name, record in read("utkface", tmp_path)[0].items()] == [("26_1_2_20170116184024662.jpg", False)]
+    (name,) = read("utkface", tmp_path, images="crops")[0]
+    assert name.endswith(".chip.jpg")
+
+
 def write_lagenda(folder):
     persons = "person_x0,person_y0,person_x1,person_y1"
     (folder / "lagenda_annotation.csv").write_text(
@@ -131,6 +139,18 @@ def test_celeba_hq_has_two_lines_of_header_and_one_attribute_of_use(tmp_path):
         read("celeba_hq", tmp_path)
 
 
+def test_the_last_images_of_celeba_hq_test_as_the_theses_counts_say(tmp_path):
+    lines = [f"{i}.jpg  1" for i in (0, 27_999, 28_000, 29_999)]
+    (tmp_path / "CelebAMask-HQ-attribute-anno.txt").write_text("4\nMale\n" + "\n".join(lines) + "\n")
+    (tmp_path / "CelebA-HQ-img").mkdir()
+    tested = {
+        held_out: {name for name, r in read("celeba_hq", tmp_path, held_out=held_out)[0].items() if r.split == "test"}
+        for held_out in (0, 1)
+    }
+    assert tested == {0: set(), 1: {"29999.jpg"}}
+    assert {name for name, r in read("celeba_hq", tmp_path)[0].items() if r.split == "test"} == {"28000.jpg", "29999.jpg"}
+
+
 def write_vggface2(folder):
     (folder / "identity_meta.csv").write_text(
         'Class_ID, Name, Sample_Num, Flag, Gender\nn000001, "14th_Dalai_Lama", 424, 0, m\nn000009, "Abbas, Mahmoud", 99, 0, f\n'
@@ -161,18 +181,20 @@ def test_vggface2_tests_with_persons_genders_boxes_and_ages_of_ones_own(tmp_path
 
 def test_raf_db_takes_original_photos_by_their_boxes_where_no_aligned_ones_are(tmp_path):
     write_raf_db(tmp_path, train=2, test=1)
-    for name, gender in (("train_00001", 1), ("test_00001", 2)):
+    for name, gender in (("train_00001", 1), ("train_00002", 2), ("test_00001", 2)):
         path = tmp_path / f"basic/Annotation/manual/{name}_manu_attri.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1.5\t2\n" * 5 + f"{gender}\n0\n2\n")
-    records, _ = read("raf_db", tmp_path)
+    records, skipped = read("raf_db", tmp_path)
+    assert skipped == {"train_00002.jpg": "the gender is unsure"}
     assert records["train_00001.jpg"].is_crop
     assert records["train_00001.jpg"].labels["gender"] == 1
     assert "gender" not in records["test_00001.jpg"].labels  # unsure
     (tmp_path / "basic/Image/aligned").rename(tmp_path / "basic/Image/original")
     (tmp_path / "basic/Annotation/boundingbox").mkdir()
     (tmp_path / "basic/Annotation/boundingbox/train_00001_boundingbox.txt").write_text("3.5 4 40 44.25\n")
-    records, _ = read("raf_db", tmp_path)
+    records, skipped = read("raf_db", tmp_path, unsure="keep")
+    assert not skipped
     assert records["train_00001.jpg"].image == tmp_path / "basic/Image/original/train_00001.jpg"
     assert records["train_00001.jpg"].box == (3.5, 4, 40, 44.25)
     assert (records["train_00002.jpg"].box, records["train_00002.jpg"].is_crop) == (None, False)

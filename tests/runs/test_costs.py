@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxface.models.encoder import Encoder
+from jaxface.adapters.methods import adapt
+from jaxface.models.encoder import Encoder, use_attention
+from jaxface.models.heads import Classifier
 from jaxface.models.variants import get_variant
-from jaxface.runs.costs import count_flops, encoder_flops
+from jaxface.runs.costs import attention_flops, count_flops, encoder_flops, run_costs
+from tiny_encoder import tiny_encoder
 
 
 def test_products_in_scans_count_every_turn():
@@ -26,3 +29,17 @@ def test_an_encoders_products_are_those_of_the_formula(variant, gflops):
     counted = count_flops(lambda encoder, image: encoder(image), encoder, image) / 1e9
     assert counted == pytest.approx(gflops)
     assert counted == pytest.approx(sum(encoder_flops(config).values()) / 1e9)
+
+
+@pytest.mark.parametrize(("method", "copies"), [("dora", 1), ("mtlora", 3), ("ap_per_task", 3)])
+def test_what_each_task_has_of_its_own_counts_once_for_each_also_in_attention(method, copies):
+    encoder = adapt(tiny_encoder(), method, rank=2, num_tasks=3)
+    n, d = 17, 32
+    own_block = copies if method == "mtlora" else 1
+    by_hand = (2 + own_block) * 4 * n * n * d + copies * 4 * n * d
+    assert attention_flops(encoder, 16) == by_hand
+    classifier = Classifier(encoder, {"age": 9, "gender": 2, "emotion": 7}, rngs=nnx.Rngs(0))
+    gflops = run_costs(classifier, 0, 16)["gflops"]
+    assert gflops["all products"] - gflops["linear"] == pytest.approx(by_hand / 1e9)
+    use_attention(encoder, "blocked")
+    assert run_costs(classifier, 0, 16)["gflops"] == gflops  # whichever kernel runs

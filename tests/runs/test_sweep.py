@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from jaxface.errors import UserError
-from jaxface.runs.config import Config, MethodOptions, load_config
+from jaxface.runs.command_line import read_command_line, read_command_lines
+from jaxface.runs.config import Config, MethodOptions, load_configs
 from jaxface.runs.sweep import members
 
 CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "quickstart")
@@ -51,7 +52,25 @@ def test_a_grid_that_cannot_be_read_is_one_line(word, message):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_named_after_its_file_and_stands_for_runs(path):
-    config = load_config(path)
-    assert config.name.replace("/", "_") == path.stem
+    (config, *_) = load_configs(path)
+    assert config.name.replace("/", "_") == path.stem or config.name.startswith(f"{path.stem}/")
     assert f"--config configs/{path.name}" in path.read_text()  # its docstring says how to run it
     assert members(config)
+
+
+def test_an_option_of_the_command_line_holds_against_the_grid_of_the_file():
+    (run,) = members(read_command_line(["--config", "configs/single_lp.py", "--tasks", "emotion", "--name", "mine"]))
+    assert (run.tasks, run.name) == (("emotion",), "mine")
+    with pytest.raises(UserError, match="--tasks is an option of its own and an axis of --grid"):
+        read_command_line(["--tasks", "age", "--grid", "tasks=age,gender"])
+
+
+def test_a_file_of_several_experiments_takes_the_options_for_each(tmp_path):
+    path = tmp_path / "both.py"
+    path.write_text('from jaxface.runs.config import Config\nconfigs = [Config(name="a"), Config(name="b", balancing="ema")]\n')
+    runs = read_command_lines(["--config", str(path), "--batch-size", "4"])
+    assert [(run.name, run.balancing, run.batch_size) for run in runs] == [("a", "uw", 4), ("b", "ema", 4)]
+    with pytest.raises(UserError, match="which --name would give one folder"):
+        read_command_lines(["--config", str(path), "--name", "c"])
+    with pytest.raises(UserError, match="holds 2 experiments"):
+        read_command_line(["--config", str(path)])

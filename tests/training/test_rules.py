@@ -56,10 +56,13 @@ def test_uncertainty_weighting_has_the_hand_derived_gradient():
         assert float(g[task]) == pytest.approx(0.5 - math.exp(-float(s[task])) * float(losses[task]), rel=1e-5)
 
 
-def test_a_task_without_a_label_in_the_batch_adds_nothing_and_moves_nothing():
+def test_a_task_without_a_label_in_the_batch_adds_its_half_log_variance_or_where_that_is_wanted_nothing():
     s = {"a": jnp.float32(0.4), "b": jnp.float32(-0.3)}
     losses, present = {"a": jnp.float32(2.0), "b": jnp.float32(0.0)}, {"a": jnp.float32(1), "b": jnp.float32(0)}
-    assert float(jax.grad(lambda s: Uncertainty().total(losses, present, s, {}))(s)["b"]) == 0
+    gradients = {name: jax.grad(lambda s, name=name: get_balancer(name).total(losses, present, s, {}))(s) for name in ("uw", "uw_present")}
+    assert float(gradients["uw"]["b"]) == 0.5  # the formula's s / 2 (thesis, section 3.7.3)
+    assert float(gradients["uw_present"]["b"]) == 0
+    assert float(gradients["uw"]["a"]) == float(gradients["uw_present"]["a"]) == pytest.approx(0.5 - 2 * math.exp(-0.4))
 
 
 def test_moving_average_weights_change_only_at_the_start_of_an_epoch():
@@ -76,7 +79,7 @@ def test_moving_average_weights_change_only_at_the_start_of_an_epoch():
 
 
 def test_unknown_balancers_are_named():
-    with pytest.raises(UserError, match=r"no loss balancer 'x'; known: fixed, uw, ema, dwa, gradnorm"):
+    with pytest.raises(UserError, match=r"no loss balancer 'x'; known: fixed, uw, uw_present, ema, dwa, gradnorm"):
         get_balancer("x")
 
 

@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxface.data.records import SPLITS, Record
 from jaxface.errors import UserError
-from jaxface.ranges import Name, Where, ranged
+from jaxface.ranges import Name, Range, Where, ranged
 from jaxface.registry import Registry
 
 VALIDATION_SHARE = 0.2
@@ -38,12 +38,19 @@ class Reading:
 
     Attributes:
       straddling: a range of years over several age groups is refused, counted by its middle, or left out as missing.
+      images: which of a set's images, where it has both: "originals" or the authors' "crops"; "auto" takes UTKFace's originals (the thesis
+        counts more of them than there are crops) and RAF-DB's aligned crops.
+      unsure: training faces whose gender RAF-DB's annotators were unsure of are left out, as the thesis's counts say, or kept without one.
+      held_out: how many images at the end of CelebA-HQ test and do not train: 2,000 by the thesis's counts (Table 3.2), 0 by its Table 3.1.
       ages: a table (CSV or Parquet) of ages per image, for VGGFace2.
       path_column: in that table, the image's path.
       age_column: in that table, the age in years.
     """
 
     straddling: Literal["refuse", "middle", "missing"] = "refuse"
+    images: Literal["auto", "originals", "crops"] = "auto"
+    unsure: Literal["drop", "keep"] = "drop"
+    held_out: Annotated[int, Range(0, 30_000)] = 2000
     ages: Where | None = None
     path_column: Name = "path"
     age_column: Name = "age"

@@ -11,14 +11,18 @@ from jaxface.errors import UserError
 
 TABLE, IMAGES = "CelebAMask-HQ-attribute-anno.txt", "CelebA-HQ-img"
 MAPPING, IDENTITIES = "CelebA-HQ-to-CelebA-mapping.txt", "identity_CelebA.txt"
+PUBLISHED = 30_000
+"""Images of the whole set, numbered from 0."""
 GENDER = {"1": 0, "-1": 1}
 """The attribute Male as our class of gender."""
 
 
 @register_source("celeba_hq")
 class CelebaHq(Source):
-    """First line the number of images, second the attributes' names, then `0.jpg  -1 1 ...`. Only for training (thesis, table 3.1).
+    """First line the number of images, second the attributes' names, then `0.jpg  -1 1 ...`.
 
+    The last 2,000 of the 30,000 images test (`options.held_out`): the thesis's counts leave 28,000 to train and validate (Table 3.2) and
+    its Figure 2.13 has a test set, though its Table 3.1 has none.
     Where CelebA's list of identities lies beside the published mapping to CelebA, nobody is in training and validation.
     """
 
@@ -42,7 +46,8 @@ class CelebaHq(Source):
             value = values[names.index("Male")]
             if value not in GENDER:
                 raise UserError(f"{path}:{number}: Male is {value!r}, expected 1 or -1")
-            yield Record(file, "train", images / Path(file).name, {"gender": GENDER[value]}, person=persons.get(Path(file).stem, ""))
+            split = "test" if Path(file).stem.isdigit() and int(Path(file).stem) >= PUBLISHED - options.held_out else "train"
+            yield Record(file, split, images / Path(file).name, {"gender": GENDER[value]}, person=persons.get(Path(file).stem, ""))
 
 
 def read_persons(folder: Path) -> dict[str, str]:

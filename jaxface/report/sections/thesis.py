@@ -26,9 +26,9 @@ MODELS = {"zero_shot": "ZS", "lp": "LP", "ap": "AP", "ft4": "FT4", "lora": "LoRA
 
 def model_of(run: Run) -> str:
     """A run's model as the thesis names it: its method, and how several losses were balanced if not by their uncertainty."""
-    method, balancing = str(run.option("method.name") or ""), run.option("balancing", "uw")
+    method, balancing = str(run.option("method.name") or ""), str(run.option("balancing", "uw"))
     trained_jointly = len(run.tasks) > 1 and method != "zero_shot"
-    return MODELS.get(method, method) + (f" {balancing.upper()}" if trained_jointly and balancing != "uw" else "")
+    return MODELS.get(method, method) + (f" {balancing.upper()}" if trained_jointly and not balancing.startswith("uw") else "")
 
 
 def our_values(run: Run) -> Values:

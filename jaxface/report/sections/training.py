@@ -32,7 +32,7 @@ def training(runs: Runs) -> Markup:
             series = {task: one for task, one in series.items() if len(one[0])}
             if series:
                 pictures.append(picture(draw(series), title, name))
-            if series and key == "weight" and run.option("balancing") == "uw":
+            if series and key == "weight" and str(run.option("balancing")).startswith("uw"):
                 # uncertainty weighting weighs by exp(-s), s the log-variance
                 series = {task: (steps, -np.log(np.maximum(values, 1e-30))) for task, (steps, values) in series.items()}
                 pictures.append(picture(figures.log_variance_curve(series), "Log-variances", name))
