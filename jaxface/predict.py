@@ -22,7 +22,7 @@ from jaxface.large_pages import use_large_pages
 from jaxface.launchers import launched
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
 from jaxface.prediction.limits import Limits
-from jaxface.prediction.predictor import FaceOptions, Predictor
+from jaxface.prediction.options import FaceOptions
 
 Json = dict[str, Any]
 
@@ -104,6 +104,7 @@ def predict(options: Options) -> Counter[str]:
     """Runs the job and returns how many images there were of each status, those done before included."""
     from jaxface.prediction.annotate import draw_photo
     from jaxface.prediction.journal import Journal, stamp_of
+    from jaxface.prediction.predictor import Predictor
     from jaxface.prediction.stream import predict_stream
     from jaxface.prediction.tracks import followed
     from jaxface.progress import Track
@@ -164,6 +165,7 @@ def main() -> None:
     options = parse(Options, prog="python -m jaxface.predict")
     cv2.setNumThreads(1)  # photos are read in threads of our own: OpenCV's would fight the model for the cores
     if options.serve:
+        from jaxface.prediction.predictor import Predictor
         from jaxface.prediction.server import serve
 
         serve(Predictor(options.run, options.find, options.batch_size, small_batches=True), options.limits)

@@ -29,7 +29,6 @@ from jaxface.runs.costs import (
     run_costs,
     text_flops,
 )
-from jaxface.runs.model import make_parts, shapes_of
 
 REFERENCE = "PE-Core-L14-336"
 """The encoder of the thesis."""
@@ -40,6 +39,8 @@ def describe(config: Config) -> dict[str, Any]:
 
     A frozen kernel counts the same in however few bits it rests.
     """
+    from jaxface.runs.model import make_parts, shapes_of  # slow to import: not for --help
+
     config = replace(config, encoder=replace(config.encoder, base="full"))
     parts = make_parts(config) if config.encoder.weights not in (None, RANDOM) else shapes_of(config)
     encoder = parts.build().encoder

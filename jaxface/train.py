@@ -7,15 +7,10 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
-
 from jaxface.errors import run_command
 from jaxface.large_pages import use_large_pages
-from jaxface.report.console import results_table
-from jaxface.report.seeds import sweep_table
 from jaxface.runs.command_line import read_command_lines
 from jaxface.runs.config import Config
-from jaxface.runs.folder import read_run
 
 
 def train(config: Config) -> list[Path]:
@@ -38,6 +33,12 @@ def train(config: Config) -> list[Path]:
 
 def show(config: Config, folders: list[Path]) -> None:
     """Prints what came out, and writes the report if the configuration asks for it."""
+    from rich.console import Console
+
+    from jaxface.report.console import results_table
+    from jaxface.report.seeds import sweep_table
+    from jaxface.runs.folder import read_run
+
     console = Console()
     for folder in folders:
         console.print(results_table(folder))
@@ -45,7 +46,7 @@ def show(config: Config, folders: list[Path]) -> None:
     if sweep is not None:
         console.print(sweep)
     if config.report:
-        from jaxface.report.__main__ import write_report
+        from jaxface.report.page import write_report
 
         one = len(folders) == 1 or config.seeds or config.grid
         page = write_report(folders, (config.folder if one else config.folder.parent) / "report.html")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Literal
 
 from jaxface.cli import parse
 from jaxface.errors import UserError, run_command
-from jaxface.evaluation.predictions import Predictions
-from jaxface.evaluation.results import score
 from jaxface.files import check_output
-from jaxface.report.console import confusion_table, metrics_table, predictions_table, sources_table, write_rows
+
+if TYPE_CHECKING:
+    from jaxface.evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,11 @@ def classify(options: Options) -> Predictions:
 def main() -> None:
     """Prints the tables, and writes the predictions if asked to."""
     options = parse(Options, prog="python -m jaxface.zeroshot", description=__doc__)
+    from rich.console import Console  # slow to import: not for --help
+
+    from jaxface.evaluation.results import score
+    from jaxface.report.console import confusion_table, metrics_table, predictions_table, sources_table, write_rows
+
     predictions = classify(options)
     console = Console()
     labelled = [task for task in predictions.tasks if (predictions.labels[task.name] >= 0).any()]

@@ -100,5 +100,3 @@ def write_published(folder: Path) -> None:
         below = folder / write.__name__.removeprefix("write_")
         below.mkdir(parents=True)
         write(below)
-
-

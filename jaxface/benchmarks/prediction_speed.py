@@ -16,7 +16,8 @@ import numpy as np
 from jaxface.cli import parse
 from jaxface.files import write_json
 from jaxface.prediction.items import Item, find_paths
-from jaxface.prediction.predictor import FaceOptions, Predictor
+from jaxface.prediction.options import FaceOptions
+from jaxface.prediction.predictor import Predictor
 from jaxface.prediction.stream import predict_stream
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions, to_dict
 from jaxface.runs.model import make_parts, save_best

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from jaxface.data.tasks import MISSING
 from jaxface.evaluation.predictions import Predictions
@@ -20,6 +18,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
       logits: `[N, C]`.
       labels: `[N]`; records labelled `MISSING` are left out.
     """
+    from scipy.optimize import minimize_scalar  # slow to import
+    from scipy.special import log_softmax
+
     known = labels != MISSING
     if not known.any():
         return 1.0

@@ -7,46 +7,26 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 from jaxface.data.augment import resize
 from jaxface.data.decoding import read_photo
-from jaxface.data.faces import DETECTORS, MARGIN, Detector, Face, crop, get_detector
+from jaxface.data.faces import Detector, Face, crop, get_detector
 from jaxface.data.images import Unreadable
 from jaxface.data.tasks import Task
 from jaxface.devices import replicate, shard
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.models.tree import flatten
-from jaxface.ranges import Count, Known, Place, Range, Share, Where, ranged
+from jaxface.prediction.options import FaceOptions
+from jaxface.ranges import Count, Place, ranged
 from jaxface.runs.inference import make_predict
 from jaxface.runs.model import load_trained
 
 Json = dict[str, Any]
-
-
-@ranged()
-class FaceOptions:
-    """How faces are found in a photo.
-
-    Attributes:
-      faces: a detector (ssd, yunet), or whole: each photo is one face already.
-      detector_files: model files of the detector, where it does not bring its own.
-      threshold: least score of a face; the detector's own if not given.
-      margin: added around a face on each side, as a share of its longer side: as `jaxface.prepare` cropped the training faces.
-      most_faces: of one photo; the most certain ones are kept.
-      damaged: photos whose decoder complains are looked at, with the status "damaged", or left without faces.
-    """
-
-    faces: Annotated[str, Known(DETECTORS)] = "ssd"
-    detector_files: tuple[Where, ...] = ()
-    threshold: Share | None = None
-    margin: Annotated[float, MARGIN] = 0.2
-    most_faces: Annotated[int, Range(1, 10_000)] = 100
-    damaged: Literal["keep", "drop"] = "keep"
 
 
 @dataclass

@@ -10,7 +10,6 @@ import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import run_command
-from jaxface.report.page import write_report
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Options:
 def main() -> None:
     """The command."""
     options = parse(Options, prog="python -m jaxface.report")
+    from jaxface.report.page import write_report  # slow to import: not for --help
+
     print(f"wrote {write_report(options.runs, options.out)}")
 
 

@@ -94,7 +94,7 @@ def test_a_process_knows_its_shard(word, environment, expected):
 
 
 def whole():
-    from jaxface.prediction.predictor import FaceOptions
+    from jaxface.prediction.options import FaceOptions
 
     return FaceOptions(faces="whole")
 

@@ -13,7 +13,8 @@ from jaxface.data.faces import DETECTORS, Face
 from jaxface.errors import UserError
 from jaxface.models.encoder import normalize_images
 from jaxface.prediction.items import Item
-from jaxface.prediction.predictor import FaceOptions, Predictor, read_pixels
+from jaxface.prediction.options import FaceOptions
+from jaxface.prediction.predictor import Predictor, read_pixels
 from jaxface.prediction.stream import predict_stream
 from jaxface.runs.model import load_trained
 

@@ -1,0 +1,29 @@
+"""What may be said about a prediction, apart from its engine, so that `--help` needs no model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from jaxface.data.faces import DETECTORS, MARGIN
+from jaxface.ranges import Known, Range, Share, Where, ranged
+
+
+@ranged()
+class FaceOptions:
+    """How faces are found in a photo.
+
+    Attributes:
+      faces: a detector (ssd, yunet), or whole: each photo is one face already.
+      detector_files: model files of the detector, where it does not bring its own.
+      threshold: least score of a face; the detector's own if not given.
+      margin: added around a face on each side, as a share of its longer side: as `jaxface.prepare` cropped the training faces.
+      most_faces: of one photo; the most certain ones are kept.
+      damaged: photos whose decoder complains are looked at, with the status "damaged", or left without faces.
+    """
+
+    faces: Annotated[str, Known(DETECTORS)] = "ssd"
+    detector_files: tuple[Where, ...] = ()
+    threshold: Share | None = None
+    margin: Annotated[float, MARGIN] = 0.2
+    most_faces: Annotated[int, Range(1, 10_000)] = 100
+    damaged: Literal["keep", "drop"] = "keep"
