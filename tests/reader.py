@@ -20,7 +20,7 @@ def write_belongings(folder: Path) -> Path:
     """Fills the folder and returns it."""
     write_checkpoint(folder / "PE-Core-L14-336.pt", TOWERS, random_tensors(TOWERS))
     (folder / "runs").mkdir()
-    write_trained_run(folder / "runs").rename(folder / "runs/dora")
+    write_trained_run(folder / "runs", "lp").rename(folder / "runs/dora")
     write_photo(folder / "photo.jpg", seed=1, size=60)
     write_manifest(folder / "faces")
     return folder

@@ -297,10 +297,16 @@ def merge(encoder: Encoder) -> Encoder:
     encoder = shallow_copy(encoder)
     for _, linear in linears(encoder):
         if hasattr(linear.kernel, "merge"):
-            linear.kernel = nnx.Param(linear.kernel.merge())
+            linear.kernel = nnx.Param(_merged(linear.kernel))
     if not any(isinstance(linear.kernel, nnx.Module) for stage in encoder.stages for _, linear in linears(stage)):
         encoder.stages = nnx.List([join_stages(encoder)])
     return encoder
+
+
+@jax.jit
+def _merged(kernel: Any) -> jax.Array:
+    """One program, in place of one for each operation."""
+    return kernel.merge()
 
 
 def group_of(path: Sequence[Any], groups: Sequence[Group]) -> Group | None:

@@ -9,6 +9,7 @@ The blocks of a page are run one after another in one folder, which has what the
 """
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -22,10 +23,15 @@ from typing import NamedTuple
 import pytest
 import tyro
 
+from jaxface.registry import Registry
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHOWN = ("text", "json", "toml")
 BLOCK = re.compile(r'^```(?P<language>\w*)(?: +title="(?P<title>[^"]+)")?[^\n]*\n(?P<code>.*?)^```$', re.M | re.S)
+
+DEVICES = re.compile(r"<!-- devices: (\d+) -->")
+"""A page that says this is run in a process of its own that has so many devices."""
 
 RECORDER = """
 note() { for word in "$@"; do printf '%s\\0' "$word" >> "$NOTES"; done; printf '\\n\\0' >> "$NOTES"; }
@@ -94,6 +100,13 @@ def parsing_alone(monkeypatch):
         yield patch
 
 
+def run_page(page, monkeypatch):
+    """Runs the blocks of a page in the present folder."""
+    namespace = {"__name__": "page"}
+    for block in blocks_of(page):
+        run_block(block, namespace, Path.cwd(), page, monkeypatch)
+
+
 def run_block(block, namespace, folder, page, monkeypatch):
     if block.title:
         (folder / block.title).write_text(block.code)
@@ -118,16 +131,35 @@ def belongings(tmp_path_factory):
     return write_belongings(tmp_path_factory.mktemp("reader"))
 
 
+@pytest.fixture
+def as_before():
+    """What a page registers and imports is forgotten after it."""
+    modules = set(sys.modules)
+    with contextlib.ExitStack() as stack:
+        for registry in [thing for thing in gc.get_objects() if isinstance(thing, Registry)]:
+            stack.enter_context(registry.temporarily())
+        yield
+    for name in set(sys.modules) - modules:
+        if not name.startswith(("jax", "weights_convert")) and "." not in name:
+            del sys.modules[name]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.usefixtures("as_before")
 def test_every_block_of_a_page_runs(page, belongings, tmp_path, monkeypatch):
     shutil.copytree(belongings, tmp_path, dirs_exist_ok=True, copy_function=os.link)
     for name in ("configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    namespace = {"__name__": "page"}
-    for block in blocks_of(page):
-        run_block(block, namespace, tmp_path, page, monkeypatch)
+    devices = DEVICES.search(page.read_text())
+    if devices:
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": devices[1]}
+        command = [sys.executable, __file__, str(page)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    else:
+        run_page(page, monkeypatch)
 
 
 def test_a_block_that_fails_or_says_an_unknown_option_is_noticed(tmp_path, monkeypatch):
@@ -136,3 +168,7 @@ def test_a_block_that_fails_or_says_an_unknown_option_is_noticed(tmp_path, monke
     for block in broken:
         with pytest.raises(Exception):  # noqa: B017 each in its own way
             run_block(block, {}, tmp_path, tmp_path, monkeypatch)
+
+
+if __name__ == "__main__":
+    run_page(Path(sys.argv[1]), pytest.MonkeyPatch())

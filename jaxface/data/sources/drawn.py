@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -13,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from jaxface.data.engines import WORTH_A_PROCESS
 from jaxface.data.records import Record
 from jaxface.data.sources.base import Source, register_source
 from jaxface.data.synthetic import DrawnSet, draw_face
@@ -32,15 +34,21 @@ class Synthetic(Source):
     def records(self, folder: Path, options: DrawnSet) -> Iterator[Record]:
         drawings = replace(options, style=folder.name)
         split_of = ["train"] * drawings.count + ["test"] * drawings.test_count
-        # spawned: the parent may hold threads of JAX by now
-        with (
-            Track(f"drawing {drawings.style}", len(split_of), unit="faces") as track,
-            ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,
-        ):
-            drawn = pool.map(partial(draw_record, drawings), range(len(split_of)), split_of, chunksize=64)
-            for record in drawn:
+        with Track(f"drawing {drawings.style}", len(split_of), unit="faces") as track, spread(len(split_of)) as mapped:
+            for record in mapped(partial(draw_record, drawings), range(len(split_of)), split_of):
                 track.advance()
                 yield record
+
+
+@contextmanager
+def spread(count: int) -> Iterator[Callable[..., Iterator[Record]]]:
+    """A `map` over so many drawings, by processes where there are enough to be worth their start."""
+    if count < WORTH_A_PROCESS:
+        yield map
+        return
+    # spawned: the parent may hold threads of JAX by now
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        yield partial(pool.map, chunksize=64)
 
 
 def draw_record(drawings: DrawnSet, index: int, split: str) -> Record:
