@@ -132,9 +132,10 @@ def belongings(tmp_path_factory):
 
 
 @pytest.fixture
-def as_before():
+def as_before(monkeypatch):
     """What a page registers and imports is forgotten after it."""
     modules = set(sys.modules)
+    monkeypatch.setattr("jaxface.imports._imported", {})
     with contextlib.ExitStack() as stack:
         for registry in [thing for thing in gc.get_objects() if isinstance(thing, Registry)]:
             stack.enter_context(registry.temporarily())
