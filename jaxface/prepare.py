@@ -43,6 +43,7 @@ class Options:
       folder: the data set on disk; for synthetic the name of a drawing style.
       out: the folder to write.
       workers: processes; 0 takes one a core, as far as the work is worth it.
+      content: know files by a hash of their content, not by size and time: a set whose files have changed is prepared again.
       engine: local, or an engine for several machines that share the folders.
     """
 
@@ -54,6 +55,7 @@ class Options:
     leakage: Annotated[Leakage, tyro.conf.arg(name="")] = field(default_factory=Leakage)
     drawn: Drawing = field(default_factory=Drawing)
     workers: int = 0
+    content: bool = False
     engine: str = "local"
 
 
@@ -140,6 +142,7 @@ def main() -> None:
         leakage=options.leakage,
         engine=options.engine,
         workers=options.workers,
+        content=options.content,
     )
     show(summary, options.out, Console())
     if not (options.out / "summary.png").exists():

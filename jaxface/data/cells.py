@@ -71,7 +71,7 @@ def read_label(task: str, text: str, where: str, note: Note | None = None) -> in
     word = plain(text)
     if word not in names and word not in other:
         raise UserError(f"{where}: {task} {text!r} is out of range; known: {', '.join(known.classes)}")
-    if word not in names and note is not None:
+    if word not in names and note is not None and len(word) > 1:  # m and f need no explanation
         note(f"{text} as {other[word]}")
     return known.classes.index(names.get(word) or other[word])
 

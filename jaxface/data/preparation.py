@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
+import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -49,14 +52,17 @@ def prepare(
     leakage: Leakage | None = None,
     engine: str = "local",
     workers: int = 0,
+    content: bool = False,
 ) -> dict[str, Any]:
     """Writes the records of a data set into `out` and returns the summary.
 
-    Nothing is done where `out` holds the same set already. What cannot be used is left out, counted and listed in `summary.json`.
+    Nothing is done where `out` holds the same set already: of the same options, rows and files. A set whose rows or files have changed is
+    prepared again. What cannot be used is left out, counted and listed in `summary.json`.
 
     Args:
       options: how the source is read: a `Reading`, or for drawn faces a `DrawnSet`.
       engine: who writes (see `jaxface.data.engines`), with `workers` processes, 0 for as many as are worth it.
+      content: know files by a hash of their content, not by size and time.
 
     Raises UserError if the folder is not laid out as the source needs it, holds nothing usable, or `out` holds something else.
     """
@@ -69,21 +75,25 @@ def prepare(
     cropping.check()
     for other in leakage.against:
         read_hashes(other)
-    settings = {
-        "source": source.name,
-        "folder": str(folder),
-        "options": _plain(options),
-        "crop": _plain(cropping),
-        "leakage": _plain(leakage),
-    }
-    work = out.parent / f".{out.name}.partial"
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed after its last step
-        return _existing(out, settings)
+    parts = {"options": options, "crop": cropping, "leakage": leakage}
+    settings = {"source": source.name, "folder": str(folder)} | {name: _plain(part) for name, part in parts.items()}
+    standing = _standing(out, settings)
+    if standing and not source.on_disk:
+        return standing
     source.check(folder)
     records, skipped = sort_into_splits(source, source.records(folder, options))
+    work = out.parent / f".{out.name}.partial"
+    shards = {split: make_shards(work, split, rows, source.name, source.margin, cropping, content) for split, rows in records.items()}
+    settings["content"] = _content(shards, skipped, cropping, leakage)
+    if standing and _same(out, standing, settings):
+        return standing
     with _held(work):
-        shards = {split: make_shards(work, split, rows, source.name, source.margin, cropping) for split, rows in records.items()}
+        standing = _standing(out, settings)  # another process may have written it by now
+        if standing and _same(out, standing, settings):
+            shutil.rmtree(work, ignore_errors=True)
+            return standing
+        if standing:
+            print(f"{out}: rows or files have changed since it was prepared: it is prepared again", file=sys.stderr)
         everything = [shard for parts in shards.values() for shard in parts]
         with Track(f"preparing {source.name}", sum(len(shard.records) for shard in everything), unit="images") as track:
             run(everything, workers, lambda shard: track.advance(len(shard.records)))
@@ -97,6 +107,14 @@ def prepare(
     return summary
 
 
+def _content(shards: dict[str, list[Shard]], skipped: Sequence[Any], cropping: Cropping, leakage: Leakage) -> str:
+    """A hash of all that a set is made of: rows, files, the detector's model, and the sets that it is held against."""
+    parts = [shard.stem.name for parts in shards.values() for shard in parts] + [repr(list(skipped))]
+    for file in (*cropping.files, *(other / HASHES for other in leakage.against)):
+        parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 @contextlib.contextmanager
 def _held(work: Path) -> Iterator[None]:
     """The folder of unfinished work, for this process alone; it stays after an error. Raises UserError if another process holds it."""
@@ -104,12 +122,25 @@ def _held(work: Path) -> Iterator[None]:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{work}: cannot be written: {error.strerror}") from None
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{work} is being written by another process") from None
-        yield
+    while True:
+        with (work / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{work} is being written by another process") from None
+            if not _is(lock, work / "lock"):  # the one who held it has finished, and taken it away
+                work.mkdir(parents=True, exist_ok=True)
+                continue
+            yield
+            return
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any], out: Path) -> None:
@@ -127,7 +158,7 @@ def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any
     (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     record_digests(prepared, sorted(path.name for path in prepared.iterdir()))
     if out.exists():
-        out.rmdir()
+        out.rename(work / "before")
     prepared.rename(out)
     shutil.rmtree(work, ignore_errors=True)
 
@@ -143,12 +174,36 @@ def _refuse_empty(folder: Path, shards: dict[str, list[Shard]], work: Path) -> N
             raise UserError(f"{folder}: none of its {count} {split} images can be used ({why})")
 
 
-def _existing(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _standing(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of the set in a folder, None where there is nothing. Raises UserError for one that was prepared otherwise."""
+    if not out.exists() or not any(out.iterdir() if out.is_dir() else [out]):
+        return None
     summary = read_summary(out)
-    different = [name for name, value in settings.items() if summary.get(name) != value]
+    different = [name for name, value in settings.items() if name not in ("folder", "content") and _differs(summary.get(name), value)]
     if different:
-        raise UserError(f"{out} holds another prepared set (different: {', '.join(different)}): choose another --out, or remove it")
+        raise _another(out, different)
     return summary
+
+
+def _differs(before: Any, now: Any) -> bool:
+    """Whether options are others; one that there was not yet had its default."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return before != now
+    defaults = {name: value for kind in (Cropping, Leakage) for name, value in _plain(kind()).items()}
+    return {**{name: defaults[name] for name in now if name in defaults}, **before} != now
+
+
+def _another(out: Path, different: Sequence[str]) -> UserError:
+    return UserError(f"{out} holds another prepared set (different: {', '.join(different)}): choose another --out, or remove it")
+
+
+def _same(out: Path, standing: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a set is made of the same rows and files. Raises UserError for those of another folder."""
+    if standing.get("content") == settings["content"]:
+        return True
+    if standing.get("folder") != settings["folder"]:
+        raise _another(out, ["folder"])
+    return False
 
 
 def _plain(options: Any) -> dict[str, Any]:

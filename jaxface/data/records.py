@@ -76,9 +76,15 @@ def splits(folder: str | Path) -> tuple[str, ...]:
     return tuple(read_summary(folder)["splits"])
 
 
-@lru_cache(maxsize=32)
 def _labels(folder: str) -> dict[str, np.ndarray]:
     read_summary(folder)
+    stat = (Path(folder) / LABELS).stat()
+    return _cached_labels(folder, stat.st_ino, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _cached_labels(folder: str, *version: int) -> dict[str, np.ndarray]:
+    """The labels of a folder as it is: it may be prepared again."""
     return _arrays(Path(folder) / LABELS)
 
 

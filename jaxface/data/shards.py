@@ -59,27 +59,39 @@ class Shard:
         return json.loads(self.done.read_text())
 
 
-def make_shards(folder: Path, split: str, records: list[Record], source: str, margin: float, cropping: Cropping) -> list[Shard]:
-    """The shards of a split: how many depends on the number of records alone, never on the machine."""
+def make_shards(
+    folder: Path, split: str, records: list[Record], source: str, margin: float, cropping: Cropping, content: bool = False
+) -> list[Shard]:
+    """The shards of a split: how many depends on the number of records alone, never on the machine.
+
+    Args:
+      content: know images by a hash of their content, not by size and time.
+    """
+    tasks = [*TASKS.values()]
     size = min(1024, max(64, -(-len(records) // 64)))
     shards = []
     for index, start in enumerate(range(0, len(records), size)):
         part = tuple(records[start : start + size])
-        content = repr((source, margin, cropping, TASKS, [(replace(record, image=b""), *_version(record.image)) for record in part]))
+        content = repr(
+            (source, margin, cropping, tasks, [(replace(record, image=b""), *_version(record.image, content)) for record in part])
+        )
         name = f"{split}-{index:05d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         shards.append(Shard(folder / name, part, source, margin, cropping))
     return shards
 
 
-def _version(image: Path | bytes) -> tuple[Any, ...]:
+def _version(image: Path | bytes, content: bool) -> tuple[Any, ...]:
     """Tells whether an image is the one that it was."""
-    if isinstance(image, bytes):
-        return (hashlib.sha256(image).hexdigest(),)
     try:
+        if content and isinstance(image, Path):
+            with image.open("rb") as file:
+                return (hashlib.file_digest(file, "sha256").hexdigest(),)
+        if isinstance(image, bytes):
+            return (hashlib.sha256(image).hexdigest(),)
         stat = image.stat()
-        return str(image), stat.st_size, stat.st_mtime_ns
+        return stat.st_size, stat.st_mtime_ns
     except (OSError, ValueError):
-        return (str(image),)
+        return ("",)
 
 
 def write_shard(shard: Shard) -> None:

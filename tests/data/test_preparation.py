@@ -88,7 +88,7 @@ def test_a_set_is_prepared_once_and_never_over_another(tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert prepare("raf_db", tmp_path / "raf", tmp_path / "out") == read_summary(tmp_path / "out")
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match=r"holds another prepared set \(different: source, folder\)"):
+    with pytest.raises(UserError, match=r"holds another prepared set \(different: source\)"):
         prepare("manifest", tmp_path / "m.csv", tmp_path / "out")
 
 
@@ -151,3 +151,77 @@ def test_persons_in_two_splits_are_named(tmp_path, capsys):
     capsys.readouterr()
     show(summary, tmp_path / "out", Console())
     assert "the same person is in " in capsys.readouterr().err
+
+
+def manifest_of(folder, rows):
+    (folder / "manifest.csv").write_text("path,gender,split\n" + "".join(f"{name},{gender},test\n" for name, gender in rows.items()))
+
+
+def test_a_set_follows_its_table_and_files_and_is_left_alone_where_nothing_has_changed(tmp_path, capsys):
+    rows = {f"{index}.png": "m" for index in range(4)}
+    for index, name in enumerate([*rows, "new.png"]):
+        cv2.imwrite(str(tmp_path / name), noise(32, 32, index))
+
+    def prepared():
+        manifest_of(tmp_path, rows)
+        before = (tmp_path / "out").stat().st_ino if (tmp_path / "out").exists() else 0
+        prepare("manifest", tmp_path, tmp_path / "out")
+        records = open_records(tmp_path / "out", "test")
+        images = [decode(records[index]["image"]) for index in range(len(records))]
+        return (tmp_path / "out").stat().st_ino != before, read_labels(tmp_path / "out", "test")["gender"].tolist(), images
+
+    assert prepared()[:2] == (True, [0, 0, 0, 0])
+    assert prepared()[:2] == (False, [0, 0, 0, 0])
+    rows["1.png"] = "f"
+    assert prepared()[:2] == (True, [0, 1, 0, 0])
+    rows["new.png"] = "f"
+    assert prepared()[:2] == (True, [0, 1, 0, 0, 1])
+    cv2.imwrite(str(tmp_path / "2.png"), noise(32, 32, 77))
+    again, _, images = prepared()
+    assert again
+    assert np.array_equal(images[2][..., ::-1], noise(32, 32, 77))
+    assert capsys.readouterr().err.count("have changed since it was prepared") == 3
+    (tmp_path / "2.png").unlink()
+    assert len(prepared()[1]) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {*rows, "manifest.csv", "out"} - {"2.png"}
+
+
+def test_a_file_replaced_by_one_of_its_size_and_time_is_noticed_by_content(tmp_path):
+    import os
+
+    manifest_of(tmp_path, {"a.bmp": "m", "b.bmp": "m"})
+    for index, name in enumerate(("a.bmp", "b.bmp")):
+        cv2.imwrite(str(tmp_path / name), noise(32, 32, index))
+    stamp = (tmp_path / "a.bmp").stat().st_mtime_ns
+    first = [prepare("manifest", tmp_path, tmp_path / name, content=name == "hashed")["content"] for name in ("hashed", "timed")]
+    cv2.imwrite(str(tmp_path / "a.bmp"), noise(32, 32, 9))
+    os.utime(tmp_path / "a.bmp", ns=(stamp, stamp))
+    second = [prepare("manifest", tmp_path, tmp_path / name, content=name == "hashed")["content"] for name in ("hashed", "timed")]
+    assert [a == b for a, b in zip(first, second, strict=True)] == [False, True]
+
+
+def test_a_folder_that_has_moved_is_the_same_set_and_another_ones_is_refused(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), noise(32, 32, len(name) + ord(name[0])))
+        manifest_of(tmp_path / name, {"a.png": "m"})
+    prepare("manifest", tmp_path / "one", tmp_path / "out")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    inode = (tmp_path / "out").stat().st_ino
+    prepare("manifest", tmp_path / "moved", tmp_path / "out")
+    assert (tmp_path / "out").stat().st_ino == inode
+    with pytest.raises(UserError, match=r"holds another prepared set \(different: folder\)"):
+        prepare("manifest", tmp_path / "two", tmp_path / "out")
+
+
+def test_a_set_of_before_an_option_had_its_default(tmp_path):
+    manifest_of(tmp_path, {"a.png": "m"})
+    cv2.imwrite(str(tmp_path / "a.png"), noise(32, 32, 0))
+    prepare("manifest", tmp_path, tmp_path / "out")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    del summary["crop"]["damaged"]
+    (tmp_path / "out/summary.json").write_text(json.dumps(summary))
+    (tmp_path / "out/digests.json").unlink(missing_ok=True)
+    prepare("manifest", tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"different: crop"):
+        prepare("manifest", tmp_path, tmp_path / "out", cropping=Cropping(damaged="drop"))

@@ -63,11 +63,13 @@ class Source:
       name: the word that `jaxface.prepare` takes.
       layout: what its folder must hold, for messages.
       margin: added around a face box on each side, as a share of its longer side.
+      on_disk: whether there are files that may change; otherwise the options say all.
     """
 
     name: ClassVar[str]
     layout: ClassVar[str] = ""
     margin: ClassVar[float] = 0.2
+    on_disk: ClassVar[bool] = True
 
     def records(self, folder: Path, options: Any) -> Iterable[Record | Skipped]:
         """All records of the folder, in a fixed order. Raises UserError where it is not laid out as it should be.

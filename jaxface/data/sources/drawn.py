@@ -26,6 +26,7 @@ from jaxface.progress import Track
 class Synthetic(Source):
     """The folder is the name of a drawing style."""
 
+    on_disk = False
     layout = "the name of a drawing style in place of the folder (paint, charcoal)"
 
     def check(self, folder: Path) -> None:
