@@ -235,7 +235,7 @@ def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Array
     """
     balancer = rules.balancer
     norms = {task: jnp.sqrt(square) for task, square in metrics.pop("squares", {}).items()}
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
     def changed() -> dict[str, Any]:

@@ -76,6 +76,10 @@ def test_what_cannot_stand_together_is_named(adapters):
     together = stack_adapters(adapters)
     with pytest.raises(UserError, match="no adapter 'age'; loaded: wide, dora, split"):
         together.pick(["age"])
+    with pytest.raises(UserError, match="no adapter 'age'"):
+        together.only("age")
+    with pytest.raises(UserError, match="no adapter 'age'"):
+        together.blend({"wide": 0.5, "age": 0.5})
     with pytest.raises(UserError, match="no adapter to stack"):
         stack_adapters({})
     arrays, structure = flatten(adapters["wide"])

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import jaxface
-from jaxface.adapters.methods import merge
+from jaxface.adapters.dropout_keys import set_keys
+from jaxface.adapters.low_rank import LowRank
+from jaxface.adapters.methods import linears, merge
 from jaxface.adapters.peft_format import CONFIG, load_peft, save_peft
 from jaxface.errors import UserError
 from jaxface.models.tree import flatten
@@ -144,6 +146,13 @@ def test_scalings_ranks_and_single_blocks_of_peft_are_read(plain, tmp_path, opti
     model = theirs(**options)
     model.save_pretrained(tmp_path)
     assert difference(forward(merge(load_peft(plain, tmp_path)), IMAGES), model(torch_images())) < 1e-5
+
+
+def test_adapters_of_a_folder_drop_nothing_out(plain, tmp_path):
+    save_peft(jaxface.adapt(plain, "lora", rank=2, dropout=0.5), tmp_path)
+    loaded = load_peft(plain, tmp_path)
+    set_keys(loaded, jax.random.key(0), jnp.arange(3))
+    assert all(linear.kernel.keys is None for _, linear in linears(loaded) if isinstance(linear.kernel, LowRank))
 
 
 def test_what_cannot_be_read_or_written_is_one_line(plain, tmp_path):

@@ -68,6 +68,7 @@ def test_a_face_is_found_where_it_is_moved_to(ssd, portrait):
 
 def test_yunet_gives_boxes_and_landmarks_in_the_pixels_of_the_large_image(monkeypatch, tmp_path):
     row = np.array([10, 20, 30, 40, 15, 30, 30, 30, 22, 40, 16, 50, 29, 50, 0.9], np.float32)
+    doubtful = np.array([100, 20, 30, 40, *row[4:14] + 90, 0.6], np.float32)
 
     class Net:
         def setInputSize(self, size):
@@ -75,12 +76,13 @@ def test_yunet_gives_boxes_and_landmarks_in_the_pixels_of_the_large_image(monkey
 
         def detect(self, image):
             assert image.shape[1::-1] == self.size == (1280, 320)
-            return 1, row[None]
+            return 2, np.stack([doubtful, row])
 
     monkeypatch.setattr(cv2.FaceDetectorYN, "create", lambda *args: Net())
     model = tmp_path / "model.onnx"
     model.write_bytes(b"x")
-    (face,) = get_detector("yunet", [model])(np.zeros((640, 2560, 3), np.uint8))
+    face, other = get_detector("yunet", [model])(np.zeros((640, 2560, 3), np.uint8))
+    assert (face.score, other.score) == pytest.approx((0.9, 0.6))  # the most certain first
     assert face.box == (20, 40, 80, 120)
     assert face.landmarks[0] == (30, 60)
     assert face.landmarks[4] == (58, 100)

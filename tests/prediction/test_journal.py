@@ -51,7 +51,7 @@ def test_tables_have_a_row_for_each_face_and_for_each_image_without(tmp_path, su
         journal.write(result("bad.jpg", status="unreadable", error="the file is empty"))
         journal.write(result("clip.mp4", [face()], frame=7))
         journal.finish()
-    rows = pq.read_table(out).to_pylist() if suffix == ".parquet" else list(csv.DictReader(out.open(newline="")))
+    rows = pq.read_table(out).to_pylist() if suffix == ".parquet" else list(csv.DictReader(out.read_text().splitlines()))
     assert [row["path"] for row in rows] == ["two, faces\n.jpg"] * 2 + ["none.jpg", "bad.jpg", "clip.mp4"]
     assert [row["gender"] or None for row in rows] == ["female", "male", None, None, "female"]
     assert [str(row["face"]) for row in rows][:2] == ["0", "1"]
@@ -105,7 +105,7 @@ def test_a_file_that_has_changed_is_done_again_and_no_other(tmp_path):
     Path(names[1]).write_bytes(b"newer")
     assert run() == (1, [names[1]])
     assert run() == (0, [])
-    assert sorted(row["path"] for row in csv.DictReader(out.open(newline=""))) == names
+    assert sorted(row["path"] for row in csv.DictReader(out.read_text().splitlines())) == names
 
 
 def test_the_content_tells_what_size_and_time_do_not(tmp_path):

@@ -91,7 +91,7 @@ def test_tracks_have_columns_of_their_own(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["predict", *map(str, words)])
     with pytest.raises(SystemExit, match="0"):
         run_command(main)
-    *rows, last = csv.DictReader((tmp_path / "o.csv").open())
+    *rows, last = csv.DictReader((tmp_path / "o.csv").read_text().splitlines())
     assert [row["track"] for row in rows] == ["0"] * 5
     assert (last["frame"], last["frames"], last["track"], last["track_frames"], last["track_end"]) == ("", "5", "0", "5", "0.4")
     assert float(last["age_confidence"]) > 0

@@ -190,7 +190,7 @@ def test_dynamic_averaging_follows_its_paper():
         whole = sum(math.exp(rate[task] / 2) for task in tasks)
         for task in tasks:
             assert float(weights[task]) == pytest.approx(2 * math.exp(rate[task] / 2) / whole, rel=1e-5)
-        losses = rng.uniform(0.5, 2, (3, 2))
+        losses = rng.uniform(0.5, 2, (2 + epoch, 2))
         for a, b in losses:
             state = balancer.after_step(numbers(a=a, b=b), numbers(a=1, b=1), state, {})
         state = balancer.after_epoch(state)
@@ -219,6 +219,15 @@ def test_gradnorm_takes_the_gradient_step_of_its_papers_loss():
             weight = 3 * weight / weight.sum()
         got = balancer.weights({}, state, tasks)
         np.testing.assert_allclose([float(got[task]) for task in tasks], weight.numpy(), rtol=1e-5)
+
+
+def test_gradnorm_moves_nothing_in_a_batch_of_one_tasks_labels():
+    balancer, tasks = get_balancer("gradnorm"), ("a", "b", "c")
+    start = balancer.after_step(numbers(a=1, b=2, c=3), numbers(a=1, b=1, c=1), balancer.state(tasks), numbers(a=3, b=0.5, c=1))
+    after = balancer.after_step(numbers(a=0.5, b=0, c=0), numbers(a=1, b=0, c=0), start, numbers(a=3, b=0, c=0))
+    before, weights = (balancer.weights({}, state, tasks) for state in (start, after))
+    assert [float(weights[task]) for task in tasks] == pytest.approx([float(before[task]) for task in tasks])
+    assert float(before["a"]) != pytest.approx(float(before["b"]), abs=1e-2)
 
 
 @pytest.mark.parametrize(
