@@ -30,6 +30,8 @@ def test_errors_are_counted_in_every_group_and_pair_of_groups():
     assert row(rows, "gender", "gender x age", "female x 70+").errors == 1
     assert row(rows, "age", "age", "0-2").count == 3  # the record without a gender is of an age all the same
     assert not any(r.group == "" for r in rows)
+    pairs = {r.group for r in rows if r.attribute == "gender x age"}
+    assert pairs == {"male x 0-2", "male x 70+", "female x 0-2", "female x 70+"}  # both must be known
 
 
 def test_the_interval_is_wilsons():

@@ -8,6 +8,7 @@ import sklearn.metrics
 from made_answers import answers
 
 from jaxface.data.tasks import AGE, GENDER, MISSING
+from jaxface.evaluation.metrics import source_matrices
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import score
 from jaxface.report.pictures import write_pictures
@@ -30,6 +31,19 @@ def test_figures_of_every_source_are_scikit_learns_and_their_mean_is_the_average
         assert values["interval"]["accuracy"][0] < values["accuracy"] < values["interval"]["accuracy"][1]
     averages = [values["average_accuracy"] for values in found["tasks"].values()]
     assert found["summary"]["overall_accuracy"] == pytest.approx(np.mean(averages))
+
+
+def test_sources_stand_in_the_order_of_their_names():
+    names = ["utkface", "fairface", "lagenda", "celeba_hq", "raf_db", "vggface2", "mine", "a"]
+    plain = answers(1.5, count=80)
+    found = score(Predictions(plain.tasks, plain.id, plain.labels, plain.logits, source=np.array(names * 10)))
+    assert all(list(values["sources"]) == sorted(names) for values in found["tasks"].values())
+    for task in plain.tasks:
+        matrices = source_matrices(Predictions(plain.tasks, plain.id, plain.labels, plain.logits, source=np.array(names * 10)), task)
+        for place, name in enumerate(names):
+            y, p = plain.labels[task.name][place::8], plain.predicted(task.name)[place::8]
+            known = y != MISSING
+            assert (matrices[name] == sklearn.metrics.confusion_matrix(y[known], p[known], labels=range(task.num_classes))).all()
 
 
 def test_estimated_ages_are_no_part_of_the_average():

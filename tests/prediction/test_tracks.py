@@ -55,6 +55,14 @@ def test_a_face_unseen_for_a_moment_stays_itself_and_for_long_does_not():
     assert sorted(map(sorted, names_of(followed(rows, ABOUT)).values())) == [["A"], ["A"], ["C"]]
 
 
+def test_frames_without_a_time_are_counted_at_25_a_second():
+    rows = [frame(0, "AC"), *(frame(number, "C") for number in range(1, 40)), frame(40, "AC")]
+    timeless = [row | {"seconds": None} for row in rows]
+    assert [[one["track"] for one in row["faces"]] for row in followed(timeless, ABOUT)] == [
+        [one["track"] for one in row["faces"]] for row in followed(rows, ABOUT)
+    ]
+
+
 def test_a_tracks_answer_is_the_mean_over_its_frames_and_its_confidence_at_the_temperature():
     tracker = Tracker(CLASSES, ABOUT["temperatures"])
     for number, (score, p) in enumerate([(0.5, 0.2), (1.0, 0.8)]):
