@@ -14,6 +14,7 @@ import tyro
 
 from jaxface.errors import UserError
 from jaxface.imports import IMPORT_HELP, take_imports
+from jaxface.ranges import has_rule
 
 T = TypeVar("T")
 
@@ -30,8 +31,11 @@ def parse(
 
     Files that `--import` and `--trust` name are seen to first (see `jaxface.imports`), and what they register is known.
 
-    Raises UserError with one line for what cannot be parsed; `--help` prints and exits as usual.
+    Raises UserError with one line for what cannot be parsed; `--help` prints and exits as usual. Raises TypeError for a kind without
+    ranges.
     """
+    if not has_rule(kind):
+        raise TypeError(f"{kind}: make it a class with ranges (jaxface.ranges.ranged)")
     words = take_imports(sys.argv[1:] if args is None else args)
     options: dict[str, Any] = {} if default is None else {"default": default}
     if {"-h", "--help"} & set(words):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from jaxface.cli import parse
-from jaxface.errors import UserError, run_command
+from jaxface.errors import run_command
+from jaxface.ranges import Range, Where, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Compares this project with the PyTorch original; exit status 1 if a stage differs by more than the tolerance.
 
@@ -32,17 +32,17 @@ class Options:
       out: the picture to write.
     """
 
-    weights: Path
+    weights: Where
     against: Literal["meta", "timm", "open_clip"]
-    meta_code: Path | None = None
-    photos: tuple[Path, ...] = ()
-    batch_size: int = 4
-    image_size: int = 0
-    tolerance: float = 1e-4
-    repeats: int = 5
+    meta_code: Where | None = None
+    photos: tuple[Where, ...] = ()
+    batch_size: Annotated[int, Range(1, 1024)] = 4
+    image_size: Annotated[int, Range(0, 8192)] = 0
+    tolerance: Annotated[float, Range(above=0, high=1)] = 1e-4
+    repeats: Annotated[int, Range(0, 1000)] = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
-    heads: int | None = None
-    out: Path = Path("compare.png")
+    heads: Annotated[int | None, Range(1, 1024)] = None
+    out: Where = Path("compare.png")
 
 
 SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old", "two dogs on a beach, in the rain")
@@ -69,8 +69,6 @@ def run(options: Options) -> tuple[list[Any], Any, str]:
     from weights_convert.checkpoint import read_checkpoint
     from weights_convert.towers import Heads
 
-    if options.batch_size < 1:
-        raise UserError(f"batch_size {options.batch_size}: expected at least 1")
     checkpoint = read_checkpoint(options.weights, heads=Heads(vision=options.heads))
     towers = checkpoint.towers
     images = read_images(options, options.image_size or towers.vision.image_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +11,12 @@ import tyro
 from rich.console import Console
 
 from jaxface.cli import parse
+from jaxface.data.records import SPLITS
 from jaxface.errors import UserError, run_command
+from jaxface.ranges import Count, Items, OneOf, Where, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Tests models of runs on prepared data. Writes predictions.parquet, evaluation.json and figures/ into each run folder.
 
@@ -31,22 +32,20 @@ class Options:
       json: print the figures as JSON.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    data: tuple[Path, ...] = ()
-    split: str | None = None
+    runs: Annotated[tuple[Where, ...], Items(least=1), tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    data: Annotated[tuple[Where, ...], Items(once=True)] = ()
+    split: Annotated[str | None, OneOf("split", SPLITS)] = None
     features: bool = False
-    groups: tuple[Path, ...] = ()
+    groups: tuple[Where, ...] = ()
     recompute: bool = False
-    batch_size: int = 64
-    out: Path | None = None
+    batch_size: Count = 64
+    out: Where | None = None
     json: bool = False
 
 
 def main() -> None:
     """Tests, writes and prints."""
     options = parse(Options, prog="python -m jaxface.evaluate")
-    if options.batch_size <= 0:
-        raise UserError(f"batch_size {options.batch_size}: expected more than 0")
     from jaxface.runs.evaluate_run import evaluated_runs
 
     if len(options.runs) == 1 and not options.runs[0].is_dir():

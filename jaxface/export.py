@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import run_command
+from jaxface.ranges import Name, Where, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Writes a run's best model in a format that others read, with a manifest, and checks that it gives the same logits.
 
@@ -23,9 +22,9 @@ class Options:
       out: the folder to write; RUN/export/FORMAT if not given.
     """
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    to: str
-    out: Path | None = None
+    run: Annotated[Where, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    to: Name
+    out: Where | None = None
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +23,12 @@ from jaxface.launchers import launched
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.options import FaceOptions
+from jaxface.ranges import Count, Place, Range, Where, Word, ranged
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Says of every face what a run's model sees. The same command again goes on where the last one stopped.
 
@@ -48,24 +49,21 @@ class Options:
       limits: of the server.
     """
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
-    out: Path | None = None
+    run: Annotated[Where, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    paths: Annotated[tuple[str, ...], Place(), tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
+    out: Where | None = None
     content: bool = False
-    draw: Path | None = None
-    every: int = 1
+    draw: Where | None = None
+    every: Annotated[int, Range(1, 10**6)] = 1
     tracks: bool = False
-    batch_size: int = 32
-    threads: int | None = None
-    shard: str | None = None
+    batch_size: Count = 32
+    threads: Annotated[int | None, Range(1, 1024)] = None
+    shard: Annotated[str | None, Word(r"\d{1,6}/\d{1,6}", "I/N, such as 0/4")] = None
     find: tyro.conf.OmitArgPrefixes[FaceOptions] = field(default_factory=FaceOptions)
     serve: bool = False
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        for name, value in (("every", self.every), ("threads", self.threads or 1), ("batch_size", self.batch_size)):
-            if value <= 0:
-                raise UserError(f"{name} {value}: expected more than 0")
         if self.serve and (self.paths or self.out or self.draw):
             raise UserError("--serve takes no PATH, --out or --draw: photos come over HTTP")
         if not self.serve and not self.paths:

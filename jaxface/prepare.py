@@ -6,9 +6,9 @@ python -m jaxface.prepare --look DIR...: writes a page of training batches of pr
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -16,25 +16,27 @@ from rich.table import Table
 
 from jaxface.cli import parse
 from jaxface.data.cropping import Cropping
+from jaxface.data.engines import ENGINES
 from jaxface.data.preparation import Leakage, prepare
-from jaxface.data.sources import Reading
+from jaxface.data.sources import SOURCES, Reading
 from jaxface.data.synthetic import DrawnSet
-from jaxface.data.tasks import get_task
-from jaxface.errors import UserError, run_command
+from jaxface.data.tasks import TASKS
+from jaxface.errors import run_command
 from jaxface.files import aside
+from jaxface.ranges import Items, Known, Range, Seed, Where, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Drawing:
     """For drawn faces (source synthetic)."""
 
-    count: int = 6000
-    test_count: int = 1000
-    size: int = 60
-    seed: int = 0
+    count: Annotated[int, Range(2, 10**7)] = 6000
+    test_count: Annotated[int, Range(1, 10**7)] = 1000
+    size: Annotated[int, Range(8, 1024)] = 60
+    seed: Seed = 0
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Which data set, and where to.
 
@@ -47,19 +49,19 @@ class Options:
       engine: local, or an engine for several machines that share the folders.
     """
 
-    source: Annotated[str, tyro.conf.Positional]
-    folder: Annotated[Path, tyro.conf.Positional]
-    out: Path
+    source: Annotated[str, Known(SOURCES), tyro.conf.Positional]
+    folder: Annotated[Where, tyro.conf.Positional]
+    out: Where
     read: Reading = field(default_factory=Reading)
     crop: Cropping = field(default_factory=Cropping)
     leakage: Annotated[Leakage, tyro.conf.arg(name="")] = field(default_factory=Leakage)
     drawn: Drawing = field(default_factory=Drawing)
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     content: bool = False
-    engine: str = "local"
+    engine: Annotated[str, Known(ENGINES)] = "local"
 
 
-@dataclass(frozen=True)
+@ranged()
 class Look:
     """What is shown of prepared folders.
 
@@ -73,13 +75,13 @@ class Look:
       seed: of the draws.
     """
 
-    look: tuple[Path, ...]
-    out: Path | None = None
-    tasks: tuple[str, ...] = ("age", "gender", "emotion")
-    sampling: str = "balanced"
-    image_size: int = 336
-    count: int = 48
-    seed: int = 0
+    look: Annotated[tuple[Where, ...], Items(least=1)]
+    out: Where | None = None
+    tasks: Annotated[tuple[str, ...], Known(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
+    sampling: Literal["shuffle", "balanced"] = "balanced"
+    image_size: Annotated[int, Range(8, 8192)] = 336
+    count: Annotated[int, Range(1, 10_000)] = 48
+    seed: Seed = 0
 
 
 def look() -> None:
@@ -87,10 +89,6 @@ def look() -> None:
     from jaxface.report.data_sheets import batch_page
 
     options = parse(Look, prog="python -m jaxface.prepare", description=__doc__)
-    if not options.look:
-        raise UserError("--look needs at least one prepared folder")
-    for task in options.tasks:
-        get_task(task)
     out = options.out or options.look[0] / "look.html"
     folders = [str(folder) for folder in options.look]
     size = {"image_size": options.image_size, "count": options.count, "seed": options.seed}

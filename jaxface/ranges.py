@@ -18,7 +18,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 import tyro
 
 from jaxface.errors import UserError
-from jaxface.registry import Registry
+from jaxface.registry import Registry, require_known
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,7 +48,7 @@ class Rule:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Range(Rule):
     """Finite numbers from `low` to `high`, both allowed unless `above` or `below` is set in their place."""
 
@@ -71,7 +71,7 @@ class Range(Rule):
             raise UserError(f"expected {self.says or 'a finite number'}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Known(Rule):
     """Names of a registry's entries, and one more word where there is `other`."""
 
@@ -87,7 +87,22 @@ class Known(Rule):
             self.registry.get(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class OneOf(Rule):
+    """Words of a list that stands elsewhere; `kind` is what a message calls one."""
+
+    kind: str
+    words: Collection[str]
+
+    @property
+    def says(self) -> str:
+        return ", ".join(self.words)
+
+    def __call__(self, value: Any) -> None:
+        require_known(self.kind, [value], self.words)
+
+
+@dataclass(frozen=True, eq=False)
 class Like(Rule):
     """Values that a function reads without a UserError."""
 
@@ -98,7 +113,7 @@ class Like(Rule):
         self.read(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Word(Rule):
     """Texts that a regular expression matches as a whole."""
 
@@ -110,17 +125,17 @@ class Word(Rule):
             raise UserError(f"expected {self.says}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place(Rule):
     """Files and folders anywhere; whoever opens one says whether it is there."""
 
     def __call__(self, value: Any) -> None:
         text = str(value)
-        if not text.strip() or not text.isprintable() or len(text) > 4096 or any(len(part) > 255 for part in text.split("/")):
+        if not text.strip() or not text.isprintable() or any(len(part) > 255 for part in text.split("/")):
             raise UserError("expected a path")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inside(Rule):
     """Names of folders below another: relative, none of them `..`."""
 
@@ -133,7 +148,7 @@ class Inside(Rule):
             raise UserError("expected a name that stays inside its folder, as in run or group/run")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Whole(Rule):
     """What is true of all values of a field together: a function that raises UserError where it is not."""
 
@@ -143,7 +158,7 @@ class Whole(Rule):
         self.read(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Items(Whole):
     """How many values a field of several has, and whether each may come once only."""
 
@@ -158,6 +173,11 @@ class Items(Whole):
             raise UserError("name each once")
 
 
+def _name(value: str) -> None:
+    if not value.strip() or not value.isprintable() or len(value) > 255:
+        raise UserError("expected a name")
+
+
 def _rising(values: tuple[float, ...]) -> None:
     if list(values) != sorted(values):
         raise UserError("expected the smaller one first")
@@ -167,13 +187,15 @@ RISING = Whole(_rising)
 """Of a range that is drawn from."""
 Count = Annotated[int, Range(1, 2**20)]
 """How many of something."""
+Rounds = Annotated[int, Range(1, 100_000)]
+"""How often something is timed."""
 Seed = Annotated[int, Range(0, 2**31 - 1)]
 """Of random numbers."""
 Share = Annotated[float, Range(0, 1)]
 """A part of a whole, or a probability."""
 Where = Annotated[Path, Place()]
 """A file or folder anywhere."""
-Name = Annotated[str, Word(r"[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*", "a name")]
+Name = Annotated[str, Like(_name)]
 """A word that is looked up later, where what it names is at hand."""
 
 
@@ -244,6 +266,10 @@ SINGLE: dict[type, tuple[str, Any, Callable[[Any], Any]]] = {
 """What single values are called, which types count as them, and how they are made plain."""
 
 
+LONGEST = 4096
+"""Characters of a text."""
+
+
 def _fit_single(kind: Any, value: Any) -> Any:
     if kind not in SINGLE:
         if kind is not Any and isinstance(kind, type) and not isinstance(value, kind):
@@ -252,6 +278,8 @@ def _fit_single(kind: Any, value: Any) -> Any:
     name, accepted, plain = SINGLE[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise Mismatch(name)
+    if kind in (str, Path) and len(str(value)) > LONGEST:
+        raise Mismatch(f"{name} of at most {LONGEST} characters")
     if kind is Path and not str(value):
         raise Mismatch(name)
     try:
@@ -260,7 +288,7 @@ def _fit_single(kind: Any, value: Any) -> Any:
         raise Mismatch(name) from None
 
 
-def check(kind: Any, value: Any, label: str) -> Any:
+def require(kind: Any, value: Any, label: str) -> Any:
     """`fit`, whose errors are one line that begins with the label and the value."""
     try:
         return fit(kind, value)
@@ -301,7 +329,7 @@ def ranged(where: str = "", *, frozen: bool = True) -> Callable[[type[T]], type[
         def post_init(self: Any) -> None:
             for name in (entry.name for entry in dataclasses.fields(self)):
                 value = getattr(self, name)
-                fitted = check(hints[name], value, f"{where}{name}")
+                fitted = require(hints[name], value, f"{where}{name}")
                 if fitted is not value:
                     object.__setattr__(self, name, fitted)
             if own is not None:
@@ -326,7 +354,7 @@ def checked(function: F) -> F:
     def call(*args: Any, **options: Any) -> Any:
         bound = signature.bind(*args, **options)
         for name in bound.arguments.keys() & hints().keys():
-            bound.arguments[name] = check(hints()[name], bound.arguments[name], name)
+            bound.arguments[name] = require(hints()[name], bound.arguments[name], name)
         return function(*bound.args, **bound.kwargs)
 
     return call

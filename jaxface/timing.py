@@ -33,12 +33,6 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: median(values) for name, values in seconds.items()}
 
 
-def require_rounds(rounds: int) -> None:
-    """Raises UserError if there is no round to take a median of."""
-    if rounds < 1:
-        raise UserError(f"rounds {rounds}: expected at least 1")
-
-
 def require_trace_folder(path: Path | None) -> None:
     """Raises UserError if a profiler cannot write below the path."""
     if path is not None and path.exists() and not path.is_dir():

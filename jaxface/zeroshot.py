@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from jaxface.cli import parse
+from jaxface.data.records import SPLITS
+from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError, run_command
 from jaxface.files import check_output
+from jaxface.ranges import Count, Items, Known, OneOf, Where, ranged
 
 if TYPE_CHECKING:
     from jaxface.evaluation.predictions import Predictions
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Classifies faces by the nearest of a few sentences; nothing is trained.
 
@@ -31,16 +32,16 @@ class Options:
       run: a run folder to write, for `jaxface.report`: answers, figures and costs; what stands there of the same model is not done again.
     """
 
-    weights: Path
-    data: tuple[Path, ...] = ()
-    photos: tuple[Path, ...] = ()
-    split: str = "test"
-    tasks: tuple[str, ...] = ("age", "gender", "emotion")
-    templates: Path | None = None
-    batch_size: int = 32
+    weights: Where
+    data: Annotated[tuple[Where, ...], Items(once=True)] = ()
+    photos: tuple[Where, ...] = ()
+    split: Annotated[str, OneOf("split", SPLITS)] = "test"
+    tasks: Annotated[tuple[str, ...], Known(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
+    templates: Where | None = None
+    batch_size: Count = 32
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    out: Path | None = None
-    run: Path | None = None
+    out: Where | None = None
+    run: Where | None = None
 
 
 def classify(options: Options) -> Predictions:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +14,9 @@ import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import run_command
+from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
+from jaxface.ranges import Known, Range, Where, ranged
 from weights_convert.checkpoint import Checkpoint, convert
 from weights_convert.towers import Heads
 
@@ -23,7 +24,7 @@ DTYPES = {"keep": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "
 MEGABYTE = 10**6
 
 
-@dataclass(frozen=True)
+@ranged()
 class Arguments:
     """Converts a checkpoint. The layout and the variant of SRC are recognised from its tensors.
 
@@ -38,14 +39,14 @@ class Arguments:
       text_heads: of the text tower, where its width is none of the family's.
     """
 
-    src: tyro.conf.Positional[Path]
-    dst: tyro.conf.Positional[Path]
+    src: tyro.conf.Positional[Where]
+    dst: tyro.conf.Positional[Where]
     layout: Literal["jaxface", "meta", "timm", "open_clip"] = "jaxface"
-    variant: str | None = None
+    variant: Annotated[str | None, Known(VARIANTS)] = None
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    heads: int | None = None
-    pool_heads: int | None = None
-    text_heads: int | None = None
+    heads: Annotated[int | None, Range(1, 1024)] = None
+    pool_heads: Annotated[int | None, Range(1, 1024)] = None
+    text_heads: Annotated[int | None, Range(1, 1024)] = None
 
 
 def main() -> None:

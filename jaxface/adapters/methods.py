@@ -27,6 +27,9 @@ from jaxface.models.encoder import Encoder, join_stages, split_stages
 from jaxface.ranges import Like, Range, ranged
 from jaxface.registry import Registry, require_known
 
+Rank = Annotated[int, Range(1, 4096)]
+"""Of a low-rank update."""
+
 
 def block_numbers(blocks: str) -> set[int]:
     """`0-2,5` -> {0, 1, 2, 5}. Raises UserError for anything else."""
@@ -57,8 +60,8 @@ class AdapterOptions:
       shared_set: give task-specific kernels MTLoRA's shared update too, which gets no gradient where nothing shared follows.
     """
 
-    rank: Annotated[int, Range(1, 4096)] = 64
-    scaling: Annotated[float, Range(-1e4, 1e4)] = 1.0
+    rank: Rank = 64
+    scaling: Annotated[float, Range(above=0, high=1e4)] = 1.0
     rslora: bool = False
     split_qkv: bool = False
     pool_inputs: bool = False

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from statistics import median
 from typing import Annotated, Any, Literal
 
@@ -19,16 +19,14 @@ from jaxface.benchmarks._limits import machine_probe
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
 from jaxface.cli import parse
-from jaxface.errors import UserError
 from jaxface.kernels.attention import AUTO, KERNELS, get_kernel
 from jaxface.kernels.conformance import CASES, DTYPES, check
 from jaxface.models.variants import get_variant
 from jaxface.progress import Track
-from jaxface.registry import require_known
-from jaxface.timing import require_rounds
+from jaxface.ranges import Count, Items, Like, OneOf, Range, Rounds, Word, ranged, require
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Runs kernels forward and backward through every shape against the formula in float64; exit status 1 if one fails.
 
@@ -45,22 +43,21 @@ class Options:
       variants: encoders whose blocks' shapes are timed, with images of a batch: NAME:IMAGES.
     """
 
-    kernels: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    cases: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = field(default_factory=lambda: tuple(DTYPES))
-    rounds: int = 5
+    kernels: Annotated[tuple[str, ...], Like(get_kernel), tyro.conf.Positional] = ()
+    cases: Annotated[tuple[str, ...], OneOf("case", [case.name for case in CASES])] = ()
+    dtypes: Annotated[tuple[str, ...], OneOf("dtype", DTYPES), Items(least=1)] = field(default_factory=lambda: tuple(DTYPES))
+    rounds: Annotated[int, Range(0, 100_000)] = 5
     json: bool = False
     against: Literal["torch"] | None = None
-    variants: tuple[str, ...] = ("PE-Core-B16-224:8", "PE-Core-L14-336:2")
+    variants: Annotated[tuple[str, ...], Word(r"[^\s:]+:\d{1,5}", "NAME:IMAGES, such as PE-Core-B16-224:8"), Items(least=1)] = (
+        "PE-Core-B16-224:8",
+        "PE-Core-L14-336:2",
+    )
 
     def __post_init__(self) -> None:
-        for kind, words, known in (("case", self.cases, [case.name for case in CASES]), ("dtype", self.dtypes, DTYPES)):
-            require_known(kind, words, known)
-        for kernel in self.kernels:
-            get_kernel(kernel)
         self.shapes()
         if self.against:
-            require_rounds(self.rounds)
+            require(Rounds, self.rounds, "rounds")
 
     def shapes(self) -> list[Shape]:
         """What `variants` says. Raises UserError for an unknown encoder, or no number of images."""
@@ -68,8 +65,7 @@ class Options:
         for word in self.variants:
             variant, _, images = word.partition(":")
             get_variant(variant)
-            if not images.isdecimal() or int(images) < 1:
-                raise UserError(f"variants {word!r}: expected NAME:IMAGES, such as PE-Core-B16-224:8")
+            require(Count, int(images), f"variants {word}: images")
             shapes.append(Shape(variant, int(images), 0, cpu_count()))
         return shapes
 

@@ -13,11 +13,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 from rich.console import Console
@@ -33,13 +32,13 @@ from jaxface.data.sources.base import SOURCES, Source
 from jaxface.data.synthetic import draw_face
 from jaxface.data.tasks import TASKS
 from jaxface.progress import Track
-from jaxface.timing import require_rounds
+from jaxface.ranges import Count, Items, Range, Rounds, Where, ranged
 
 DISTINCT = 200
 """Different faces; a larger set repeats them under other names."""
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """What is measured.
 
@@ -59,19 +58,16 @@ class Options:
     """
 
     against: Literal["torch"] | None = None
-    records: tuple[int, ...] = (1000, 100_000)
-    face_size: int = 256
-    image_size: int = 336
-    batch_size: int = 128
-    workers: int = 0
-    seconds: float = 6.0
-    rounds: int = 3
-    device_rate: float = 400.0
-    folder: Path | None = None
+    records: Annotated[tuple[int, ...], Range(1, 10**8), Items(least=1, once=True)] = (1000, 100_000)
+    face_size: Annotated[int, Range(8, 8192)] = 256
+    image_size: Annotated[int, Range(8, 8192)] = 336
+    batch_size: Count = 128
+    workers: Annotated[int, Range(0, 1024)] = 0
+    seconds: Annotated[float, Range(above=0, high=3600)] = 6.0
+    rounds: Rounds = 3
+    device_rate: Annotated[float, Range(above=0, high=1e9)] = 400.0
+    folder: Where | None = None
     json: bool = False
-
-    def __post_init__(self) -> None:
-        require_rounds(self.rounds)
 
 
 def draw_jpegs(size: int) -> list[bytes]:

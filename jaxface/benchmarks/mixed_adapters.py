@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.low_rank import UpProjection
-from jaxface.adapters.methods import adapt, merge
+from jaxface.adapters.methods import Rank, adapt, merge
 from jaxface.adapters.mixed_batch import stack_adapters
 from jaxface.cli import parse
 from jaxface.models.encoder import Encoder
-from jaxface.models.variants import get_variant
-from jaxface.timing import interleaved, medians, require_rounds
+from jaxface.models.variants import VARIANTS, get_variant
+from jaxface.ranges import Count, Known, Range, Rounds, ranged
+from jaxface.timing import interleaved, medians
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Times the forward pass of a batch with several adapters on one base.
 
@@ -34,16 +35,13 @@ class Options:
       json: print one JSON object a case.
     """
 
-    variant: str = "PE-Core-B16-224"
-    batch_size: int = 8
-    adapters: int = 8
-    rank: int = 64
-    method: str = "dora"
-    rounds: int = 9
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
+    batch_size: Count = 8
+    adapters: Annotated[int, Range(1, 4096)] = 8
+    rank: Rank = 64
+    method: Literal["lora", "dora"] = "dora"
+    rounds: Rounds = 9
     json: bool = False
-
-    def __post_init__(self) -> None:
-        require_rounds(self.rounds)
 
 
 def random_adapter(encoder: Encoder, method: str, rank: int, seed: int) -> Encoder:

@@ -6,26 +6,28 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 
 from jaxface.cli import parse
+from jaxface.data.faces import DETECTORS
 from jaxface.files import write_json
+from jaxface.models.variants import VARIANTS
 from jaxface.prediction.items import Item, find_paths
 from jaxface.prediction.options import FaceOptions
 from jaxface.prediction.predictor import Predictor
 from jaxface.prediction.stream import predict_stream
+from jaxface.ranges import Count, Items, Known, Place, Range, Rounds, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions, to_dict
 from jaxface.runs.model import make_parts, save_best
 from jaxface.runs.parts import fingerprint
-from jaxface.timing import interleaved, medians, require_rounds
+from jaxface.timing import interleaved, medians
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Images per second of the whole way from file to answer, and of the model alone.
 
@@ -39,16 +41,13 @@ class Options:
       json: one line a case.
     """
 
-    variant: str = "PE-Core-B16-224"
-    faces: tuple[str, ...] = ("whole", "ssd")
-    photos: str | None = None
-    batch_size: int = 8
-    batches: int = 4
-    rounds: int = 3
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
+    faces: Annotated[tuple[str, ...], Known(DETECTORS), Items(least=1)] = ("whole", "ssd")
+    photos: Annotated[str | None, Place()] = None
+    batch_size: Count = 8
+    batches: Annotated[int, Range(1, 10_000)] = 4
+    rounds: Rounds = 3
     json: bool = False
-
-    def __post_init__(self) -> None:
-        require_rounds(self.rounds)
 
 
 def write_random_run(folder: Path, variant: str) -> None:

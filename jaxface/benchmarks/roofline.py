@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +16,25 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.methods import AdapterOptions, Rank
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
 from jaxface.cli import parse
-from jaxface.errors import UserError
 from jaxface.models.encoder import normalize_images
-from jaxface.models.variants import get_variant
+from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
+from jaxface.ranges import Count, Known, Name, OneOf, Range, Rounds, Where, ranged
 from jaxface.registry import require_known
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.runs.model import compute_dtype, shapes_of
-from jaxface.timing import interleaved, require_rounds
+from jaxface.timing import interleaved
 from jaxface.training.capacity import step_bytes, step_of
 
 TASKS = ("age", "gender", "emotion")
 
 
-@dataclass(frozen=True)
+@ranged()
 class Step:
     """What is measured.
 
@@ -49,18 +48,13 @@ class Step:
       remat: what a block keeps for its backward pass.
     """
 
-    variant: str = "PE-Core-B16-224"
-    batch_size: int = 8
-    image_size: int = 0
-    rank: int = 64
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
+    batch_size: Count = 8
+    image_size: Annotated[int, Range(0, 8192)] = 0
+    rank: Rank = 64
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    attention: str = "auto"
+    attention: Name = "auto"
     remat: Literal["none", "products", "full"] = "products"
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.rank < 1:
-            raise UserError("batch-size and rank: expected at least 1")
-        get_variant(self.variant)
 
     def config(self, case: str) -> Config:
         """The run that a case is a step of. Raises UserError for an unknown case."""
@@ -76,7 +70,7 @@ class Step:
         return Setting(encoder, self.image_size or encoder.image_size, self.batch_size, self.rank, len(TASKS), dtype)
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options(Step):
     """Measures the machine and each case, and counts FLOPs and bytes by hand and from the compiled program.
 
@@ -87,14 +81,12 @@ class Options(Step):
       json: print one JSON object a case, then one for each line of the prediction.
     """
 
-    cases: tuple[str, ...] = tuple(WORK)
-    rounds: int = 5
-    plot: Path | None = None
+    cases: Annotated[tuple[str, ...], OneOf("case", WORK)] = tuple(WORK)
+    rounds: Rounds = 5
+    plot: Where | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_rounds(self.rounds)
         for case in self.cases:
             self.config(case)
 

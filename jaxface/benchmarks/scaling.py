@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,9 +20,9 @@ from jaxface.data.tasks import TASKS
 from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
 from jaxface.progress import Track
-from jaxface.registry import require_known
+from jaxface.ranges import Items, Known, OneOf, Rounds, Where, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
-from jaxface.timing import interleaved, medians, require_rounds
+from jaxface.timing import interleaved, medians
 from jaxface.training.capacity import step_bytes
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -63,7 +62,7 @@ class Point:
         return WORK[self.method](Setting(encoder, side, self.batch, self.rank, self.tasks)).flops
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Measures a step along each axis, the others held.
 
@@ -76,18 +75,12 @@ class Options:
       json: print one JSON object a point.
     """
 
-    variant: str = "PE-Mini-10-60"
-    methods: tuple[str, ...] = ("dora",)
-    axes: tuple[str, ...] = tuple(AXES)
-    rounds: int = 5
-    plot: Path | None = None
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Mini-10-60"
+    methods: Annotated[tuple[str, ...], OneOf("method", WORK), Items(least=1)] = ("dora",)
+    axes: Annotated[tuple[str, ...], OneOf("axis", AXES), Items(least=1)] = tuple(AXES)
+    rounds: Rounds = 5
+    plot: Where | None = None
     json: bool = False
-
-    def __post_init__(self) -> None:
-        require_rounds(self.rounds)
-        get_variant(self.variant)
-        for kind, words, known in (("axis", self.axes, AXES), ("method", self.methods, WORK)):
-            require_known(kind, words, known)
 
 
 def measure(options: Options, axis: str) -> list[dict[str, Any]]:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions, get_method
+from jaxface.adapters.methods import METHODS, AdapterOptions, Rank
 from jaxface.adapters.quantized import FORMATS, FULL
 from jaxface.benchmarks.roofline import TASKS, compiled_case
 from jaxface.cli import parse
 from jaxface.models.encoder import REMAT
-from jaxface.models.variants import get_variant
-from jaxface.registry import require_known
+from jaxface.models.variants import VARIANTS
+from jaxface.ranges import Count, Items, Known, OneOf, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.timing import interleaved, medians
 from jaxface.training.capacity import compile_step, step_bytes
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Compiles a step for every pair of a word of remat and a format of frozen kernels, and runs it if there are rounds.
 
@@ -38,26 +37,15 @@ class Options:
       json: print one JSON object a pair.
     """
 
-    variant: str = "PE-Core-B16-224"
-    method: str = "dora"
-    batch_size: int = 8
-    rank: int = 64
-    remat: tuple[str, ...] = tuple(REMAT)
-    base: tuple[str, ...] = (FULL, *FORMATS)
-    precision: str = "auto"
-    rounds: int = 3
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
+    method: Annotated[str, Known(METHODS)] = "dora"
+    batch_size: Count = 8
+    rank: Rank = 64
+    remat: Annotated[tuple[str, ...], OneOf("remat", REMAT), Items(least=1)] = tuple(REMAT)
+    base: Annotated[tuple[str, ...], OneOf("base", (FULL, *FORMATS)), Items(least=1)] = (FULL, *FORMATS)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    rounds: Annotated[int, Range(0, 100_000)] = 3
     json: bool = False
-
-    def __post_init__(self) -> None:
-        get_variant(self.variant)
-        get_method(self.method)
-        kinds = (
-            ("remat", self.remat, REMAT),
-            ("base", self.base, (FULL, *FORMATS)),
-            ("precision", [self.precision], ("auto", "fp32", "bf16")),
-        )
-        for kind, words, known in kinds:
-            require_known(kind, words, known)
 
     def config(self, remat: str, base: str) -> Config:
         encoder = EncoderOptions(RANDOM, self.variant, remat=remat, precision=self.precision, base=base)

@@ -13,20 +13,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
+from jaxface.benchmarks._limits import WORK
 from jaxface.benchmarks._program import FREE, Program
 from jaxface.benchmarks.roofline import Step, compiled_case
 from jaxface.cli import parse
 from jaxface.errors import UserError
-from jaxface.timing import require_rounds, require_trace_folder
+from jaxface.ranges import OneOf, Range, Rounds, Where, ranged
+from jaxface.timing import require_trace_folder
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options(Step):
     """Runs steps under JAX's profiler and prints what each kind of operation took in one, the longest first.
 
@@ -38,16 +40,14 @@ class Options(Step):
       json: print one JSON object a kind.
     """
 
-    case: str = "dora"
-    rounds: int = 3
-    trace: Path | None = None
-    top: int = 30
+    case: Annotated[str, OneOf("case", WORK)] = "dora"
+    rounds: Rounds = 3
+    trace: Where | None = None
+    top: Annotated[int, Range(1, 10_000)] = 30
     json: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.config(self.case)
-        require_rounds(self.rounds)
         require_trace_folder(self.trace)
 
 

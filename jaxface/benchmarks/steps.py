@@ -6,23 +6,22 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from jaxface.adapters.methods import Rank
 from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
 from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
 from jaxface.cli import parse
-from jaxface.errors import UserError
 from jaxface.models.encoder import REMAT
 from jaxface.progress import Track
-from jaxface.registry import require_known
+from jaxface.ranges import Count, Items, OneOf, Rounds, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Times a training step of each method, each in a process of its own; the sides take turns, so that both see the same machine.
 
@@ -39,24 +38,14 @@ class Options:
     """
 
     against: Literal["torch"] | None = None
-    variant: str = "PE-Core-B16-224"
-    batch_size: int = 8
-    rank: int = 64
-    cases: tuple[str, ...] = CASES
-    rounds: int = 5
+    variant: Annotated[str, OneOf("variant", TIMM_NAMES)] = "PE-Core-B16-224"
+    batch_size: Count = 8
+    rank: Rank = 64
+    cases: Annotated[tuple[str, ...], OneOf("case", CASES), Items(least=1)] = CASES
+    rounds: Rounds = 5
     compile: bool = False
-    remat: str = "products"
+    remat: Annotated[str, OneOf("remat", REMAT)] = "products"
     json: bool = False
-
-    def __post_init__(self) -> None:
-        for kind, words, known in (
-            ("case", self.cases, CASES),
-            ("variant", [self.variant], TIMM_NAMES),
-            ("remat", [self.remat], REMAT),
-        ):
-            require_known(kind, words, known)
-        if self.rounds < 1 or self.batch_size < 1 or self.rank < 1:
-            raise UserError("rounds, batch-size and rank: expected at least 1")
 
 
 def measure(options: Options, case: str, track: Track) -> dict[str, Any]:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxface.adapters.methods import METHODS
 from jaxface.cli import parse
 from jaxface.data.synthetic import DrawnSet
+from jaxface.models.variants import VARIANTS
+from jaxface.ranges import Count, Known, Range, Rounds, Where, ranged
 from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
-from jaxface.timing import interleaved, medians, require_rounds, require_trace_folder
+from jaxface.timing import interleaved, medians, require_trace_folder
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Times epochs of the loop and as many bare steps, in turns.
 
@@ -37,18 +38,17 @@ class Options:
       json: print one line of JSON.
     """
 
-    variant: str = "PE-Core-T16-384"
-    method: str = "dora"
-    batch_size: int = 8
-    steps: int = 10
-    rounds: int = 3
-    workers: int = 0
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-T16-384"
+    method: Annotated[str, Known(METHODS)] = "dora"
+    batch_size: Count = 8
+    steps: Annotated[int, Range(1, 100_000)] = 10
+    rounds: Rounds = 3
+    workers: Annotated[int, Range(0, 1024)] = 0
     augment: bool = True
-    trace: Path | None = None
+    trace: Where | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
-        require_rounds(self.rounds)
         require_trace_folder(self.trace)
 
 

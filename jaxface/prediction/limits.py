@@ -24,9 +24,9 @@ class Limits:
       answer_seconds: for its answer.
     """
 
-    host: Annotated[str, Word(r"[\w.:%-]+", "an address")] = "127.0.0.1"
+    host: Annotated[str, Word(r"[\w.:%-]{1,253}", "an address")] = "127.0.0.1"
     port: Annotated[int, Range(0, 65_535)] = 8000
-    hosts: Annotated[tuple[str, ...], Word(r"[\w.:%*-]+", "names of hosts")] = ()
+    hosts: Annotated[tuple[str, ...], Word(r"[\w.:%*-]{1,253}", "names of hosts")] = ()
     megabytes: Annotated[float, Range(above=0, high=1000)] = 10.0
     megapixels: Annotated[float, Range(above=0, high=1000)] = 40.0
     waiting: Annotated[int, Range(1, 100_000)] = 64

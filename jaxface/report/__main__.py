@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +9,10 @@ import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import run_command
+from jaxface.ranges import Items, Where, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Compares runs on one HTML page that needs no network.
 
@@ -21,8 +21,8 @@ class Options:
       out: the page to write.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    out: Path = Path("report.html")
+    runs: Annotated[tuple[Where, ...], Items(least=1), tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    out: Where = Path("report.html")
 
 
 def main() -> None:

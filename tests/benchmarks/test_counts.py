@@ -129,7 +129,7 @@ def test_a_step_is_held_against_what_the_machine_did_just_before_it(monkeypatch)
 
 @pytest.mark.parametrize("command", [roofline, scaling, mixed_adapters, step_profile])
 def test_no_round_is_one_line(command):
-    with pytest.raises(UserError, match="rounds 0: expected at least 1"):
+    with pytest.raises(UserError, match="rounds 0: expected 1 to 100000"):
         command.main(["--rounds", "0", "--variant", MINI.variant])
 
 
@@ -143,7 +143,7 @@ def test_a_profile_holds_every_product_of_the_step_as_often_as_it_ran(capsys):
 
 def test_a_profile_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    for words, message in ((["--trace", str(tmp_path / "file")], "expected a folder"), (["--batch-size", "0"], "expected at least 1")):
+    for words, message in ((["--trace", str(tmp_path / "file")], "expected a folder"), (["--batch-size", "0"], "expected 1 to")):
         with pytest.raises(UserError, match=message):
             step_profile.main(words)
 

@@ -1,0 +1,217 @@
+"""No absurd value gets past the door: every field of every command and configuration, on the command line and from Python."""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import sys
+from collections import defaultdict
+from typing import Annotated
+
+import numpy as np
+import pytest
+
+import jaxface
+import weights_convert
+from jaxface.cli import parse
+from jaxface.errors import UserError
+from jaxface.ranges import RANGED, Items, Known, Range, Where, Word, checked, ranged
+from jaxface.registry import Registry
+
+for package in (jaxface, weights_convert):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+
+NEEDED = {
+    **{"run": "r", "runs": ("r",), "paths": ("p",), "source": "synthetic", "folder": "f", "out": "o", "look": ("l",), "to": "onnx"},
+    **{"weights": "w", "against": "timm", "src": "a", "dst": "b"},
+}
+"""Values of fields that have no default."""
+
+ABSURD = {
+    "negative": (-1, -0.5, -(10**30)),
+    "zero": (0, 0.0),
+    "huge": (10**30, 1e30, "x" * 5000),
+    "not finite": (math.nan, math.inf, -math.inf, [math.nan]),
+    "of another type": (object(), b"x", {"../x": "../x"}, [object()], 3 + 1j),
+    "a fraction": (2.5,),
+    "a bool": (True,),
+    "empty": ("", [], {}),
+    "blank": (" ", "\t"),
+    "with control characters": ("a\nb", "a\0b"),
+    "path-like": ("../x", ["../x"]),
+}
+
+ACCEPTED = {  # the value: why it is right, and the fields that take it
+    "zero": {
+        "nothing of it": """Augment.flip Augment.jitter Augment.degrees Augment.translate Augment.erase Augment.operations Augment.strength
+            Augment.mixup Augment.cutmix DrawnSet.missing DrawnSet.noise AdapterOptions.dropout HeadOptions.dropout
+            OptimizerOptions.weight_decay OptimizerOptions.warmup_steps OptimizerOptions.clip_norm OptimizerOptions.average
+            FaceOptions.margin Cropping.margin compare.Options.repeats step_memory.Options.rounds attention_kernels.Options.rounds""",
+        "the next epoch already": "OptimizerOptions.plateau_patience",
+        "at every step": "Config.checkpoint_minutes",
+        "every face": "FaceOptions.threshold Cropping.threshold",
+        "what suits": """EncoderOptions.image_size compare.Options.image_size roofline.Step.image_size roofline.Options.image_size
+            step_profile.Options.image_size DataOptions.workers prepare.Options.workers input_pipeline.Options.workers
+            training_loop.Options.workers Limits.port""",
+        "the first one": "ClusterOptions.process Config.seed DrawnSet.seed prepare.Drawing.seed prepare.Look.seed",
+    },
+    "a fraction": {
+        "a number like others": """AdapterOptions.scaling Augment.degrees Augment.mixup Augment.cutmix DrawnSet.skew
+            OptimizerOptions.backbone OptimizerOptions.pool OptimizerOptions.head OptimizerOptions.plus_ratio OptimizerOptions.weight_decay
+            OptimizerOptions.clip_norm Config.checkpoint_minutes input_pipeline.Options.seconds input_pipeline.Options.device_rate
+            Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds""",
+    },
+    "empty": {
+        "all there are, or none": """AdapterOptions.blocks DrawnSet.noisy DataOptions.sets Config.seeds Config.grid Config.losses
+            FaceOptions.detector_files Cropping.files Leakage.against evaluate.Options.data evaluate.Options.groups zeroshot.Options.photos
+            compare.Options.photos attention_kernels.Options.kernels attention_kernels.Options.cases roofline.Options.cases Limits.hosts""",
+    },
+    "blank": {"as empty": "AdapterOptions.blocks"},
+    "path-like": {
+        "a file or folder anywhere": """EncoderOptions.weights Config.out DataOptions.sets Reading.ages FaceOptions.detector_files
+            Cropping.files Leakage.against input_pipeline.Options.folder prediction_speed.Options.photos roofline.Options.plot
+            scaling.Options.plot step_profile.Options.trace training_loop.Options.trace compare.Options.weights compare.Options.meta_code
+            compare.Options.photos compare.Options.out evaluate.Options.run evaluate.Options.data evaluate.Options.groups
+            evaluate.Options.out export.Options.run export.Options.out predict.Options.run predict.Options.paths predict.Options.out
+            predict.Options.draw prepare.Options.folder prepare.Options.out prepare.Look.look prepare.Look.out report.Options.runs
+            report.Options.out zeroshot.Options.weights zeroshot.Options.data zeroshot.Options.photos zeroshot.Options.templates
+            zeroshot.Options.out weights_convert.Arguments.src weights_convert.Arguments.dst""",
+        "looked up where it is used, which writes nothing": """EncoderOptions.attention roofline.Step.attention roofline.Options.attention
+            step_profile.Options.attention Reading.path_column Reading.age_column export.Options.to""",
+    },
+}
+
+
+def name_of(kind):
+    """A class by its name, with its module's where several have that name."""
+    where = kind.__module__.removesuffix(".__main__").rpartition(".")[2]
+    return f"{where}.{kind.__name__}" if kind.__name__ in ("Options", "Arguments", "Drawing", "Look", "Step") else kind.__name__
+
+
+OPTIONS = [kind for kind in RANGED if kind.__name__ != "Predictor" and kind.__module__.startswith(("jaxface", "weights_convert"))]
+
+
+def needed(kind):
+    missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    return {name: NEEDED[name] for name in missing} | ({"paths": ("p",)} if kind.__module__ == "jaxface.predict" else {})
+
+
+@pytest.mark.parametrize("kind", OPTIONS, ids=name_of)
+def test_every_field_refuses_every_absurd_value_in_one_line_or_it_is_listed_why_not(kind):
+    rest, taken, said = needed(kind), defaultdict(set), []
+    for field in dataclasses.fields(kind):
+        for what, values in ABSURD.items():
+            for value in values:
+                if isinstance(field.default, bool) and value is True:
+                    continue
+                try:
+                    kind(**rest | {field.name: value})
+                except UserError as error:
+                    said.append((field.name, str(error)))
+                else:
+                    taken[what].add(f"{name_of(kind)}.{field.name}")
+    for name, message in said:
+        assert f"{name} " in message
+        assert "\n" not in message
+        assert len(message) < 700
+    listed = {what: {word for words in reasons.values() for word in words.split()} for what, reasons in ACCEPTED.items()}
+    assert dict(taken) == {what: own for what in ABSURD if (own := {w for w in listed.get(what, ()) if w.startswith(f"{name_of(kind)}.")})}
+
+
+def test_a_field_without_a_range_is_refused_where_it_is_defined():
+    with pytest.raises(TypeError, match=r"Bare\.size: <class 'int'> has no range"):
+
+        @ranged()
+        class Bare:
+            size: int = 3
+
+
+def test_a_command_line_takes_classes_with_ranges_alone():
+    @dataclasses.dataclass
+    class Bare:
+        size: int = 3
+
+    with pytest.raises(TypeError, match="ranges"):
+        parse(Bare, args=[])
+
+
+@ranged("toy.")
+class Toy:
+    """A toy.
+
+    Attributes:
+      sizes: of its parts.
+      kind: of toy.
+    """
+
+    sizes: Annotated[tuple[int, ...], Range(1, 9), Items(least=1, once=True)] = (1,)
+    kind: Annotated[str, Known(Registry("toy", {"bear": 1, "doll": 2}))] = "bear"
+    code: Annotated[str | None, Word(r"[a-z]\d", "a letter and a digit")] = None
+    box: Where | None = None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sizes", "0"], "toy.sizes 0: expected 1 to 9"),
+        (["--sizes", "3", "3"], "toy.sizes 3 3: name each once"),
+        (["--sizes"], "toy.sizes (): name at least 1"),
+        (["--kind", "bare"], "toy.kind bare: no toy 'bare'; known: bear, doll (nearest: bear)"),
+        (["--code", "xx"], "toy.code xx: expected a letter and a digit"),
+        (["--box", "a\nb"], "toy.box 'a\\nb': expected a path"),
+    ],
+)
+def test_an_error_names_the_field_the_value_and_what_is_expected(words, message):
+    with pytest.raises(UserError) as caught:
+        parse(Toy, args=words)
+    assert str(caught.value) == message
+
+
+def test_the_help_shows_ranges_and_known_names(capsys):
+    with pytest.raises(SystemExit):
+        parse(Toy, args=["--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "of its parts. (default: 1; 1 to 9)" in printed
+    assert "of toy. (default: bear; bear, doll)" in printed
+
+
+def test_numbers_and_lists_of_other_libraries_become_plain():
+    toy = Toy(sizes=[np.int64(3), 4], box="a/b")
+    assert toy.sizes == (3, 4)
+    assert all(type(size) is int for size in toy.sizes)
+    assert toy.box.name == "b"
+
+
+def test_arguments_of_functions_are_checked_alike():
+    @checked
+    def double(size: Annotated[int, Range(1, 9)], other: float = 0.0) -> int:
+        return 2 * size
+
+    assert double(4, other=math.nan) == 8
+    with pytest.raises(UserError, match="size 10: expected 1 to 9"):
+        double(10)
+
+
+COMMANDS = {
+    "jaxface.train": ["--optimizer.warmup-steps", "-5"],
+    "jaxface.summary": ["--method.options.rank", "0"],
+    "jaxface.evaluate": ["RUN", "--batch-size", "0"],
+    "jaxface.predict": ["RUN", "photo.jpg", "--margin", "-0.6"],
+    "jaxface.prepare": ["synthetic", "paint", "--out", "OUT", "--crop.threshold", "70"],
+    "jaxface.export": ["RUN", "--to", ""],
+    "jaxface.report.__main__": ["RUN", "--out", "a\nb"],
+    "jaxface.zeroshot": ["--weights", "w.pt", "--tasks"],
+    "jaxface.compare": ["--weights", "w.pt", "--against", "timm", "--repeats", "-1"],
+    "jaxface.bench": ["steps", "--rounds", "0"],
+    "weights_convert.__main__": ["a.pt", "b.pt", "--heads", "-1"],
+}
+
+
+@pytest.mark.parametrize(("module", "words"), COMMANDS.items(), ids=list(COMMANDS))
+def test_each_command_refuses_a_value_out_of_range_before_anything_is_written(module, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with pytest.raises(UserError, match=r"expected|name at least"):
+        importlib.import_module(module).main()
+    assert not list(tmp_path.iterdir())
