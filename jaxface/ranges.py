@@ -219,7 +219,7 @@ def fit(kind: Any, value: Any, rules: tuple[Rule, ...] = ()) -> Any:
         return value
     if origin in (tuple, dict):
         return _fit_several(origin, arguments, value, rules)
-    value = _fit_single(kind, value)
+    value = _fit_single(origin or kind, value)
     for rule in rules:
         rule(value)
     return value
@@ -272,7 +272,7 @@ LONGEST = 4096
 
 def _fit_single(kind: Any, value: Any) -> Any:
     if kind not in SINGLE:
-        if kind is not Any and isinstance(kind, type) and not isinstance(value, kind):
+        if kind is not Any and isinstance(kind, type) and not getattr(kind, "_is_protocol", False) and not isinstance(value, kind):
             raise Mismatch(kind.__name__)
         return value
     name, accepted, plain = SINGLE[kind]
@@ -343,17 +343,20 @@ def ranged(where: str = "", *, frozen: bool = True) -> Callable[[type[T]], type[
 
 
 def checked(function: F) -> F:
-    """Checks the arguments whose annotations carry rules before a function is called."""
+    """Checks the arguments before a function is called: their types, and the rules of their annotations."""
     signature = inspect.signature(function)
+    named = {
+        name for name, parameter in signature.parameters.items() if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
 
     @functools.cache
     def hints() -> dict[str, Any]:
-        return {name: hint for name, hint in typing.get_type_hints(function, include_extras=True).items() if rules_of(hint)}
+        return typing.get_type_hints(function, include_extras=True)
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         bound = signature.bind(*args, **options)
-        for name in bound.arguments.keys() & hints().keys():
+        for name in bound.arguments.keys() & hints().keys() - named:
             bound.arguments[name] = require(hints()[name], bound.arguments[name], name)
         return function(*bound.args, **bound.kwargs)
 

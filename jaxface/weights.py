@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +14,46 @@ from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.models.clip import Clip
-from jaxface.models.encoder import Encoder, join_stages
+from jaxface.models.encoder import REMAT, Encoder, join_stages
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import EncoderConfig
+from jaxface.ranges import Known, Like, Where, checked
 from weights_convert.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from weights_convert.tensor_files import NotFinite, contiguous, finite
 from weights_convert.towers import Heads, Towers
 
 
+def floating(dtype: Any) -> None:
+    """Raises UserError for what is no dtype that a model computes in."""
+    try:
+        known = jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16, jnp.float16)
+    except TypeError:
+        known = False
+    if dtype is not None and not known:
+        raise UserError("expected float32, bfloat16 or float16")
+
+
+Dtype = Annotated[DTypeLike | None, Like(floating)]
+"""Of a model; None is float32, or what stands where it is written."""
+
+
 class EncoderKeywords(TypedDict, total=False):
     """The options of `load_encoder`."""
 
-    dtype: DTypeLike | None
+    dtype: Dtype
     config: Towers | EncoderConfig | str | None
     heads: Heads | None
     remat: str
 
 
+@checked
 def load_encoder(
-    path: str | Path,
+    path: Where,
     *,
-    dtype: DTypeLike | None = None,
+    dtype: Dtype = None,
     config: Towers | EncoderConfig | str | None = None,
     heads: Heads | None = None,
-    remat: str = "none",
+    remat: Annotated[str, Known(REMAT)] = "none",
 ) -> Encoder:
     """A vision tower from a checkpoint in any layout. No random weights are made first.
 
@@ -57,7 +72,14 @@ def load_encoder(
     return _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat, dtype=dtype), checkpoint, "visual.", dtype)
 
 
-def load_clip(path: str | Path, *, dtype: DTypeLike | None = None, config: Towers | str | None = None, heads: Heads | None = None) -> Clip:
+@checked
+def load_clip(
+    path: Where,
+    *,
+    dtype: Dtype = None,
+    config: Towers | str | None = None,
+    heads: Heads | None = None,
+) -> Clip:
     """Both towers from a checkpoint; see `load_encoder`. Raises UserError if it has no text tower."""
     checkpoint = read_checkpoint(path, config=config, heads=heads)
     vision, text = checkpoint.towers.vision, checkpoint.towers.text
@@ -69,7 +91,8 @@ def load_clip(path: str | Path, *, dtype: DTypeLike | None = None, config: Tower
     return clip
 
 
-def save_weights(model: Encoder | Clip, path: str | Path, *, layout: str = "jaxface", dtype: DTypeLike | None = None) -> None:
+@checked
+def save_weights(model: Encoder | Clip, path: Where, *, layout: str = "jaxface", dtype: Dtype = None) -> None:
     """Writes an encoder or both towers as a checkpoint; adapters must be merged. Raises UserError if it cannot be written."""
     clip = isinstance(model, Clip)
     encoder = model.visual if clip else model

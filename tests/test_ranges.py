@@ -15,6 +15,9 @@ import jaxface
 import weights_convert
 from jaxface.cli import parse
 from jaxface.errors import UserError
+from jaxface.models.encoder import random_encoder
+from jaxface.models.variants import EncoderConfig, get_variant
+from jaxface.prediction.predictor import FaceOptions
 from jaxface.ranges import RANGED, Items, Known, Range, Where, Word, checked, ranged
 from jaxface.registry import Registry
 
@@ -25,6 +28,8 @@ for package in (jaxface, weights_convert):
 NEEDED = {
     **{"run": "r", "runs": ("r",), "paths": ("p",), "source": "synthetic", "folder": "f", "out": "o", "look": ("l",), "to": "onnx"},
     **{"weights": "w", "against": "timm", "src": "a", "dst": "b"},
+    **dict.fromkeys(("width", "depth", "mlp_width", "patch", "image_size", "context", "output"), 8),
+    "heads": 2,
 }
 """Values of fields that have no default."""
 
@@ -214,4 +219,40 @@ def test_each_command_refuses_a_value_out_of_range_before_anything_is_written(mo
     monkeypatch.setattr(sys, "argv", [module, *words])
     with pytest.raises(UserError, match=r"expected|name at least"):
         importlib.import_module(module).main()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return random_encoder(get_variant("PE-Mini-10-60"), 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: jaxface.adapt(e, "dora", rank=2.5), "adapter rank 2.5: expected a whole number"),
+        (lambda e: jaxface.adapt(e, "dora", rslora=1), "adapter rslora 1: expected True or False"),
+        (lambda e: jaxface.adapt(e, "dora", seed=-1), "seed -1: expected 0 to"),
+        (lambda e: jaxface.adapt(e, "dor"), "no method 'dor'; known: lp"),
+        (lambda e: jaxface.adapt(3, "dora"), "encoder 3: expected Encoder"),
+        (lambda e: jaxface.load_encoder("w.pt", dtype="int8"), "dtype int8: expected float32, bfloat16 or float16"),
+        (lambda e: jaxface.load_encoder("w.pt", remat="foo"), "no remat 'foo'; known: none, products, full"),
+        (lambda e: jaxface.load_encoder("w.pt", heads=3), "heads 3: expected Heads"),
+        (lambda e: jaxface.load_encoder(None), "path None: expected a path"),
+        (lambda e: jaxface.load_clip("w.pt", dtype=np.int32), "expected float32, bfloat16 or float16"),
+        (lambda e: jaxface.save_weights(e, "w.pt", dtype="int8"), "dtype int8: expected float32"),
+        (lambda e: jaxface.load_run(3), "folder 3: expected a path"),
+        (lambda e: jaxface.load_peft(e, 3), "folder 3: expected a path"),
+        (lambda e: jaxface.tokenize("a", 2.5), "context_length 2.5: expected a whole number"),
+        (lambda e: jaxface.tokenize([3]), "texts: expected texts, got int"),
+        (lambda e: jaxface.Predictor("run", batch_size=0), "batch_size 0: expected 1 to"),
+        (lambda e: jaxface.Predictor("run", FaceOptions(threshold=70)), "threshold 70: expected 0 to 1"),
+        (lambda e: EncoderConfig(0, 1, 1, 1, 1, 1), "encoder width 0: expected 1 to"),
+    ],
+)
+def test_python_calls_refuse_what_the_command_line_would(call, message, encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        call(encoder)
+    assert message in str(caught.value)
     assert not list(tmp_path.iterdir())

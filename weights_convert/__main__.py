@@ -16,9 +16,9 @@ from jaxface.cli import parse
 from jaxface.errors import run_command
 from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
-from jaxface.ranges import Known, Range, Where, ranged
+from jaxface.ranges import Known, Where, ranged
 from weights_convert.checkpoint import Checkpoint, convert
-from weights_convert.towers import Heads
+from weights_convert.towers import HeadCount, Heads
 
 DTYPES = {"keep": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 MEGABYTE = 10**6
@@ -44,9 +44,9 @@ class Arguments:
     layout: Literal["jaxface", "meta", "timm", "open_clip"] = "jaxface"
     variant: Annotated[str | None, Known(VARIANTS)] = None
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    heads: Annotated[int | None, Range(1, 1024)] = None
-    pool_heads: Annotated[int | None, Range(1, 1024)] = None
-    text_heads: Annotated[int | None, Range(1, 1024)] = None
+    heads: HeadCount | None = None
+    pool_heads: HeadCount | None = None
+    text_heads: HeadCount | None = None
 
 
 def main() -> None:

@@ -8,17 +8,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
+from jaxface.ranges import Range, ranged
 from weights_convert.layouts import LOGIT_SCALE
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+HeadCount = Annotated[int, Range(1, 1024)]
+
+
+@ranged("heads.")
 class Heads:
     """Head counts, which no tensor tells: by width for the family, given for others.
 
@@ -28,9 +33,9 @@ class Heads:
       text: of the text tower's blocks.
     """
 
-    vision: int | None = None
-    pool: int | None = None
-    text: int | None = None
+    vision: HeadCount | None = None
+    pool: HeadCount | None = None
+    text: HeadCount | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jaxface.adapters.low_rank import LowRank
 from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder, join_stages, split_stages
-from jaxface.ranges import Like, Range, ranged
+from jaxface.ranges import Known, Like, Range, Seed, checked, ranged
 from jaxface.registry import Registry, require_known
 
 Rank = Annotated[int, Range(1, 4096)]
@@ -266,7 +266,8 @@ class Keywords(TypedDict, total=False):
     shared_set: bool
 
 
-def adapt(encoder: Encoder, method: str, *, seed: int = 0, **options: Unpack[Keywords]) -> Encoder:
+@checked
+def adapt(encoder: Encoder, method: Annotated[str, Known(METHODS)], *, seed: Seed = 0, **options: Unpack[Keywords]) -> Encoder:
     """A copy of the encoder adapted by a method: `adapt(encoder, "dora", rank=64)`. The frozen arrays are shared, not copied.
 
     Raises UserError for an unknown method or option.
@@ -292,6 +293,7 @@ def shallow_copy(module: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf, module)
 
 
+@checked
 def merge(encoder: Encoder) -> Encoder:
     """A copy whose adapted kernels are plain arrays again and whose blocks stand in one stage: it costs what the original costs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.models.pool import AttentionPool, join_heads, split_heads
 from jaxface.models.rope import resize_positions, rope_angles
 from jaxface.models.variants import EncoderConfig
+from jaxface.registry import Registry
 
 
 class Attention(nnx.Module):
@@ -55,11 +57,14 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * scale[...].astype(x.dtype)
 
 
-REMAT = {
-    "none": None,
-    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+REMAT: Registry[Any] = Registry(
+    "remat",
+    {
+        "none": None,
+        "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+        "full": jax.checkpoint_policies.nothing_saveable,
+    },
+)
 """What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products and attention, or its input alone.
 
 The products are the only results that cost much to form again; keeping all else takes twice the memory, and as long to write and read."""

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from itertools import pairwise
+from typing import Annotated
 
 import ftfy
 import numpy as np
 import regex
 
 from jaxface.errors import UserError
+from jaxface.ranges import Range, checked
 
 MERGES = 48_894
 START, END = 49_406, 49_407
@@ -29,15 +31,17 @@ WORD = regex.compile(
 """A mark, an English ending, letters, one digit, or other signs."""
 
 
-def tokenize(texts: str | Sequence[str], context_length: int = 32) -> np.ndarray:
+@checked
+def tokenize(texts: str | Sequence[str], context_length: Annotated[int, Range(2, 65_536)] = 32) -> np.ndarray:
     """Texts as ids [B, context_length], int32: start, text, end, zeros; a longer text is cut and its last id is the end.
 
     Text is repaired (ftfy), freed of HTML entities, put in lower case, and runs of white space become one blank.
     Raises UserError if the context cannot hold start and end.
     """
-    if context_length < 2:
-        raise UserError(f"context length {context_length}: expected at least 2")
     texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"texts: expected texts, got {type(text).__name__}")
     ids = np.zeros((len(texts), context_length), np.int32)
     for row, text in zip(ids, texts, strict=True):
         words = [START, *encode(text), END][:context_length]

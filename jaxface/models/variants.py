@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 from jaxface.errors import UserError
+from jaxface.ranges import Range, ranged
 from jaxface.registry import Registry
 
+Size = Annotated[int, Range(1, 2**24)]
+"""Of an axis of an array."""
 
-@dataclass(frozen=True)
+
+@ranged("encoder ")
 class EncoderConfig:
     """The shape of a vision tower; every value can be read off a checkpoint's tensors but the head counts and the image size.
 
@@ -27,18 +31,18 @@ class EncoderConfig:
       pool_heads: attention heads of the pool.
     """
 
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    patch: int
-    image_size: int
+    width: Size
+    depth: Size
+    heads: Size
+    mlp_width: Size
+    patch: Size
+    image_size: Size
     class_token: bool = True
     pool: bool = True
     layer_scale: bool = False
     norm_post: bool = True
-    output: int | None = None
-    pool_heads: int = 8
+    output: Size | None = None
+    pool_heads: Size = 8
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
@@ -59,16 +63,16 @@ class EncoderConfig:
         return self.output or self.width
 
 
-@dataclass(frozen=True)
+@ranged("text tower ")
 class TextConfig:
     """The shape of a text tower: a causal transformer over byte-pair tokens."""
 
-    width: int
-    depth: int
-    heads: int
-    context: int
-    output: int
-    vocabulary: int = 49_408
+    width: Size
+    depth: Size
+    heads: Size
+    context: Size
+    output: Size
+    vocabulary: Size = 49_408
 
 
 def _core(width: int, depth: int, heads: int, mlp: int, patch: int, image: int, output: int, class_token: bool = True) -> EncoderConfig:

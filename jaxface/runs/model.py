@@ -28,6 +28,7 @@ from jaxface.models.heads import Classifier
 from jaxface.models.tree import flatten
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
+from jaxface.ranges import Where, checked
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
 from jaxface.runs.parts import Arrays, Parts, fingerprint, take_apart
@@ -174,13 +175,15 @@ def model_digest(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_run(folder: str | Path) -> tuple[Config, Classifier]:
+@checked
+def load_run(folder: Where) -> tuple[Config, Classifier]:
     """A run's configuration and its best model. Raises UserError as `load_trained`."""
     trained = load_trained(folder)
     return trained.config, trained.model
 
 
-def load_encoder(path: str | Path, **options: Unpack[weights.EncoderKeywords]) -> Encoder:
+@checked
+def load_encoder(path: Where, **options: Unpack[weights.EncoderKeywords]) -> Encoder:
     """A run's best encoder, its adapters merged; or a checkpoint's, as `jaxface.weights.load_encoder` with its options.
 
     Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
