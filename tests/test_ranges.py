@@ -5,6 +5,7 @@ import importlib
 import math
 import pkgutil
 import sys
+import typing
 from collections import defaultdict
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from jaxface.errors import UserError
 from jaxface.models.encoder import random_encoder
 from jaxface.models.variants import EncoderConfig, get_variant
 from jaxface.prediction.predictor import FaceOptions
-from jaxface.ranges import RANGED, Items, Known, Range, Where, Word, checked, ranged
+from jaxface.ranges import RANGED, Items, Known, Place, Range, Where, Word, checked, ranged, rules_of
 from jaxface.registry import Registry
 
 for package in (jaxface, weights_convert):
@@ -47,19 +48,15 @@ ABSURD = {
     "path-like": ("../x", ["../x"]),
 }
 
-ACCEPTED = {  # the value: why it is right, and the fields that take it
+ACCEPTED = {  # beside a field's own default, and files and folders anywhere: the value, why it is right, and the fields that take it
     "zero": {
-        "nothing of it": """Augment.flip Augment.jitter Augment.degrees Augment.translate Augment.erase Augment.operations Augment.strength
-            Augment.mixup Augment.cutmix DrawnSet.missing DrawnSet.noise AdapterOptions.dropout HeadOptions.dropout
-            OptimizerOptions.weight_decay OptimizerOptions.warmup_steps OptimizerOptions.clip_norm OptimizerOptions.average
-            FaceOptions.margin Cropping.margin compare.Options.repeats step_memory.Options.rounds attention_kernels.Options.rounds""",
+        "nothing of it": """Augment.flip Augment.jitter Augment.degrees Augment.translate Augment.erase Augment.strength HeadOptions.dropout
+            OptimizerOptions.weight_decay FaceOptions.margin Cropping.margin compare.Options.repeats step_memory.Options.rounds
+            attention_kernels.Options.rounds Reading.held_out DrawnSet.missing""",
         "the next epoch already": "OptimizerOptions.plateau_patience",
         "at every step": "Config.checkpoint_minutes",
         "every face": "FaceOptions.threshold Cropping.threshold",
-        "what suits": """EncoderOptions.image_size compare.Options.image_size roofline.Step.image_size roofline.Options.image_size
-            step_profile.Options.image_size DataOptions.workers prepare.Options.workers input_pipeline.Options.workers
-            training_loop.Options.workers Limits.port""",
-        "the first one": "ClusterOptions.process Config.seed DrawnSet.seed prepare.Drawing.seed prepare.Look.seed",
+        "a free one": "Limits.port",
     },
     "a fraction": {
         "a number like others": """AdapterOptions.scaling Augment.degrees Augment.mixup Augment.cutmix DrawnSet.skew
@@ -67,21 +64,9 @@ ACCEPTED = {  # the value: why it is right, and the fields that take it
             OptimizerOptions.clip_norm Config.checkpoint_minutes input_pipeline.Options.seconds input_pipeline.Options.device_rate
             Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds""",
     },
-    "empty": {
-        "all there are, or none": """AdapterOptions.blocks DrawnSet.noisy DataOptions.sets Config.seeds Config.grid Config.losses
-            FaceOptions.detector_files Cropping.files Leakage.against evaluate.Options.data evaluate.Options.groups zeroshot.Options.photos
-            compare.Options.photos attention_kernels.Options.kernels attention_kernels.Options.cases roofline.Options.cases Limits.hosts""",
-    },
+    "empty": {"the prediction alone": "roofline.Options.cases"},
     "blank": {"as empty": "AdapterOptions.blocks"},
     "path-like": {
-        "a file or folder anywhere": """EncoderOptions.weights Config.out DataOptions.sets Reading.ages FaceOptions.detector_files
-            Cropping.files Leakage.against input_pipeline.Options.folder prediction_speed.Options.photos roofline.Options.plot
-            scaling.Options.plot step_profile.Options.trace training_loop.Options.trace compare.Options.weights compare.Options.meta_code
-            compare.Options.photos compare.Options.out evaluate.Options.run evaluate.Options.data evaluate.Options.groups
-            evaluate.Options.out export.Options.run export.Options.out predict.Options.run predict.Options.paths predict.Options.out
-            predict.Options.draw prepare.Options.folder prepare.Options.out prepare.Look.look prepare.Look.out report.Options.runs
-            report.Options.out zeroshot.Options.weights zeroshot.Options.data zeroshot.Options.photos zeroshot.Options.templates
-            zeroshot.Options.out weights_convert.Arguments.src weights_convert.Arguments.dst""",
         "looked up where it is used, which writes nothing": """EncoderOptions.attention roofline.Step.attention roofline.Options.attention
             step_profile.Options.attention Reading.path_column Reading.age_column export.Options.to""",
     },
@@ -102,13 +87,25 @@ def needed(kind):
     return {name: NEEDED[name] for name in missing} | ({"paths": ("p",)} if kind.__module__ == "jaxface.predict" else {})
 
 
+def is_usual(kind, field, what, value):
+    """Whether the value is the field's default, a flag's other value, or a path where paths may lead anywhere."""
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    value = tuple(value) if isinstance(value, list) else value
+    if isinstance(value, bool):
+        return isinstance(default, bool)
+    if isinstance(value, int | float | str | tuple | dict) and value == default:
+        return True
+    rules = rules_of(typing.get_type_hints(kind, include_extras=True)[field.name])
+    return what == "path-like" and any(isinstance(rule, Place) for rule in rules)
+
+
 @pytest.mark.parametrize("kind", OPTIONS, ids=name_of)
 def test_every_field_refuses_every_absurd_value_in_one_line_or_it_is_listed_why_not(kind):
     rest, taken, said = needed(kind), defaultdict(set), []
     for field in dataclasses.fields(kind):
         for what, values in ABSURD.items():
             for value in values:
-                if isinstance(field.default, bool) and value is True:
+                if is_usual(kind, field, what, value):
                     continue
                 try:
                     kind(**rest | {field.name: value})

@@ -24,7 +24,7 @@ from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, t
 from jaxface.cli import parse
 from jaxface.kernels.attention import KERNELS
 from jaxface.models.variants import VARIANTS, EncoderConfig, get_variant
-from jaxface.ranges import Known, Range, ranged
+from jaxface.ranges import Items, Known, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 
 Case = Literal["lp", "ap", "ft4", "lora", "dora", "mtlora", "full"]
@@ -57,7 +57,7 @@ class Options:
     device: Annotated[str, Known(DEVICES)] = "h100"
     variant: Annotated[str, Known(VARIANTS)] = "PE-Core-L14-336"
     batch_size: Annotated[int, Range(1, 1_000_000)] = 128
-    cases: tuple[Case, ...] = ("lp", "full", "lora", "dora")
+    cases: Annotated[tuple[Case, ...], Items(least=1)] = ("lp", "full", "lora", "dora")
     rank: Annotated[int, Range(1, 65536)] = 64
     remat: Literal["none", "products", "full"] = "products"
     attention: Annotated[str, Known(KERNELS)] = "cudnn"
