@@ -36,6 +36,7 @@ lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/ty check jaxface weights_convert --python $(VENV)
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache

@@ -34,7 +34,7 @@ def connect(options: ClusterOptions) -> None:
         return
     if options.coordinator and not 0 <= options.process < options.processes:
         raise UserError(f"cluster.process {options.process}: expected 0 to {options.processes - 1}")
-    chosen = (
+    chosen: dict[str, Any] = (
         {"coordinator_address": options.coordinator, "num_processes": options.processes, "process_id": options.process}
         if options.coordinator
         else {}

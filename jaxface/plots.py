@@ -10,10 +10,11 @@ import functools
 import html
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -21,7 +22,7 @@ INK, FAINT, GRID = "#24292f", "#6e7781", "#d8dee4"
 RIGHT, WRONG = "#2e7d4f", "#c0392b"
 COLOURS = ("#3a6ea5", "#d0803c", "#3f9277", "#8c5fa8", "#b5495b", "#7f8c3a", "#4c9fb3", "#8a6d52")
 
-STYLE: Mapping[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -38,7 +39,7 @@ STYLE: Mapping[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "xtick.color": FAINT,
@@ -71,7 +72,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @functools.wraps(draw)
     def wrapper(*args: Any, **options: Any) -> Figure:
-        with mpl.rc_context(dict(STYLE)):
+        with mpl.rc_context(STYLE):
             return draw(*args, **options)
 
     return wrapper
@@ -99,7 +100,7 @@ def to_svg(figure: Figure, label: str = "") -> str:
       label: what a screen reader says of it; also sets its ids apart from those of other figures on the page.
     """
     buffer = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": label or "figure"}):
+    with mpl.rc_context(STYLE | {"svg.hashsalt": label or "figure"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

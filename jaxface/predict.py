@@ -112,7 +112,7 @@ def predict(options: Options) -> Counter[str]:
     if options.draw and not options.out and any(map(is_video, paths)):
         raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
     predictor = Predictor(options.run, options.find, options.batch_size)
-    about = predictor.about() | {"every": options.every, "shard": f"{index}/{count}", "tracks": options.tracks}
+    about: Json = predictor.about() | {"every": options.every, "shard": f"{index}/{count}", "tracks": options.tracks}
     statuses: Counter[str] = Counter()
     with Journal(shard_path(options.out, index, count), about) if options.out else nullcontext() as journal:
         changed = journal.take_up({path: stamp_of(path, options.content) for path in paths}) if journal else 0
@@ -121,7 +121,8 @@ def predict(options: Options) -> Counter[str]:
         done = set(journal.done) if journal else set()
         items, new = items_of(paths, done, options.every), set()
         before = sum((path, None) in done for path in paths)
-        finish = None if options.draw is None else lambda item, result: draw_photo(options.draw, result, about["classes"])
+        draw = options.draw
+        finish = None if draw is None else lambda item, result: draw_photo(draw, result, about["classes"])
         with Track("predict", len(paths), unit="files", done=before) as track:
             results = predict_stream(predictor, items, threads=options.threads, finish=finish)
             if options.tracks:

@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 import tyro
 
@@ -335,7 +335,7 @@ def ranged(where: str = "", *, frozen: bool = True) -> Callable[[type[T]], type[
             if own is not None:
                 own(self)
 
-        cls.__post_init__ = post_init
+        setattr(cls, "__post_init__", post_init)  # noqa: B010  no type knows it
         RANGED.append(cls)
         return dataclass(frozen=frozen)(cls)
 
@@ -353,14 +353,13 @@ def checked(function: F) -> F:
     def hints() -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
 
-    @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         bound = signature.bind(*args, **options)
         for name in bound.arguments.keys() & hints().keys() - named:
             bound.arguments[name] = require(hints()[name], bound.arguments[name], name)
         return function(*bound.args, **bound.kwargs)
 
-    return call
+    return cast(F, functools.wraps(function)(call))
 
 
 def rules_of(kind: Any) -> list[Rule]:

@@ -55,7 +55,7 @@ def describe(config: Config) -> dict[str, Any]:
         "tasks": list(config.tasks),
         "parts": encoder_parts(encoder) if config.method.name == "lp" else encoder_parts(shapes_of(_frozen(config)).build().encoder),
         "model": counts | {"trained, %": 100 * counts["trained"] / counts["total with a log-variance per task"]},
-        "flops": {"image_size": image_size, **encoder_flops(c, image_size)},
+        "flops": dict[str, Any](image_size=image_size, **encoder_flops(c, image_size)),
         "inference": {kind: 1e9 * value for kind, value in run_costs(merged, counts["trained"], image_size)["gflops"].items()},
     }
     variant = config.encoder.variant

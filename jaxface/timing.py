@@ -6,19 +6,21 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from jaxface.errors import UserError
 
+K = TypeVar("K")
 
-def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int = 10, warm: int = 1) -> dict[str, list[float]]:
+
+def interleaved(cases: Mapping[K, Callable[[], Any]], rounds: int = 10, warm: int = 1) -> dict[K, list[float]]:
     """Seconds of every call: each round calls every case once, after `warm` rounds that do not count.
 
     A case that returns jax arrays is timed until they are computed.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[K, list[float]] = {name: [] for name in cases}
     for index in range(warm + rounds):
         for name, case in cases.items():
             start = time.perf_counter()
@@ -28,7 +30,7 @@ def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int = 10, warm: 
     return seconds
 
 
-def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(seconds: Mapping[K, list[float]]) -> dict[K, float]:
     """The median of each case, in seconds."""
     return {name: median(values) for name, values in seconds.items()}
 

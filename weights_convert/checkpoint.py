@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.models.variants import TEXT_VARIANTS, EncoderConfig, get_variant
@@ -91,8 +92,8 @@ def _towers(
     vision = get_variant(config) if isinstance(config, str) else config
     if not any(name.startswith("text.") for name in ours):
         return Towers(vision)
-    known = Heads(vision.heads, vision.pool_heads, heads and heads.text)
-    return Towers(vision, TEXT_VARIANTS.get(config) if config in TEXT_VARIANTS else infer(ours, known).text)
+    known = Heads(vision.heads, vision.pool_heads, heads.text if heads else None)
+    return Towers(vision, TEXT_VARIANTS.get(config) if isinstance(config, str) and config in TEXT_VARIANTS else infer(ours, known).text)
 
 
 def _expected(rows: tuple[Row, ...], towers: Towers) -> Shapes:
@@ -150,7 +151,7 @@ def write_checkpoint(
     tensors: Mapping[str, np.ndarray],
     *,
     layout: str = "jaxface",
-    dtype: np.dtype | None = None,
+    dtype: DTypeLike | None = None,
     written: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Writes tensors with our names in a layout; a layout without a text tower leaves it out. The number of tensors written.
@@ -167,7 +168,7 @@ def convert(
     destination: str | Path,
     *,
     layout: str = "jaxface",
-    dtype: np.dtype | None = None,
+    dtype: DTypeLike | None = None,
     config: Towers | EncoderConfig | str | None = None,
     heads: Heads | None = None,
     written: Callable[[int], None] = lambda count: None,

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.files import aside
@@ -102,7 +103,7 @@ def write_tensors(
     path: str | Path,
     tensors: Parts,
     *,
-    dtype: np.dtype | None = None,
+    dtype: DTypeLike | None = None,
     metadata: Mapping[str, str] | None = None,
     written: Callable[[int], None] = lambda count: None,
 ) -> None:
@@ -130,7 +131,7 @@ def write_tensors(
 
 
 def _write_safetensors(
-    file: BinaryIO, tensors: Parts, dtype: np.dtype | None, metadata: Mapping[str, str], written: Callable[[int], None]
+    file: BinaryIO, tensors: Parts, dtype: DTypeLike | None, metadata: Mapping[str, str], written: Callable[[int], None]
 ) -> None:
     names = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -163,7 +164,7 @@ def joined_shape(parts: list[np.ndarray]) -> tuple[int, ...]:
     return (sum(part.shape[0] for part in parts), *first[1:]) if first else ()
 
 
-def target_dtype(array: np.ndarray, dtype: np.dtype | None) -> np.dtype:
+def target_dtype(array: np.ndarray, dtype: DTypeLike | None) -> np.dtype:
     """What the array becomes: floating ones `dtype`, if it is given."""
     return np.dtype(dtype) if dtype is not None and is_floating(array.dtype) else array.dtype
 
@@ -173,7 +174,7 @@ def is_floating(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
 
 
-def as_bytes(name: str, array: np.ndarray, dtype: np.dtype | None) -> memoryview:
+def as_bytes(name: str, array: np.ndarray, dtype: DTypeLike | None) -> memoryview:
     """The array's bytes in C order, converted. Raises NotFinite, and UserError for a value that the new type cannot hold."""
     array = contiguous(array)
     if not finite(array):
@@ -182,7 +183,7 @@ def as_bytes(name: str, array: np.ndarray, dtype: np.dtype | None) -> memoryview
         converted = array.astype(target_dtype(array, dtype), copy=False)
     if converted is not array and not finite(converted):
         raise UserError(f"tensor {name} has values beyond the range of {converted.dtype}: take bfloat16 or float32")
-    return memoryview(converted.reshape(-1).view(np.uint8))
+    return converted.reshape(-1).view(np.uint8).data
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
 
@@ -84,7 +85,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle._Unpickler):
     """The Python form of the unpickler: the C form allocates a table as long as any index that a damaged file names."""
 
-    def __init__(self, file: BinaryIO, storage: Callable[[str, np.dtype, int], np.ndarray]) -> None:
+    def __init__(self, file: IO[bytes], storage: Callable[[str, np.dtype, int], np.ndarray]) -> None:
         super().__init__(file)
         self.storage = storage
 
@@ -186,7 +187,7 @@ class _Entry(NamedTuple):
 def write_zip(
     file: BinaryIO,
     tensors: Mapping[str, list[np.ndarray]],
-    dtype: np.dtype | None,
+    dtype: DTypeLike | None,
     metadata: Mapping[str, str],
     written: Callable[[int], None],
 ) -> None:

@@ -132,9 +132,11 @@ def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, project
 def _majority(shapes: Shapes, pattern: str, axis: int = -1, what: str = "", otherwise: int | None = None) -> int:
     """The size of that axis in most of the tensors whose names match."""
     sizes = Counter(shape[axis] for name, shape in shapes.items() if re.fullmatch(pattern, name) and shape)
-    if not sizes and otherwise is None:
+    if sizes:
+        return sizes.most_common(1)[0][0]
+    if otherwise is None:
         raise UserError(f"cannot tell the {what}: the tensors that show it are missing")
-    return sizes.most_common(1)[0][0] if sizes else otherwise
+    return otherwise
 
 
 def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfig:
@@ -142,9 +144,9 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
     depth = _depth(shapes)
     pool = any(name.startswith("pool.") for name in shapes)
     alike = next((c for c in VARIANTS.values() if (c.width, c.depth, c.pool) == (width, depth, pool)), None)
-    rows = _majority(shapes, r"patch\.kernel", 0, "patch size (patch embedding)", alike and alike.patch**2 * 3)
+    rows = _majority(shapes, r"patch\.kernel", 0, "patch size (patch embedding)", alike.patch**2 * 3 if alike else None)
     patch = round((rows / 3) ** 0.5)
-    count = _majority(shapes, "positions", 0, "image size (position embedding)", alike and alike.grid**2 + alike.class_token)
+    count = _majority(shapes, "positions", 0, "image size (position embedding)", alike.grid**2 + alike.class_token if alike else None)
     class_token = round(count**0.5) ** 2 != count
     return EncoderConfig(
         width=width,

@@ -70,8 +70,8 @@ class LowRank(nnx.Module):
         self.a = DownProjection(jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank)
         self.b = UpProjection(jnp.zeros((*front, rank, outputs)))
         norms = column_norms_squared(base) if dora else None
-        self.base_norms = Constant(norms) if dora else None
-        self.magnitude = Magnitude(jnp.sqrt(norms)) if dora else None
+        self.base_norms = None if norms is None else Constant(norms)
+        self.magnitude = None if norms is None else Magnitude(jnp.sqrt(norms))
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [..., in] @ self -> [..., out]"""

@@ -143,7 +143,8 @@ def attention_probe(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -
 def attention_probe_per_task(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
     """AP with a pool for each task: what several single-task APs are together."""
     if encoder.pool is not None:
-        encoder.pool = TaskPools([shallow_copy(encoder.pool) for _ in range(options.num_tasks)])
+        pools: Any = TaskPools([shallow_copy(encoder.pool) for _ in range(options.num_tasks)])
+        encoder.pool = pools
     return [Group(r"^pool\.", rate="pool")]
 
 

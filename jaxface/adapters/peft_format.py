@@ -222,6 +222,6 @@ def _kernel(base: Any, modules: list[str], updates: Mapping[str, Update], folder
             if magnitude is not None:
                 magnitude[i] = update.magnitude
     kernel.a[...], kernel.b[...] = jnp.asarray(a.reshape(kernel.a.shape)), jnp.asarray(b.reshape(kernel.b.shape))
-    if magnitude is not None:
+    if magnitude is not None and kernel.magnitude is not None:
         kernel.magnitude[...] = jnp.asarray(magnitude.reshape(kernel.magnitude.shape))
     return kernel

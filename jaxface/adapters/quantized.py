@@ -120,7 +120,8 @@ def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
     """
     if word == FULL:
         return
-    quantizer = jax.jit(partial(_quantized, FORMATS.get(word)))
+    kind: Callable[..., Quantized] = FORMATS.get(word)
+    quantizer = jax.jit(partial(_quantized, kind))
     found = False
     for name, linear in linears(encoder):
         kernel = linear.kernel
@@ -142,5 +143,5 @@ def quantize_base(adapter: Any, quantizer: Callable[[jax.Array], Quantized]) -> 
         adapter.base_norms = Constant(column_norms_squared(adapter.base[...]))
 
 
-def _quantized(kind: type[Quantized], kernel: jax.Array) -> Quantized:
+def _quantized(kind: Callable[..., Quantized], kernel: jax.Array) -> Quantized:
     return kind(kernel)

@@ -23,7 +23,7 @@ def attention_flops(shape: Shape) -> float:
     return 7 * 2 * shape.batch_size * config.width * tokens**2
 
 
-def _arrays(shape: Shape) -> tuple[list[np.ndarray], np.ndarray]:
+def _arrays(shape: Shape) -> tuple[list[Any], Any]:
     """Random q, k, v and cotangent [B, N, H, d], and the angles [N, d / 2]."""
     config = get_variant(shape.variant)
     side, width = config.image_size // config.patch, config.width // config.heads
@@ -51,7 +51,7 @@ def library_attention(name: str, shape: Shape) -> Callable[[], Any]:
     return _differentiated(lambda q, k, v: jax.nn.dot_product_attention(turn(q), turn(k), v), arrays)
 
 
-def _differentiated(function: Callable[..., Any], arrays: list[np.ndarray]) -> Callable[[], Any]:
+def _differentiated(function: Callable[..., Any], arrays: list[Any]) -> Callable[[], Any]:
     """Runs a function of q, k and v forward and, from the last of the arrays, backward."""
     import jax
     import jax.numpy as jnp

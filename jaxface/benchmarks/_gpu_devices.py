@@ -96,7 +96,7 @@ def compiling_for(device: Device) -> Iterator[Any]:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"no compiler for {device.title}: pip install 'jaxface[gpu-compile]' (4 GB; {reason})") from None
     mesh = jax.sharding.Mesh(np.array(topology.devices), ("card",))
-    asked, fused.check_cudnn_version = fused.check_cudnn_version, lambda: 90800  # it asks a library that has no card to run on
+    asked, fused.check_cudnn_version = fused.check_cudnn_version, lambda: 90800  # ty: ignore[invalid-assignment]  it asks a library that has no card to run on
     try:
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     finally:

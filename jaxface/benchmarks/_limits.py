@@ -29,7 +29,7 @@ class Setting:
 
     encoder: EncoderConfig
     image_size: int
-    images: int
+    images: float
     rank: int = 64
     tasks: int = 3
     dtype: DTypeLike = jnp.float32

@@ -49,7 +49,7 @@ def _seconds(machine: Machine, case: str, images: float) -> tuple[float, str]:
     encoder = get_variant(VARIANT)
     work = WORK[case](Setting(encoder, encoder.image_size, images, dtype=jnp.bfloat16))
     limits = Machine(machine.name, PRODUCTS_REACHED * machine.flops, MEMORY_REACHED * machine.bytes).seconds(work)
-    by = max(limits, key=limits.get)
+    by = max(limits, key=limits.__getitem__)
     return limits[by], by
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], An
     from jaxface.training.step import make_step, start_state
 
     config = Config(
-        encoder=EncoderOptions(weights=RANDOM, variant=shape.variant, remat=shape.remat),
+        encoder=EncoderOptions(weights=RANDOM, variant=shape.variant, remat=cast(Any, shape.remat)),
         method=MethodOptions(name, AdapterOptions(rank=shape.rank)),
         tasks=tuple(task.name for task in TASKS),
     )

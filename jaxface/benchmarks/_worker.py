@@ -38,8 +38,9 @@ class Worker:
     """
 
     def __init__(self, maker: Callable[[str, Shape], Callable[[], Any]], case: str, shape: Shape) -> None:
-        self.name = f"{maker.__name__} {case}"
-        command = [sys.executable, "-m", "jaxface.benchmarks._worker", maker.__module__, maker.__name__, case, json.dumps(shape)]
+        name = getattr(maker, "__name__", "")
+        self.name = f"{name} {case}"
+        command = [sys.executable, "-m", "jaxface.benchmarks._worker", maker.__module__, name, case, json.dumps(shape)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Worker:

@@ -188,7 +188,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         jpegs = draw_jpegs(options.face_size)
         folder = options.folder or Path(temporary)
-        cases = {
+        cases: dict[str, Callable[[], Iterable[Any]]] = {
             f"jaxface, {count} records": partial(ours, write_records(folder, jpegs, count), options, workers) for count in options.records
         }
         if options.against:

@@ -136,7 +136,7 @@ def measure(case: str, options: Options, probe: Callable[[], Machine]) -> dict[s
     machines = machines[-options.rounds :]
     machine = typical(machines)
     limits = machine.seconds(work)
-    by = max(limits, key=limits.get)
+    by = max(limits, key=limits.__getitem__)
     analysis = compiled.cost_analysis()
     return {
         "case": case,

@@ -48,7 +48,8 @@ class Options:
     json: bool = False
 
     def config(self, remat: str, base: str) -> Config:
-        encoder = EncoderOptions(RANDOM, self.variant, remat=remat, precision=self.precision, base=base)
+        kept: dict[str, Any] = {"remat": remat, "precision": self.precision, "base": base}
+        encoder = EncoderOptions(RANDOM, self.variant, **kept)
         return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(self.method, AdapterOptions(rank=self.rank)))
 
 

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     options = parse(Options, args=arguments, prog="python -m jaxface.bench loop")
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure(options, folder)
-    result = {"case": f"{options.variant} {options.method}", "batch_size": options.batch_size}
+    result: dict[str, Any] = {"case": f"{options.variant} {options.method}", "batch_size": options.batch_size}
     result |= {name: value / options.steps for name, value in seconds.items()}
     result["ratio"] = seconds["loop"] / seconds["step"]
     if options.json:

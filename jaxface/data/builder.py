@@ -46,7 +46,7 @@ class Faces(FileReaderBuilder):
         """Writes the data set's description beside its files and returns their folder."""
         tfds.disable_progress_bar()
         with _quiet():
-            self.download_and_prepare()
+            self.download_and_prepare()  # ty: ignore[missing-argument]  a decorator hides its type
         return Path(self.data_dir)
 
 

@@ -100,12 +100,13 @@ def _find(image: np.ndarray, record: Record, cropping: Cropping) -> Face | None:
         return None
     name = FALLBACK if cropping.detector == AUTO else cropping.detector
     faces = _detector(name, cropping.files, cropping.threshold)(image)
-    if record.box is not None:
-        faces = [face for face in faces if overlap(face.box, record.box) > 0.1]
+    box = record.box
+    if box is not None:
+        faces = [face for face in faces if overlap(face.box, box) > 0.1]
     if not faces:
-        raise Unreadable("no face found" + (" at the authors' box" if record.box is not None else ""))
-    if record.box is not None:
-        return max(faces, key=lambda face: overlap(face.box, record.box))
+        raise Unreadable("no face found" + (" at the authors' box" if box is not None else ""))
+    if box is not None:
+        return max(faces, key=lambda face: overlap(face.box, box))
     return CHOICES[cropping.choose](faces, image.shape[1], image.shape[0])
 
 

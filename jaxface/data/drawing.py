@@ -124,7 +124,8 @@ def arc(x: float, y: float, a: float, b: float, start: float = 0.0, end: float =
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     """`share` of b in a."""
-    return tuple((1 - share) * x + share * y for x, y in zip(a, b, strict=True))
+    red, green, blue = ((1 - share) * x + share * y for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def ramp(value: float, low: float, high: float) -> float:

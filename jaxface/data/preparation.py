@@ -153,8 +153,8 @@ def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any
     files = {split: [(shard.file, len(shard.outcome["kept"])) for shard in parts] for split, parts in filled.items()}
     prepared = Faces(files=files, data_dir=aside).write()
     labels = {f"{split}/{task}": values for split, parts in shards.items() for task, values in _labels(parts).items()}
-    np.savez(prepared / LABELS, **labels)
-    np.savez(prepared / HASHES, **own_hashes(shards))
+    np.savez(prepared / LABELS, **dict[str, Any](labels))
+    np.savez(prepared / HASHES, **dict[str, Any](own_hashes(shards)))
     (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     record_digests(prepared, sorted(path.name for path in prepared.iterdir()))
     if out.exists():

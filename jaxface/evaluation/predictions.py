@@ -34,8 +34,8 @@ class Predictions:
     id: np.ndarray
     labels: Mapping[str, np.ndarray]
     logits: Mapping[str, np.ndarray]
-    source: np.ndarray | None = None
-    person: np.ndarray | None = None
+    source: np.ndarray = None  # ty: ignore[invalid-assignment]  an array once it is made
+    person: np.ndarray = None  # ty: ignore[invalid-assignment]
     features: np.ndarray | None = None
     task_features: Mapping[str, np.ndarray] = field(default_factory=dict)
     groups: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -84,7 +84,8 @@ def _check(trained: Trained, answer: Answer, folder: Path) -> dict[str, Any]:
     if not worst <= tolerance:
         raise UserError(f"{folder}: the exported model's logits differ by {worst:.1e} of the largest, more than {tolerance:.0e}")
     with aside(folder / "sample.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, images=images, **{f"logits_{task}": value for task, value in expected.items()})
+        arrays: dict[str, Any] = {"images": images, **{f"logits_{task}": value for task, value in expected.items()}}
+        np.savez_compressed(file, **arrays)
     return {"images": len(images), "largest_relative_difference": worst, "tolerance": tolerance, "sample": "sample.npz"}
 
 

@@ -17,7 +17,7 @@ from jaxface.files import aside
 from jaxface.kernels.matmul import up
 from jaxface.models.encoder import Block, Encoder
 from jaxface.models.heads import Classifier, Head
-from jaxface.models.layers import MLP, LayerNorm, Linear
+from jaxface.models.layers import MLP, LayerNorm
 from jaxface.models.pool import AttentionPool, split_heads
 from jaxface.models.rope import resize_positions, rope_angles
 from jaxface.runs.model import Trained
@@ -87,7 +87,7 @@ def dense(graph: Graph, kernel: Any) -> np.ndarray:
     return np.asarray(kernel, np.float32)
 
 
-def linear(graph: Graph, x: str, layer: Linear, scale: Any = None, order: np.ndarray | None = None) -> str:
+def linear(graph: Graph, x: str, layer: Any, scale: Any = None, order: np.ndarray | None = None) -> str:
     """A linear layer, its outputs scaled and put in another order."""
     kernel = dense(graph, layer.kernel)
     bias = np.zeros(kernel.shape[-1], np.float32) if layer.bias is None else np.asarray(layer.bias[...], np.float32)
@@ -263,4 +263,5 @@ def export_onnx(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     about = {"opset": OPSET, "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
-    return lambda images: dict(zip(names, session.run(None, {"images": images}), strict=True)), about
+    run: Any = session.run
+    return lambda images: dict(zip(names, run(None, {"images": images}), strict=True)), about

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxface.adapters.methods import linears, merge
 from jaxface.adapters.peft_format import load_peft, save_peft
 from jaxface.errors import UserError
-from jaxface.exports.exporter import Answer, model_answer, register_exporter
+from jaxface.exports.exporter import Answer, Logits, model_answer, register_exporter
 from jaxface.files import write_arrays
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
@@ -68,7 +68,7 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
     write_arrays(folder / HEADS, torch_heads(model), {"format": "pt"})
     answers = [_with_encoder(trained.merged(), load_encoder(folder / name)) for name in files.values()]
 
-    def both(images: np.ndarray) -> dict[str, np.ndarray]:
+    def both(images: np.ndarray) -> Logits:
         """The answers of the file that is farther off."""
         found = [answer(images) for answer in answers]
         ours = model_answer(model)(images)

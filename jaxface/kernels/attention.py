@@ -74,7 +74,7 @@ def require_kernel(name: str) -> None:
 
 def choose(call: Call) -> str:
     """The name of the kernel for a call: the one registered last whose condition holds, else plain XLA."""
-    return next((name for name, entry in reversed(KERNELS.items()) if entry.suits(call)), ANYWHERE)
+    return next((name for name, entry in reversed(list(KERNELS.items())) if entry.suits(call)), ANYWHERE)
 
 
 def attention(
@@ -91,7 +91,7 @@ def attention(
 
 def _platform() -> str:
     """Where a program traced now will run."""
-    device = jax.config.jax_default_device
+    device: Any = jax.config.read("jax_default_device")
     return jax.default_backend() if device is None else getattr(device, "platform", device)
 
 

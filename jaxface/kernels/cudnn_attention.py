@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Arr
 def _even(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
     """With a row added to odd lengths, which JAX refuses where there is a gradient: a class token makes them odd."""
     batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
-    lengths = {}
+    lengths: dict[str, Any] = {}
     if queries % 2 or keys % 2:
         lengths = {"query_seq_lengths": jnp.full(batch, queries), "key_value_seq_lengths": jnp.full(batch, keys)}
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))

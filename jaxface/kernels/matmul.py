@@ -66,7 +66,7 @@ def up(xa: jax.Array, b: jax.Array, groups: int) -> jax.Array:
     return y.reshape(*xa.shape[:-1], outputs)
 
 
-def sums_kernel(tokens: int, inputs: int, outputs: int, dtype: DTypeLike) -> bool:
+def sums_kernel(tokens: float, inputs: int, outputs: int, dtype: DTypeLike) -> bool:
     """Whether W + A B is worth forming: it costs in * out * r, the two thin products tokens * (in + out) * r.
 
     Never in bf16, where the sum would round small updates away.
@@ -95,7 +95,7 @@ def low_rank_product(
         asked where the sum is formed, which shows them.
     """
     summed = sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype)
-    if lengths is not None and not summed:
+    if gain is not None and lengths is not None and not summed:
         gain = (gain / lengths()).astype(x.dtype)
     return _low_rank_product(x, w, a, b, gain, summed, summed and lengths is not None)
 
@@ -120,7 +120,7 @@ def _low_rank_product(
 
 def _forward(
     x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
-) -> tuple[jax.Array, tuple[jax.Array | None, ...]]:
+) -> tuple[jax.Array, tuple[Any, ...]]:
     if summed:
         y = x @ _kernel(w, a, b, gain, unit_columns)[0]
     else:
@@ -130,7 +130,7 @@ def _forward(
     return y, (x, w, a, b, gain, None if gain is None else y)
 
 
-def _backward(summed: bool, unit_columns: bool, residuals: tuple[jax.Array | None, ...], g: jax.Array) -> tuple[jax.Array | None, ...]:
+def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: jax.Array) -> tuple[jax.Array | None, ...]:
     x, w, a, b, gain, y = residuals
     groups, rank = _groups(a, b), b.shape[0]
     shape = x.shape

@@ -84,8 +84,8 @@ def run_blocks(
         x = block(x, angles, causal)
         return x, x if every else None
 
-    if REMAT[remat] is not None:
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+    if (policy := REMAT[remat]) is not None:
+        body: Any = jax.checkpoint(body, policy=policy, prevent_cse=False)
     first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], blocks) for cut in (0, slice(1, None)))
     if jax.eval_shape(body, x, first)[0].shape == x.shape:
         return jax.lax.scan(body, x, blocks)
@@ -179,7 +179,8 @@ class Encoder(nnx.Module):
 def use_attention(encoder: Encoder, kernel: str) -> None:
     """Has the blocks and the pool attend with a kernel of `jaxface.kernels.attention`. Raises UserError if there is none of that name."""
     require_kernel(kernel)
-    for _, module in nnx.iter_modules(encoder):
+    modules: Any = nnx.iter_modules(encoder)
+    for _, module in modules:
         if hasattr(module, "attention"):
             module.attention = kernel
 

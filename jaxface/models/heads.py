@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ class Head(nnx.Module):
         return OUTPUTS[self.output].to_logits(outputs)
 
 
-def keep_mask(training: Training, share: float, shape: tuple[int, int]) -> jax.Array:
+def keep_mask(training: Training, share: float, shape: tuple[int, ...]) -> jax.Array:
     """Which values [B, D] dropout keeps on this device: drawn for the whole batch, so that the number of devices changes nothing."""
     if training.axis_name is None:
         return jax.random.bernoulli(training.key, share, shape)
@@ -153,7 +153,7 @@ class Classifier(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.encoder = encoder
-        options = {"deep": deep, "batch_norm": batch_norm, "dropout": dropout, "rngs": rngs}
+        options: dict[str, Any] = {"deep": deep, "batch_norm": batch_norm, "dropout": dropout, "rngs": rngs}
         kinds = dict.fromkeys(classes, "classes") | dict(outputs or {})
         self.heads = nnx.Dict(
             {task: Head(encoder.config.features, count, output=kinds[task], **options) for task, count in classes.items()}

@@ -101,7 +101,7 @@ def _byte_letters() -> tuple[str, ...]:
 def _vocabulary() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
     """The id of every part, and the rank of every merge."""
     lines = gzip.decompress(files("jaxface").joinpath("models/bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 1 + MERGES]]
+    merges = [(first, second) for first, second in map(str.split, lines[1 : 1 + MERGES])]
     letters = sorted(_byte_letters(), key=lambda letter: (ord(letter) >= 256, ord(letter)))
     parts = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
     return {part: i for i, part in enumerate(parts)}, {merge: i for i, merge in enumerate(merges)}

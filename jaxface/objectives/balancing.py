@@ -80,7 +80,7 @@ class Uncertainty(Balancer):
         return {task: jnp.exp(-parameters[task]) for task in tasks}
 
     def penalty(self, parameters: Losses, present: Losses) -> jax.Array:
-        return sum(parameters[task] / 2 for task in parameters)
+        return sum((parameters[task] / 2 for task in parameters), jnp.zeros(()))
 
 
 @register_balancer("uw_present")
@@ -88,7 +88,7 @@ class UncertaintyOfPresent(Uncertainty):
     """UW whose s moves only with batches that have a label of its task."""
 
     def penalty(self, parameters: Losses, present: Losses) -> jax.Array:
-        return sum(present[task] * parameters[task] / 2 for task in parameters)
+        return sum((present[task] * parameters[task] / 2 for task in parameters), jnp.zeros(()))
 
 
 class Weighted(Balancer):

@@ -139,6 +139,7 @@ def _original_text(original: Original, ids: np.ndarray) -> dict[str, np.ndarray]
     import torch
 
     with torch.inference_mode(), captured(original.text_blocks) as states:
+        assert original.encode_text is not None
         features = original.encode_text(torch.from_numpy(ids).long())
     blocks = {f"text block {i}": state.numpy() for i, state in enumerate(states, 1)}
     return blocks | {"text features": features.numpy()}

@@ -89,7 +89,8 @@ def draw_video(folder: Path, path: str, frames: Mapping[int, Sequence[Json]], ta
                 if isinstance(frame, End):
                     break
                 faces = frames.get(frame.number, faces)
-                image = annotate(frame.pixels, faces, tasks)
+                pixels: Any = frame.pixels  # every frame was asked for
+                image: Any = annotate(pixels, faces, tasks)
                 if last < 0:
                     height, width = (side - side % 2 for side in image.shape[:2])
                     stream.width, stream.height, stream.pix_fmt, stream.codec_context.qmax = width, height, "yuv420p", 6

@@ -58,7 +58,8 @@ def look(predictor: Predictor, item: Item) -> Answer:
         result["error"] = image.damage or None
         if image.damage and predictor.options.damaged == "drop":
             return Answer(item, result | {"status": DAMAGED})
-        photo: Photo = predictor.find(image.pixels)
+        pixels: Any = image.pixels  # those of an item were asked for
+        photo: Photo = predictor.find(pixels)
     except Unreadable as error:
         return Answer(item, result | {"status": UNREADABLE, "error": str(error)})
     except Exception as error:  # of a detector, say: no file ends the job
@@ -85,9 +86,9 @@ def predict_stream(
     threads = threads or os.cpu_count() or 1
     stream = _Stream(predictor, threads)
     with ThreadPoolExecutor(threads) as pool:
-        finished: deque[tuple[Json, Future[None] | None]] = deque()
+        finished: deque[tuple[Any, Future[None] | None]] = deque()
         for answer in stream.answers(pool, iter(items)):
-            finished.append((answer.result, pool.submit(finish, answer.item, answer.result) if finish else None))
+            finished.append((answer.result, pool.submit(finish, answer.item, answer.result) if finish and answer.result else None))
             while finished and (len(finished) > 2 * threads or finished[0][1] is None or finished[0][1].done()):
                 yield _wait(*finished.popleft())
         while finished:

@@ -36,7 +36,8 @@ def _summary_figure(summary: dict[str, Any], faces: np.ndarray) -> Figure:
     tasks = [task for task in summary["classes"] if any(sum(split["labels"][task]) for split in summary["splits"].values())]
     whole, _ = new_figure(11, 7.4)
     whole.clear()
-    top, bottom = whole.subfigures(2, height_ratios=[3, 4])
+    parts: Any = whole.subfigures(2, height_ratios=[3, 4])
+    top, bottom = parts
     reasons = dict(list(summary["dropped"]["reasons"].items())[:8])
     axes = top.subplots(1, len(tasks) + bool(reasons), squeeze=False)[0]
     for place, task in zip(axes, tasks, strict=False):
@@ -81,7 +82,7 @@ def batch_page(folders: Sequence[str], tasks: Sequence[str], *, sampling: str, i
     Raises UserError if a folder is not a prepared one or has no training records.
     """
     labels = Joined(folders, "train", tasks).labels
-    options = {"image_size": image_size, "batch_size": count, "seed": seed, "augment": Augment(), "sampling": sampling}
+    options: dict[str, Any] = {"image_size": image_size, "batch_size": count, "seed": seed, "augment": Augment(), "sampling": sampling}
     batch = next(train_batches(folders, tasks, **options))
     lead = f"{len(next(iter(labels.values()))):,} training records of {', '.join(folders)}, drawn by {sampling} sampling"
     cards = render("batch.html", cards=[_card(batch, row) for row in range(count)])

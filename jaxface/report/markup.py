@@ -86,7 +86,8 @@ def table(
       groups: headings over several columns each, and how many: of all columns, from the left; one of None stays empty.
       sortable: whether a click sorts.
     """
-    return _ENVIRONMENT.get_template("macros.html").module.table(header, rows, groups, sortable)
+    macros: Any = _ENVIRONMENT.get_template("macros.html").module
+    return macros.table(header, rows, groups, sortable)
 
 
 def picture(drawing: Figure, heading: str, label: str) -> Markup:

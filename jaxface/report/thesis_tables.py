@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib.resources import files
+from typing import Any
 
 from jaxface.evaluation.metrics import TEST_SETS, average_over_sources, averaged_sources, overall
 
@@ -61,7 +62,8 @@ class Table:
 
 def _read() -> tuple[Table, ...]:
     text = (files("jaxface.report") / "thesis.toml").read_text(encoding="utf-8")
-    return tuple(Table(**{**entry, "columns": tuple(entry["columns"])}) for entry in tomllib.loads(text, parse_float=Decimal)["table"])
+    entries: Any = tomllib.loads(text, parse_float=Decimal)["table"]
+    return tuple(Table(**(entry | {"columns": tuple(entry["columns"])})) for entry in entries)
 
 
 THESIS = _read()
@@ -101,6 +103,10 @@ def format_figure(value: Printed | float) -> str:
     return f"{value:.2f}" if isinstance(value, float) and value < 1000 else str(value) if isinstance(value, str) else f"{value:,.10g}"
 
 
+def _known(parts: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in parts.items() if value is not None}
+
+
 def recompute(model: str, column: str, tables: Sequence[Table]) -> float | None:
     """A mean from the figures that it is the mean of, by the thesis's definition; None if one of them is not printed.
 
@@ -108,12 +114,12 @@ def recompute(model: str, column: str, tables: Sequence[Table]) -> float | None:
     """
     if column == "overall":
         parts = {f"{task}/average": _first(model, f"{task}/average", tables) for task in TEST_SETS}
-        return None if None in parts.values() else round(overall(parts), 2)
+        return None if len(known := _known(parts)) < len(parts) else round(overall(known), 2)
     task, _, what = column.partition("/")
     if what != "average":
         return None
     parts = {source: _first(model, f"{task}/{source}", tables) for source in averaged_sources(task, TEST_SETS[task])}
-    return None if None in parts.values() else round(average_over_sources(task, parts), 2)
+    return None if len(known := _known(parts)) < len(parts) else round(average_over_sources(task, known), 2)
 
 
 def contradictions(tables: Sequence[Table] = THESIS) -> list[Contradiction]:

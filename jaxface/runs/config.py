@@ -236,7 +236,7 @@ def load_configs(path: str | Path) -> tuple[Config, ...]:
     module = run_file(path, f"jaxface_config_{path.stem}")
     if Registry.added > before:  # who opens the run will need what the file has registered
         remember(path)
-    configs = tuple(getattr(module, "configs", None) or (getattr(module, "config", None),))
+    configs: tuple[Any, ...] = tuple(getattr(module, "configs", None) or (getattr(module, "config", None),))
     for config in configs:
         if not isinstance(config, Config):
             raise UserError(f"{path}: expected a value `config = Config(...)`, got {type(config).__name__}")

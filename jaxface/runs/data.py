@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -45,7 +45,14 @@ def prepared_sets(config: Config) -> tuple[str, ...]:
     return (str(out),)
 
 
-Batches = Iterator[dict[str, Any]]
+class Batches(Protocol):
+    """An iterator of batches that can be closed."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def __next__(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
 
 
 class Images:

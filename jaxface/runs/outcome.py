@@ -38,7 +38,7 @@ def write_faces(folder: Path, images: Images) -> None:
     """The first test images, `faces.npz`."""
     batch = next(iter(images.evaluation(images.test_split())))
     keep = np.flatnonzero(np.asarray(batch["valid"]))[:FACES]
-    arrays = {"id": np.asarray(batch["id"])[keep].astype(str), "image": np.asarray(batch["image"])[keep]}
+    arrays: dict[str, Any] = {"id": np.asarray(batch["id"])[keep].astype(str), "image": np.asarray(batch["image"])[keep]}
     with aside(folder / "faces.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

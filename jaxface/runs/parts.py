@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class Parts:
         return self.structure.build(self.frozen, self.statistics, self.trained, changed or {})
 
 
-def take_apart(model: Classifier, groups: list[Group], dtype: DTypeLike = jnp.float32) -> Parts:
+def take_apart(model: Classifier, groups: Sequence[Group], dtype: DTypeLike = jnp.float32) -> Parts:
     """Sorts a model's arrays by the groups of a method; frozen matrices are held in `dtype`."""
     arrays, structure = flatten(model)
     parameters = [name for name in arrays if issubclass(structure.kinds[name], nnx.Param)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import replace
+from typing import Any
 
 import tyro
 
@@ -44,4 +45,5 @@ def _axis(word: str) -> list[tuple[str, str]]:
 def _member(config: Config, point: tuple[tuple[str, str], ...]) -> Config:
     name = ",".join(re.sub(r"[^\w.=+-]+", "-", f"{option}={value}") for option, value in point)
     words = [word for option, value in point for word in (f"--{option}", *value.split())]
-    return parse(tyro.conf.FlagConversionOff[Config], args=words, default=replace(config, name=f"{config.name}/{name}"))
+    kind: Any = tyro.conf.FlagConversionOff[Config]
+    return parse(kind, args=words, default=replace(config, name=f"{config.name}/{name}"))

@@ -24,7 +24,7 @@ class Features:
       encode: images uint8 [devices, B, H, W, 3] -> features [devices, B, D].
     """
 
-    def __init__(self, images: Images, encode: Callable[[np.ndarray], jax.Array]) -> None:
+    def __init__(self, images: Images, encode: Callable[[Any], jax.Array]) -> None:
         self.images, self.encode = images, encode
         self._splits: dict[str, dict[str, Any]] = {}
 

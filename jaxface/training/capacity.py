@@ -26,7 +26,7 @@ MOST = 4096
 """Images of a device that the search ends at."""
 
 
-def step_of(config: Config, images: int, *, mapped: bool = True) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def step_of(config: Config, images: int, *, mapped: bool = True) -> tuple[Any, tuple[Any, ...]]:
     """The training step of a configuration for that many images on one device, and the shapes of its arguments; nothing is computed.
 
     Args:

@@ -126,7 +126,7 @@ class Training:
 
     def train_epoch(self) -> None:
         """The steps that are left of an epoch."""
-        run, batch = self.run, self.config.batch_size
+        run, batch = self.run, int(self.config.batch_size)
         self.display = self._new_display()
         with self.display:
             for _ in range(self.done % run.steps_per_epoch, run.steps_per_epoch):
@@ -167,7 +167,7 @@ class Training:
         return self.done % self.run.steps_per_epoch != 0 and time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
 
     def _new_display(self) -> EpochDisplay:
-        per_epoch, batch = self.run.steps_per_epoch, self.config.batch_size
+        per_epoch, batch = self.run.steps_per_epoch, int(self.config.batch_size)
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         return EpochDisplay(title, per_epoch * batch, self.config.tasks, done=self.done % per_epoch * batch)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from jaxface.cluster import from_first
@@ -43,7 +45,7 @@ class Setup:
             return
         check_devices(config)
         self.images = Images(config, prepared_sets(config))
-        self.steps_per_epoch = max(1, self.images.epoch_size() // config.batch_size)
+        self.steps_per_epoch = max(1, self.images.epoch_size() // int(config.batch_size))
         self.parts = make_parts(config)
         self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size
         self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
@@ -51,7 +53,7 @@ class Setup:
         optimizer = make_optimizer(options, self.parts.groups, config.epochs * self.steps_per_epoch)
         parts, rules = self.parts, (config.tasks, self.balancer, optimizer)
         self.initial = start_state(parts.trained, parts.statistics, *rules, options.average, config.seed)
-        more = {"losses": config.losses, "accumulate": config.accumulate, "average": options.average}
+        more: dict[str, Any] = {"losses": config.losses, "accumulate": config.accumulate, "average": options.average}
         self.step = make_step(parts.structure, *rules, **more)
         self.frozen = replicate(self.parts.frozen)
         self.predict = make_predict(self.parts.structure)

@@ -42,15 +42,15 @@ class TrainState(NamedTuple):
       key: the seed's random key; a step folds its number into it. Part of the state, so that runs of several seeds share one program.
     """
 
-    step: jax.Array
+    step: jax.Array | np.ndarray
     trained: Arrays
     statistics: Arrays
     optimizer: Any
     balance: dict[str, Any]
-    scale: jax.Array
+    scale: jax.Array | np.ndarray
     average: Arrays
-    skipped: jax.Array
-    bad: jax.Array
+    skipped: jax.Array | np.ndarray
+    bad: jax.Array | np.ndarray
     key: jax.Array
 
 
@@ -201,7 +201,7 @@ def batch_gradients(
         gradients, (statistics, metrics) = gradient(state.trained, state.statistics, rules, state, frozen, batch, key, counts)
     else:
 
-        def one(statistics: Arrays, piece: tuple[jax.Array, Batch]) -> tuple[Arrays, tuple[Arrays, Metrics]]:
+        def one(statistics: Arrays, piece: Any) -> tuple[Arrays, tuple[Arrays, Metrics]]:
             number, piece = piece
             own = jax.random.fold_in(key, number)
             gradients, (statistics, metrics) = gradient(state.trained, statistics, rules, state, frozen, piece, own, counts)
@@ -240,7 +240,7 @@ def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Array
 
     def changed() -> dict[str, Any]:
         updates, optimizer_state = rules.optimizer.update(gradients, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
+        trained: Any = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
         return {
             "trained": trained,
             "statistics": statistics,

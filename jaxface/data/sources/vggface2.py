@@ -56,7 +56,7 @@ def read_boxes(path: Path) -> dict[str, Box]:
 
 def read_ages(options: Reading) -> dict[str, dict[str, int]]:
     """The labels of age of each image, by `n000001/0001_01`, from the user's table."""
-    if not options.ages.is_file():
+    if options.ages is None or not options.ages.is_file():
         raise UserError(f"--read.ages {options.ages}: no such file")
     found = {}
     for where, row in rows(options.ages, (options.path_column, options.age_column)):

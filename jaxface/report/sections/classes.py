@@ -66,7 +66,7 @@ FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
 
 
 def _figures_table(runs: Runs, task: Task) -> Markup:
-    answered = {name: run.predictions for name, run in runs.items() if confusion_of(run.predictions, task) is not None}
+    answered = {name: p for name, run in runs.items() if (p := run.predictions) is not None and confusion_of(p, task) is not None}
     figures_of = {name: metrics.evaluate_task(predictions, task) for name, predictions in answered.items()}
     if all(len(set(predictions.source)) == 1 for predictions in answered.values()):
         figures_of = {

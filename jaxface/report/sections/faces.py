@@ -37,12 +37,16 @@ def faces(runs: Runs) -> Markup:
     """The first faces of the test set with what was predicted of them, and further ones that are wrong."""
     shown = {}
     for name, run in runs.items():
-        if run.predictions is None or not run.faces:
+        predictions = run.predictions
+        if predictions is None or not run.faces:
             continue
-        rows = [row for row, record in enumerate(run.predictions.id) if record in run.faces]
+        rows = [row for row, record in enumerate(predictions.id) if record in run.faces]
         first = rows[:FACES]
-        wrong = [row for row in rows if row not in first and any(_is_right(run.predictions, task, row) is False for task in run.tasks)]
-        shown[name] = {"first": [_card(run, row) for row in first], "wrong": [_card(run, row) for row in wrong[:FACES]]}
+        wrong = [row for row in rows if row not in first and any(_is_right(predictions, task, row) is False for task in run.tasks)]
+        shown[name] = {
+            "first": [_card(run, predictions, row) for row in first],
+            "wrong": [_card(run, predictions, row) for row in wrong[:FACES]],
+        }
     return render("faces.html", runs=shown) if shown else Markup()
 
 
@@ -51,15 +55,15 @@ def _is_right(predictions: Predictions, task: Task, row: int) -> bool | None:
     return None if label == MISSING else bool(label == predictions.logits[task.name][row].argmax())
 
 
-def _card(run: Run, row: int) -> dict[str, object]:
+def _card(run: Run, predictions: Predictions, row: int) -> dict[str, object]:
     """A face: its picture, and per task what was predicted, with which probability, whether that is right, and the label."""
     lines = []
     for task in run.tasks:
-        logits, label = run.predictions.logits[task.name][row], run.predictions.labels[task.name][row]
+        logits, label = predictions.logits[task.name][row], predictions.labels[task.name][row]
         probability = metrics.probabilities(logits[None])[0].max()
-        right = _is_right(run.predictions, task, row)
+        right = _is_right(predictions, task, row)
         lines.append((task.classes[logits.argmax()], f"{100 * probability:.0f}", right, None if label == MISSING else task.classes[label]))
-    return {"image": _thumbnails(run)(run.predictions.id[row]), "lines": lines}
+    return {"image": _thumbnails(run)(predictions.id[row]), "lines": lines}
 
 
 def hardest(runs: Runs) -> Markup:

@@ -24,7 +24,7 @@ def _outcome(run: Run, task: Task) -> dict[str, float]:
         found[f"{when} balanced"] = (
             row.get(f"balanced_accuracy/{task.name}") if matrix is None else float(metrics.balanced_accuracy(matrix))
         )
-        if matrix is not None:
+        if predictions is not None and matrix is not None:
             found["majority"] = float(metrics.majority_share(matrix))
             found["records"] = float(matrix.sum())
             if when == "after":

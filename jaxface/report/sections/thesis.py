@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -34,12 +35,14 @@ def model_of(run: Run) -> str:
 def our_values(run: Run) -> Values:
     """A run's figures on the thesis's test sets, its means where it was tested on all sets of a task, and what it costs."""
     values: dict[str, float] = {}
-    for task in run.tasks if run.predictions is not None else ():
-        for source, matrix in metrics.source_matrices(run.predictions, task).items():
+    if (predictions := run.predictions) is None:
+        return {}
+    for task in run.tasks:
+        for source, matrix in metrics.source_matrices(predictions, task).items():
             if (key := metrics.source_key(source)) in TEST_SETS.get(task.name, ()):
                 values[f"{task.name}/{key}"] = 100 * float(metrics.accuracy(matrix))
                 values[f"balanced/{task.name}/{key}"] = 100 * float(metrics.balanced_accuracy(matrix))
-    return with_averages(values) | (_costs(run) if values else {})
+    return {**with_averages(values), **(_costs(run) if values else {})}
 
 
 def with_averages(values: Values) -> dict[str, float]:
@@ -169,7 +172,7 @@ def _heading(column: str) -> str:
     return column.replace("/", ", ").replace("agreement, ", "")
 
 
-def printed_costs() -> Sequence[tuple[str, float, float, float]]:
+def printed_costs() -> Sequence[tuple[Any, ...]]:
     """Model, parameters in millions, GFLOPs and overall accuracy in percent of Table 4.14."""
     (entry,) = (entry for entry in thesis_tables.THESIS if entry.number == "4.14")
     return [(name, *(entry.value(model, column) for column in entry.columns)) for model, name in entry.models.items()]
