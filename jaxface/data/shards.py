@@ -72,10 +72,10 @@ def make_shards(
     shards = []
     for index, start in enumerate(range(0, len(records), size)):
         part = tuple(records[start : start + size])
-        content = repr(
+        identity = repr(
             (source, margin, cropping, tasks, [(replace(record, image=b""), *_version(record.image, content)) for record in part])
         )
-        name = f"{split}-{index:05d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        name = f"{split}-{index:05d}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         shards.append(Shard(folder / name, part, source, margin, cropping))
     return shards
 
