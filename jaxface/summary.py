@@ -37,7 +37,7 @@ REFERENCE = "PE-Core-L14-336"
 def describe(config: Config) -> dict[str, Any]:
     """Parameters and FLOPs of what the configuration describes; without weights nothing but shapes is made.
 
-    A frozen kernel counts the same in however few bits it rests.
+    A quantised kernel counts as the kernel that it stands for.
     """
     from jaxface.runs.model import make_parts, shapes_of  # slow to import: not for --help
 

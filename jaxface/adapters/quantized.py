@@ -1,4 +1,4 @@
-"""Frozen kernels in fewer bits: int8 with a scale per output feature, and 4-bit NormalFloat in blocks (QLoRA, Dettmers et al. 2023).
+"""Quantised frozen kernels: int8 with a scale per output feature, and 4-bit NormalFloat in blocks (QLoRA, Dettmers et al. 2023).
 
 A quantised kernel stands where an array stood, alone or as the base of an adapter. It becomes an array again for one product at a time,
 in the forward pass and once more in the backward pass (`jaxface.kernels.matmul`), so that no array of full precision stays in memory;
@@ -27,7 +27,7 @@ from jaxface.registry import Registry
 
 
 class Quantized(nnx.Module):
-    """A frozen kernel [..., in, out] in fewer bits. Indexed with `...` it is the array that it stands for, as a parameter is.
+    """A quantised frozen kernel [..., in, out]. Indexed with `...` it is the array that it stands for, as a parameter is.
 
     Attributes:
       values: the codes.
@@ -107,11 +107,11 @@ class NF4(Quantized):
 
 FORMATS: Registry[type[Quantized]] = Registry("format of frozen kernels", {"int8": Int8, "nf4": NF4}, others="or full")
 FULL = "full"
-"""The word for frozen kernels as they are."""
+"""The name of no quantisation."""
 
 
 def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
-    """Holds the frozen kernels of the blocks and the pool in fewer bits, in place: those that no group of the method trains.
+    """Quantises the frozen kernels of the blocks and the pool, in place: those that no group of the method trains.
 
     Args:
       word: full (as they are), int8 or nf4.
@@ -133,11 +133,11 @@ def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
             continue
         found = True
     if not found:
-        raise UserError(f"encoder.base {word}: the method trains every kernel, and none is left to hold in fewer bits")
+        raise UserError(f"encoder.base {word}: the method trains every kernel, and none is left to quantise")
 
 
 def quantize_base(adapter: Any, quantizer: Callable[[jax.Array], Quantized]) -> None:
-    """Holds an adapter's base in fewer bits, in place, and what is computed from it once."""
+    """Quantises an adapter's base, in place, and what is computed from it once."""
     adapter.base = quantizer(adapter.base[...])
     if getattr(adapter, "base_norms", None) is not None:
         adapter.base_norms = Constant(column_norms_squared(adapter.base[...]))

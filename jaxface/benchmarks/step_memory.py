@@ -23,7 +23,7 @@ from jaxface.training.capacity import compile_step, step_bytes
 
 @ranged()
 class Options:
-    """Compiles a step for every pair of a word of remat and a format of frozen kernels, and runs it if there are rounds.
+    """Compiles a step for every pair of a remat policy and a format of frozen kernels, and runs it if there are rounds.
 
     Attributes:
       variant: the encoder.
@@ -31,7 +31,7 @@ class Options:
       batch_size: images of a step, on one device.
       rank: of adapters.
       remat: what a block keeps for its backward pass: none, products, full.
-      base: what frozen kernels rest in: full, int8, nf4.
+      base: the format of frozen kernels: full, int8, nf4.
       precision: fp32, bf16, or what suits the device.
       rounds: steps that count; 0 only compiles.
       json: print one JSON object a pair.

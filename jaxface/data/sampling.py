@@ -1,4 +1,4 @@
-"""Which record comes when: plain shuffling, or rare classes oftener. An order is a function of (seed, position) alone."""
+"""Which record comes when: plain shuffling, or rare classes more often. An order is a function of (seed, position) alone."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Task:
     """One classification task.
 
     Attributes:
-      name: the word that commands, batches and output columns use.
+      name: as commands, batches and output columns use it.
       classes: the names of its classes; a label is an index into them.
       ordinal: whether the classes have an order, so that being off by one class means something.
       coarse: the task whose classes are groups of this one's, which answers are mapped back to; '' for none.

@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 AUTO = "auto"
-"""The word that leaves the choice to the kernels' own conditions."""
+"""The name that leaves the choice to the kernels' own conditions."""
 ANYWHERE = "xla"
 """The kernel for programs that are to run on any device, with any batch."""
 

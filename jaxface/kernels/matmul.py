@@ -22,7 +22,7 @@ NORM_FLOOR = 1e-12
 
 
 class Compressed(Protocol):
-    """A frozen kernel [in, out] held in fewer bits: it becomes an array for one product at a time, in each pass anew."""
+    """A quantised frozen kernel [in, out]: it becomes an array for one product at a time, in each pass anew."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -46,7 +46,7 @@ def product(x: jax.Array, kernel: Any) -> jax.Array:
 
 @jax.custom_vjp
 def compressed_product(x: jax.Array, w: Compressed) -> jax.Array:
-    """`x @ w`: x [..., in] times a kernel in fewer bits. The backward pass keeps neither x nor an array of the kernel."""
+    """`x @ w`: x [..., in] times a quantised kernel. The backward pass keeps neither x nor an array of the kernel."""
     return checkpoint_name(x @ dense(w, x.dtype), PRODUCT)
 
 
@@ -87,7 +87,7 @@ def low_rank_product(
 
     Args:
       x: [..., in]
-      w: [in, out], constant in the backward pass, as an array or in fewer bits.
+      w: [in, out], constant in the backward pass, as an array or quantised.
       a: [in, g * r]; g > 1 gives each of g equal slices of the output an adapter of its own (q, k and v of a fused kernel).
       b: [r, out]
       gain: [out], or None for 1.

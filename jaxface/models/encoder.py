@@ -113,7 +113,7 @@ class Encoder(nnx.Module):
     blocks differ (some train, some have adapters per task) `split_stages` cuts it.
 
     Attributes:
-      remat: what a block keeps for its backward pass, a word of `REMAT`.
+      remat: what a block keeps for its backward pass, a policy of `REMAT`.
       dtype: of activations; parameters are cast to it where they are used, layer norms and softmax compute in float32.
     """
 

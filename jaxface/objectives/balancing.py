@@ -1,4 +1,4 @@
-"""How the tasks' losses become one: a balancer is one entry, chosen by a word in the configuration (thesis, section 3.7.3).
+"""How the tasks' losses become one: a balancer is one entry, named in the configuration (thesis, section 3.7.3).
 
 Another balancer is a subclass of `Balancer` below `@register_balancer("name")`.
 """

@@ -1,4 +1,4 @@
-"""The loss of one task over a batch in which some labels are missing: one entry each, chosen by a word in the configuration.
+"""The loss of one task over a batch in which some labels are missing: one entry each, named in the configuration.
 
 Another loss is a function below `@register_loss("name")`, with the kind of head output that it is for.
 """

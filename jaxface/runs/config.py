@@ -28,7 +28,7 @@ from jaxface.ranges import Count, Inside, Items, Known, Like, Name, Place, Range
 from jaxface.registry import Registry
 
 RANDOM = "random"
-"""The word for weights that starts an encoder from random numbers."""
+"""The name of weights that starts an encoder from random numbers."""
 MOST_EPOCHS = 10**6
 Rate = Annotated[float, Range(above=0, high=100)]
 """A learning rate."""
@@ -44,7 +44,7 @@ class EncoderOptions:
       image_size: side in pixels of the input, 0 for the encoder's own.
       remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
       precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
-      base: what frozen kernels of the blocks and the pool rest in: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
+      base: the format of the frozen kernels of the blocks and the pool: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
       attention: a kernel of `jaxface.kernels` by name; "auto" takes what suits the device and the shape.
     """
 
@@ -72,7 +72,7 @@ class DataOptions:
     Attributes:
       sets: folders written by `jaxface.prepare`.
       drawn: drawn faces instead, where no set is named.
-      sampling: "shuffle", or "balanced": rare classes oftener (thesis, section 3.2).
+      sampling: "shuffle", or "balanced": rare classes more often (thesis, section 3.2).
       augment: flip, color jitter, affine, erasing on training images.
       changes: how strong those are, and how many of RandAugment's operations come before them.
       workers: processes that decode and augment; 0 does it in threads of this one.

@@ -1,4 +1,4 @@
-"""Frozen kernels in fewer bits: against the rounding rules by hand, and against an adapter on the plain array that they stand for."""
+"""Quantised frozen kernels: against the rounding rules by hand, and against an adapter on the plain array that they stand for."""
 
 import re
 

@@ -60,7 +60,7 @@ class Source:
     """A data set on disk.
 
     Attributes:
-      name: the word that `jaxface.prepare` takes.
+      name: as `jaxface.prepare` takes it.
       layout: what its folder must hold, for messages.
       margin: added around a face box on each side, as a share of its longer side.
       on_disk: whether there are files that may change; otherwise the options say all.
