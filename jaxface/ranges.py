@@ -195,6 +195,8 @@ Share = Annotated[float, Range(0, 1)]
 """A part of a whole, or a probability."""
 Where = Annotated[Path, Place()]
 """A file or folder anywhere."""
+PathLike = Annotated[Path | str, Place()]
+"""The same for Python callers, who may write it as a text; it is made a path."""
 Name = Annotated[str, Like(_name)]
 """A word that is looked up later, where what it names is at hand."""
 

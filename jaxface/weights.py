@@ -17,7 +17,7 @@ from jaxface.models.clip import Clip
 from jaxface.models.encoder import REMAT, Encoder, join_stages
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import EncoderConfig
-from jaxface.ranges import Known, Like, Where, checked
+from jaxface.ranges import Known, Like, PathLike, checked
 from weights_convert.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from weights_convert.tensor_files import NotFinite, contiguous, finite
 from weights_convert.towers import Heads, Towers
@@ -48,7 +48,7 @@ class EncoderKeywords(TypedDict, total=False):
 
 @checked
 def load_encoder(
-    path: Where,
+    path: PathLike,
     *,
     dtype: Dtype = None,
     config: Towers | EncoderConfig | str | None = None,
@@ -74,7 +74,7 @@ def load_encoder(
 
 @checked
 def load_clip(
-    path: Where,
+    path: PathLike,
     *,
     dtype: Dtype = None,
     config: Towers | str | None = None,
@@ -92,7 +92,7 @@ def load_clip(
 
 
 @checked
-def save_weights(model: Encoder | Clip, path: Where, *, layout: str = "jaxface", dtype: Dtype = None) -> None:
+def save_weights(model: Encoder | Clip, path: PathLike, *, layout: str = "jaxface", dtype: Dtype = None) -> None:
     """Writes an encoder or both towers as a checkpoint; adapters must be merged. Raises UserError if it cannot be written."""
     clip = isinstance(model, Clip)
     encoder = model.visual if clip else model

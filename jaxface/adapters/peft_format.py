@@ -22,7 +22,7 @@ from jaxface.adapters.methods import linears, shallow_copy
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.models.encoder import Encoder
-from jaxface.ranges import Where, checked
+from jaxface.ranges import PathLike, checked
 from weights_convert.layouts import TIMM_VISION
 from weights_convert.tensor_files import open_tensors, write_tensors
 
@@ -63,7 +63,7 @@ def timm_modules(encoder: Encoder) -> Iterator[tuple[Any, list[str]]]:
 
 
 @checked
-def save_peft(encoder: Encoder, folder: Where, *, base: str | None = None) -> None:
+def save_peft(encoder: Encoder, folder: PathLike, *, base: str | None = None) -> None:
     """Writes the encoder's LoRA or DoRA adapters as a folder that PEFT loads onto timm's model of the same encoder.
 
     Args:
@@ -129,7 +129,7 @@ def adapter_updates(encoder: Encoder) -> dict[str, Update]:
 
 
 @checked
-def load_peft(encoder: Encoder, folder: Where) -> Encoder:
+def load_peft(encoder: Encoder, folder: PathLike) -> Encoder:
     """A copy of the encoder with the adapters of a folder that PEFT wrote for timm's model of it; frozen arrays are shared.
 
     Blocks stand stacked: where only some of them are adapted, or ranks differ, the rest is filled with zeros, which changes no output.

@@ -91,7 +91,8 @@ def attention(
 
 def _platform() -> str:
     """Where a program traced now will run."""
-    device: Any = jax.config.read("jax_default_device")
+    config: Any = jax.config  # its flags have no types
+    device = config.jax_default_device
     return jax.default_backend() if device is None else getattr(device, "platform", device)
 
 

@@ -28,7 +28,7 @@ from jaxface.models.heads import Classifier
 from jaxface.models.tree import flatten
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
-from jaxface.ranges import Where, checked
+from jaxface.ranges import PathLike, checked
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
 from jaxface.runs.parts import Arrays, Parts, fingerprint, take_apart
@@ -176,14 +176,14 @@ def model_digest(folder: Path) -> str:
 
 
 @checked
-def load_run(folder: Where) -> tuple[Config, Classifier]:
+def load_run(folder: PathLike) -> tuple[Config, Classifier]:
     """A run's configuration and its best model. Raises UserError as `load_trained`."""
     trained = load_trained(folder)
     return trained.config, trained.model
 
 
 @checked
-def load_encoder(path: Where, **options: Unpack[weights.EncoderKeywords]) -> Encoder:
+def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> Encoder:
     """A run's best encoder, its adapters merged; or a checkpoint's, as `jaxface.weights.load_encoder` with its options.
 
     Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
