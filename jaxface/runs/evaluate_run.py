@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from jaxface.runs.folder import find_runs
 from jaxface.runs.inference import predict_all
 from jaxface.runs.model import Trained, load_trained
 from jaxface.runs.predictions_file import read_predictions, write_predictions
-from jaxface.runs.temperatures import read_temperatures, write_temperatures
+from jaxface.runs.temperatures import copy_temperatures, read_temperatures, write_temperatures
 
 VALIDATION = "validation"
 
@@ -77,7 +78,7 @@ def evaluate_run(
       folder: a run folder.
       sets: prepared folders; the run's own if none is named.
       split: of them; `test` where they have one.
-      out: the folder to write into; the run's if None.
+      out: the folder to write into; the run's if None. Nothing is written elsewhere.
       batch_size: over all local devices.
       features: keep the encoder's output with the answers, and in `features_before.parquet` that of the model that training started from.
       groups: further columns of groups (see `read_groups`).
@@ -108,10 +109,12 @@ def evaluate_run(
     if split != VALIDATION:
         try:
             validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
-            write_temperatures(folder, validation, trained.digest)
+            write_temperatures(out, validation, trained.digest)
         except UserError as error:  # the run may have been trained elsewhere
             print(f"confidence is not calibrated: {error}", file=sys.stderr)
     if out != folder:
+        if not read_temperatures(out, trained.digest) and trained.temperatures:
+            copy_temperatures(folder, out)
         write_json(out / "config.json", json.loads((folder / "config.json").read_text()))  # the report asks for it
     write_predictions(out / "predictions.parquet", predictions)
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
@@ -119,7 +122,7 @@ def evaluate_run(
     if features and trained.config.encoder.weights not in (None, RANDOM):
         start = answer(trained, make_parts(trained.config).build(), sets, split, title="before training", **options)
         write_predictions(out / "features_before.parquet", replace(start, about=about))
-    return predictions, write_scores(out, predictions, read_temperatures(folder, trained.digest))
+    return predictions, write_scores(out, predictions, read_temperatures(out, trained.digest))
 
 
 def evaluated_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -153,16 +156,17 @@ def stands(out: Path, about: Json, *, features: bool) -> bool:
 def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Predictions, size: int) -> None:
     """Images of each task's hardest records, uint8 [K, size, size, 3], for the report."""
     from jaxface.data.augment import resize
-    from jaxface.data.images import decode
+    from jaxface.data.images import Unreadable, decode
     from jaxface.data.pipeline import Joined
 
     names = {record for task in predictions.tasks for _, record, *_ in hardest_of(predictions, task)}
     records = Joined(sets, split, ())
     found = {}
     for index in range(len(records)) if names else ():
-        record = records[index]
-        if record["id"] in names:
-            found[record["id"]] = resize(decode(record["image"]), size)
+        with suppress(Unreadable):  # whoever evaluates has said so
+            record = records[index]
+            if record["id"] in names:
+                found[record["id"]] = resize(decode(record["image"]), size)
     images = np.stack(list(found.values())) if found else np.zeros((0, size, size, 3), np.uint8)
     with aside(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, id=np.array(list(found), str), image=images)

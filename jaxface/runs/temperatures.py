@@ -21,6 +21,11 @@ def write_temperatures(folder: Path, validation: Predictions, model: str) -> dic
     return temperatures
 
 
+def copy_temperatures(folder: Path, out: Path) -> None:
+    """Keeps a run's temperatures beside answers that are written elsewhere."""
+    write_json(out / FILE, json.loads((folder / FILE).read_text()))
+
+
 def read_temperatures(folder: Path, model: str | None = None) -> dict[str, float]:
     """The temperatures of a run folder; none if it has no file of them, or one that was fitted on another `model`.
 

@@ -27,19 +27,23 @@ class Features:
     def __init__(self, images: Images, encode: Callable[[Any], jax.Array]) -> None:
         self.images, self.encode = images, encode
         self._splits: dict[str, dict[str, Any]] = {}
+        self._unreadable: dict[str, dict[int, str]] = {}
 
     def split(self, name: str) -> dict[str, Any]:
         """The evaluation batches of a split put together, with `features` [N, D] in place of the images; padding left out."""
         if name not in self._splits:
             parts: list[dict[str, Any]] = []
+            reasons: list[str] = []
             with Track(f"features of {name}", self.images.count(name), unit="images") as track:
                 for batch in self.images.evaluation(name):
                     features = np.asarray(self.encode(shard(batch.pop("image"))))
-                    del batch["skipped"]  # not a column: one name for each record that cannot be read
+                    reasons += batch.pop("skipped").tolist()  # not a column: one for each record that cannot be read
                     parts.append(batch | {"features": features.reshape(-1, features.shape[-1])})
                     track.advance(int(np.sum(batch["valid"])))
             count = self.images.count(name)
             self._splits[name] = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)
+            unreadable = np.flatnonzero(~self._splits[name]["valid"]).tolist()
+            self._unreadable[name] = dict(zip(unreadable, reasons, strict=True))
         return self._splits[name]
 
     def train(self, start: int) -> Batches:
@@ -49,19 +53,26 @@ class Features:
         labels = {task: records["labels"][task] for task in config.tasks}
         order = make_order(config.data.sampling, labels, size, config.seed)
 
-        def index_at(position: int) -> int:
+        reasons = self._unreadable["train"]
+
+        def index_at(position: int, skipped: list[str]) -> int:
             index = order[position]
             if not records["valid"][index]:  # the stand-in of an unreadable record: drawn as the pipeline draws it
                 rng = np.random.default_rng((config.seed, 1, position))
-                index = next((i for i in (int(rng.integers(size)) for _ in range(TRIES)) if records["valid"][i]), -1)
-                if index < 0:
-                    raise UserError(f"{TRIES} records in a row cannot be read")
+                for _ in range(TRIES):
+                    skipped.append(reasons[index])
+                    index = int(rng.integers(size))
+                    if records["valid"][index]:
+                        return index
+                raise UserError(f"{TRIES} records in a row cannot be read; the last: {skipped[-1]}")
             return index
 
         while True:
             first = start * config.batch_size + jax.process_index() * share
-            rows = [index_at(first + k) for k in range(share)]
-            yield jax.tree.map(lambda array, rows=rows: array[rows], {**records, "labels": labels})
+            skipped: list[str] = []
+            rows = [index_at(first + k, skipped) for k in range(share)]
+            batch = jax.tree.map(lambda array, rows=rows: array[rows], {**records, "labels": labels})
+            yield batch | {"skipped": np.array(skipped, object)}
             start += 1
 
     def evaluation(self, split: str) -> Iterable[dict[str, Any]]:

@@ -17,6 +17,7 @@ from jaxface.runs.inference import make_classify, make_predict
 from jaxface.runs.model import make_parts
 from jaxface.runs.parts import fingerprint
 from jaxface.training.batches import Features
+from jaxface.training.labels import check_labels
 from jaxface.training.optimizer import make_optimizer
 from jaxface.training.step import make_step, start_state
 from jaxface.training.stopping import StopRequest
@@ -45,6 +46,7 @@ class Setup:
             return
         check_devices(config)
         self.images = Images(config, prepared_sets(config))
+        check_labels(self.images.sets, config.tasks)
         self.steps_per_epoch = max(1, self.images.epoch_size() // int(config.batch_size))
         self.parts = make_parts(config)
         self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size

@@ -84,7 +84,29 @@ def test_another_set_and_split_can_be_looked_at(evaluated, tmp_path, monkeypatch
     scores = json.loads((tmp_path / "evaluation.json").read_text())
     assert scores["about"]["split"] == "validation"
     assert "overall" in capsys.readouterr().out
-    assert not (tmp_path / "calibration.json").exists()
+    assert json.loads((tmp_path / "calibration.json").read_text()) == json.loads((evaluated / "calibration.json").read_text())
+
+
+def test_an_evaluation_elsewhere_leaves_the_run_alone_and_is_whole_by_itself(evaluated, tmp_path, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in evaluated.rglob("*")}
+    assert call(monkeypatch, evaluated, "--out", tmp_path, "--batch-size", "5") == 0
+    assert {path: path.stat().st_mtime_ns for path in evaluated.rglob("*")} == before
+    scores = json.loads((tmp_path / "evaluation.json").read_text())
+    assert scores["tasks"]["age"]["calibration"]["temperature"] is not None
+    assert call(monkeypatch, tmp_path, "--recompute") == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == scores
+
+
+def test_a_damaged_test_record_is_left_out_and_the_rest_has_its_figures(evaluated, tmp_path, monkeypatch):
+    drawn = next((evaluated.parent / "drawn").iterdir())
+    shutil.copytree(drawn, tmp_path / "faces")
+    (tmp_path / "faces/digests.json").unlink(missing_ok=True)
+    (path,) = (tmp_path / "faces").glob("faces-test*")
+    data = bytearray(path.read_bytes())
+    data[data.find(b"\x89PNG") + 60] ^= 4
+    path.write_bytes(data)
+    assert call(monkeypatch, evaluated, "--data", tmp_path / "faces", "--out", tmp_path / "out", "--batch-size", "5") == 0
+    assert json.loads((tmp_path / "out/evaluation.json").read_text())["records"] == 11
 
 
 @pytest.mark.parametrize(
