@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from ty import find_ty_bin
 
 import jaxface
 from jaxface.adapters.methods import AdapterOptions, Keywords
@@ -18,7 +19,7 @@ HERE = Path(__file__).parent
 
 def complaints(name):
     """The lines of a file that the type checker has an error in."""
-    command = [Path(sys.executable).with_name("ty"), "check", "--python", sys.prefix, "--output-format", "concise", HERE / name]
+    command = [find_ty_bin(), "check", "--python", sys.prefix, "--output-format", "concise", HERE / name]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=HERE.parents[1], timeout=120)
     assert done.returncode in (0, 1), done.stderr
     return {int(line) for line in re.findall(rf"{name}:(\d+):\d+: error", done.stdout)}
