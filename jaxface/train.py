@@ -6,11 +6,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from jaxface.errors import run_command
 from jaxface.large_pages import use_large_pages
-from jaxface.runs.command_line import read_command_lines
-from jaxface.runs.config import Config
+
+if TYPE_CHECKING:
+    from jaxface.runs.config import Config
 
 
 def train(config: Config) -> list[Path]:
@@ -55,6 +57,8 @@ def show(config: Config, folders: list[Path]) -> None:
 
 def main() -> int:
     """Trains and prints what came out."""
+    from jaxface.runs.command_line import read_command_lines  # slow to import: not before the command is started again with large pages
+
     configs = read_command_lines(sys.argv[1:])
     signal.signal(signal.SIGTERM, _stop_early)  # a run takes it over from its first step on
     from jaxface.cluster import connect, is_first
