@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,14 +12,59 @@ class UserError(Exception):
     """Wrong input: the message is one line that says what was wrong, where, and what to do."""
 
 
+def printable(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8 are written out as escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def os_line(error: OSError, path: object = None, doing: str = "used") -> str:
+    """One line for what the system refused: the file, what was to be done with it, and why.
+
+    Args:
+      path: the file that was asked for, where that is not the one that the system names.
+      doing: "read", "written".
+    """
+    name = error.filename if path is None else path
+    why = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return why if name is None else f"{printable(str(name))}: cannot be {doing}: {why}"
+
+
+BROKEN_PIPE = 141
+"""What a shell sees of a command whose reader has gone: 128 and the signal SIGPIPE."""
+
+
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0 for success, 2 for wrong input, 130 for Ctrl-C, without a traceback for either."""
+    """Runs a command's `main` and exits: 0 for success, 2 for wrong input and for what the system refuses, 130 for Ctrl-C, 141 where
+    nobody reads what is printed; without a traceback for any of them."""
     try:
         status = main()
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = _complain(f"error: {error}")
+    except BrokenPipeError:
+        status = BROKEN_PIPE
+    except OSError as error:
+        status = _complain(f"error: {os_line(error)}")
+    except MemoryError:
+        status = _complain("error: out of memory")
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        status = 130
+        status = _complain("stopped", 130)
+    _close_output()
     sys.exit(status or 0)
+
+
+def _complain(line: str, status: int = 2) -> int:
+    """Prints a line for people, whatever bytes are in it, and if nobody reads it, nothing."""
+    with contextlib.suppress(OSError):
+        print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return status
+
+
+def _close_output() -> None:
+    """Lets Python end without words about output that it cannot be rid of."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

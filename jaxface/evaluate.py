@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from rich.console import Console
 from jaxface.cli import parse
 from jaxface.data.records import SPLITS
 from jaxface.errors import UserError, run_command
+from jaxface.files import to_json
 from jaxface.ranges import Count, Items, OneOf, Where, ranged
 
 
@@ -82,7 +82,7 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
     fitted = {task: value for task, value in temperatures.items() if value is not None}
     write_pictures((options.out or run) / "figures", predictions, fitted)
     if options.json:
-        print(json.dumps(scores))
+        print(to_json(scores))
         return
     show_scores(scores, f"{run}: {scores['about'].get('split', '')}", Console(width=None if sys.stdout.isatty() else 120))
     print(f"wrote {(options.out or run) / 'evaluation.json'}")

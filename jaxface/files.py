@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, os_line
+
+SHORT = 60
+"""Characters of a file's name that its temporary name keeps: a name has at most 255 bytes."""
 
 
 @contextmanager
@@ -20,21 +25,56 @@ def aside(path: Path) -> Iterator[Path]:
 
     Raises UserError if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name[:SHORT]}.{os.getpid()}-{threading.get_ident() % 10_000}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what was wrong has been said
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Makes one line of whatever the system refuses while a file is written. Raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(os_line(error, path, "written")) from None
+
+
+@contextmanager
+def read(path: Path) -> Iterator[None]:
+    """Makes one line of whatever the system refuses while a file is read. Raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(os_line(error, path, "read")) from None
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON as all its readers know it: null for numbers that are none."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(value), indent=indent, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which knows no NaN: None in its place."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that people can read."""
     with aside(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(to_json(value, indent=2) + "\n")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

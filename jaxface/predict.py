@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections import Counter, defaultdict
@@ -18,6 +17,7 @@ import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import UserError, run_command
+from jaxface.files import to_json
 from jaxface.large_pages import use_large_pages
 from jaxface.launchers import launched
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
@@ -133,7 +133,7 @@ def predict(options: Options) -> Counter[str]:
                 if journal:
                     journal.write(result)
                 else:
-                    print(json.dumps(result), flush=True)
+                    print(to_json(result), flush=True)
                 track.note("" if result["frame"] is None else f"frame {result['frame']:,}")
                 track.advance(result["frame"] is None)
         if journal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxface.data.tasks import MISSING, Task
 from jaxface.evaluation import metrics
 from jaxface.evaluation.groups import disparities, group_errors, to_rows
 from jaxface.evaluation.predictions import Predictions
+from jaxface.files import finite
 
 Json = dict[str, Any]
 
@@ -47,7 +47,7 @@ def score(predictions: Predictions, temperatures: Mapping[str, float] | None = N
         "groups": to_rows(groups),
         "disparities": [{"gap": d.gap, "certain": d.certain, "says": str(d)} for d in disparities(groups)],
     }
-    return _finite(result)
+    return finite(result)
 
 
 def _task(predictions: Predictions, task: Task, temperature: float | None) -> Json:
@@ -92,15 +92,6 @@ def _rows(predictions: Predictions, task: Task, rows: np.ndarray) -> Predictions
     return Predictions(
         (task,), labels={task.name: predictions.labels[task.name][rows]}, logits={task.name: predictions.logits[task.name][rows]}, **columns
     )
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: None in its place."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def hardest_of(predictions: Predictions | None, task: Task, most: int = 5) -> list[tuple[float, str, str, str, str]]:

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxface.errors import UserError
-from jaxface.files import WRITTEN, aside, check_output, write_json
+from jaxface.errors import UserError, os_line, printable
+from jaxface.files import WRITTEN, aside, check_output, to_json, write_json
 
 Json = dict[str, Any]
 CHUNK = 20_000
@@ -48,7 +48,7 @@ def stamp_of(path: str, content: bool = False) -> str:
 
 
 def _line(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=True).encode() + b"\n"
+    return to_json(value).encode() + b"\n"
 
 
 def _whole_lines(path: Path) -> Iterator[Json]:
@@ -93,7 +93,7 @@ class Journal:
             self.stamps = {row["path"]: row["stamp"] for row in _whole_lines(self.stamps_path)} if self.stamps_path.exists() else {}
             self._stamps_file = self.stamps_path.open("ab")
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+            raise UserError(os_line(error, self.path, "written")) from None
         self._now: Mapping[str, str] = {}
 
     def __enter__(self) -> Journal:
@@ -164,7 +164,7 @@ class Journal:
             self._file.write(_line(result))
             self._file.flush()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}; the same command goes on from here") from None
+            raise UserError(f"{os_line(error, self.path, 'written')}; the same command goes on from here") from None
 
     def rows(self) -> Iterator[Json]:
         """All results so far."""
@@ -207,11 +207,22 @@ def flat_face(face: Json, tasks: Mapping[str, Sequence[str]]) -> Json:
     return row
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How cells begin that a spreadsheet computes."""
+
+
+def _cell(value: Any) -> Any:
+    """A cell that spreadsheets show and do not compute, in Unicode."""
+    if not isinstance(value, str):
+        return value
+    return "'" * value.startswith(FORMULA) + printable(value)
+
+
 def _write_csv(journal: Journal) -> None:
-    with aside(journal.out) as temporary, temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with aside(journal.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(journal.columns()))
         writer.writeheader()
-        writer.writerows(journal.table_rows())
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in journal.table_rows())
 
 
 def _write_parquet(journal: Journal) -> None:
@@ -219,7 +230,7 @@ def _write_parquet(journal: Journal) -> None:
     with aside(journal.out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         rows: list[Json] = []
         for row in journal.table_rows():
-            rows.append(row | {"path": row["path"].encode("utf-8", "replace").decode()})  # Parquet knows only Unicode
+            rows.append({name: printable(value) if isinstance(value, str) else value for name, value in row.items()})  # Unicode alone
             if len(rows) == CHUNK:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []

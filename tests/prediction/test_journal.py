@@ -51,7 +51,7 @@ def test_tables_have_a_row_for_each_face_and_for_each_image_without(tmp_path, su
         journal.write(result("bad.jpg", status="unreadable", error="the file is empty"))
         journal.write(result("clip.mp4", [face()], frame=7))
         journal.finish()
-    rows = pq.read_table(out).to_pylist() if suffix == ".parquet" else list(csv.DictReader(out.read_text().splitlines()))
+    rows = pq.read_table(out).to_pylist() if suffix == ".parquet" else list(csv.DictReader(out.open(newline="")))
     assert [row["path"] for row in rows] == ["two, faces\n.jpg"] * 2 + ["none.jpg", "bad.jpg", "clip.mp4"]
     assert [row["gender"] or None for row in rows] == ["female", "male", None, None, "female"]
     assert [str(row["face"]) for row in rows][:2] == ["0", "1"]
@@ -138,3 +138,22 @@ def test_one_output_has_one_writer_at_a_time(tmp_path):
         Journal(tmp_path / "a.csv", ABOUT)
     with Journal(tmp_path / "a.csv", ABOUT):
         pass
+
+
+def test_cells_are_shown_and_not_computed_and_can_be_read_as_unicode(tmp_path):
+    names = ["=HYPERLINK(1).jpg", "+1.jpg", "-2.jpg", "@sum.jpg", "plain.jpg", os.fsdecode(b"caf\xe9.jpg")]
+    for suffix in (".csv", ".parquet"):
+        with Journal(tmp_path / f"faces{suffix}", ABOUT) as journal:
+            for name in names:
+                journal.write(result(name, status="unreadable", error="=1+1"))
+            journal.finish()
+    table = list(csv.DictReader((tmp_path / "faces.csv").open(newline="", encoding="utf-8")))
+    assert [row["path"] for row in table] == ["'=HYPERLINK(1).jpg", "'+1.jpg", "'-2.jpg", "'@sum.jpg", "plain.jpg", "caf\\xe9.jpg"]
+    assert {row["error"] for row in table} == {"'=1+1"}
+    assert pq.read_table(tmp_path / "faces.parquet")["path"].to_pylist() == [*names[:5], "caf\\xe9.jpg"]
+
+
+def test_numbers_that_are_none_are_null(tmp_path):
+    with Journal(tmp_path / "faces.jsonl", ABOUT) as journal:
+        journal.write(result("a.jpg") | {"width": float("nan")})
+    assert json.loads((tmp_path / "faces.jsonl").read_text(), parse_constant=pytest.fail)["width"] is None

@@ -9,14 +9,13 @@ class MyFaces(Source):
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from jaxface.data.records import SPLITS, Record
-from jaxface.errors import UserError
+from jaxface.errors import UserError, printable
 from jaxface.ranges import Name, Range, Where, ranged
 from jaxface.registry import Registry
 
@@ -143,8 +142,3 @@ def sort_into_splits(source: Source, found: Iterable[Record | Skipped]) -> tuple
         by_split["train"] = [record for record in train if not validates(record)]
         by_split["validation"] = [record for record in train if validates(record)]
     return {split: records for split, records in by_split.items() if records}, skipped
-
-
-def printable(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 are written out as escapes."""
-    return os.fsencode(name).decode(errors="backslashreplace")

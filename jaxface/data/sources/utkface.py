@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jaxface.data.cells import read_age
 from jaxface.data.records import Record
-from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
+from jaxface.data.sources.base import Reading, Skipped, Source, register_source
+from jaxface.errors import printable
 
 NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_([^_.]+)\.jpe?g(\.chip\.jpg)?", re.ASCII | re.IGNORECASE)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from jaxface.data.cells import read_age, read_label
 from jaxface.data.faces import Box
 from jaxface.data.records import Record
-from jaxface.data.sources.base import Reading, Skipped, Source, printable, register_source
+from jaxface.data.sources.base import Reading, Skipped, Source, register_source
 from jaxface.data.tables import rows
-from jaxface.errors import UserError
+from jaxface.errors import UserError, printable
 
 TABLE, BOXES = "identity_meta.csv", "bb_landmark/loose_bb_test.csv"
 

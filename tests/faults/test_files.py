@@ -1,0 +1,180 @@
+"""Whatever the system refuses while a command writes is one line, nothing stands half-written, and the next run is whole."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faces import write_manifest
+
+from jaxface.data.preparation import prepare
+from jaxface.errors import UserError, run_command
+from jaxface.files import to_json, write_json
+from jaxface.prediction.journal import Journal
+
+WRITES = os.O_WRONLY | os.O_RDWR
+
+
+class Fault:
+    """Lets the n-th opening for writing, renaming, making of a folder or syncing below a folder fail."""
+
+    def __init__(self):
+        self.root, self.left, self.struck = None, -1, 0
+
+    def __call__(self, event, args):
+        if self.root is None:
+            return
+        if event in ("os.rename", "os.mkdir", "os.link", "os.truncate") or (event == "open" and args[2] & WRITES):
+            self.strike(args[0])
+
+    def strike(self, path):
+        if isinstance(path, str | bytes | os.PathLike) and not os.fsdecode(path).startswith(self.root):
+            return
+        if self.left == 0:
+            self.struck += 1
+            self.left = -1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fsdecode(path) if isinstance(path, str | bytes) else None)
+        self.left -= 1
+
+
+FAULT = Fault()
+sys.addaudithook(FAULT)
+
+
+@pytest.fixture
+def fault(monkeypatch):
+    """`fault(root, n)` arms it; returns whether it has struck when called without arguments."""
+    really = os.fsync
+
+    def fsync(file):
+        if FAULT.root is not None:
+            FAULT.strike(None)
+        really(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    def arm(root=None, n=-1):
+        struck = FAULT.struck
+        FAULT.root, FAULT.left, FAULT.struck = None if root is None else str(root), n, 0
+        return struck
+
+    yield arm
+    arm()
+
+
+def command(main):
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    return ended.value.code
+
+
+def test_whichever_write_of_prepare_fails_is_one_line_and_the_next_run_is_whole(fault, tmp_path, capsys):
+    table = write_manifest(tmp_path / "in", 8)
+    for n in range(100):
+        fault(tmp_path, n)
+        status = command(lambda: prepare("manifest", table, tmp_path / "out") and 0)
+        struck = fault()
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        if not struck:
+            assert status == 0
+            break
+        assert "Traceback" not in "".join(errors)
+        if status:  # a hard link that cannot be made is made by copying, for one
+            assert (status, len(errors)) == (2, 1)
+            assert "No space left on device" in errors[0]
+            assert not (tmp_path / "out/summary.json").exists() or json.loads((tmp_path / "out/summary.json").read_text())
+            assert not list(tmp_path.rglob("*[0-9].partial"))
+        else:
+            shutil.rmtree(tmp_path / "out")
+    assert 8 < n < 99
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_whichever_write_of_a_journal_fails_is_one_line_and_no_result_is_lost_or_doubled(fault, tmp_path):
+    about = {"classes": {"gender": ["male", "female"]}, "temperatures": {}}
+    answer = {
+        "box": [0, 0, 9, 9],
+        "score": 1.0,
+        "gender": {"class": "male", "confidence": 0.5, "probabilities": {"male": 1.0, "female": 0.0}},
+    }
+    rows = [
+        {"path": f"{i}.jpg", "frame": None, "status": "ok", "error": None, "width": 9, "height": 9, "faces": [answer]} for i in range(3)
+    ]
+    told: list[str] = []
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        for n in range(100):
+            fault(tmp_path, n)
+            try:
+                with Journal(tmp_path / f"o{suffix}", about) as journal:
+                    for row in rows:
+                        if (row["path"], None) not in journal.done:
+                            journal.write(row)
+                    journal.finish()
+                if not fault():
+                    break
+            except UserError as error:
+                told.append(str(error))
+        assert 2 < n < 99
+        assert not [line for line in told if "\n" in line or "No space left on device" not in line]
+        lines = next(path for path in (tmp_path / f"o{suffix}.lines.jsonl", tmp_path / f"o{suffix}") if path.exists())
+        assert [json.loads(line)["path"] for line in lines.read_text().splitlines()] == ["0.jpg", "1.jpg", "2.jpg"]
+        assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["file/below", "x" * 256, "folder"])
+def test_a_target_that_cannot_be_is_one_line(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder/in").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be written") as error:
+        write_json(tmp_path / name, {})
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_name_of_255_bytes_can_be_written(tmp_path):
+    write_json(tmp_path / ("x" * 250 + ".json"), {})
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_number_is_null_in_json():
+    assert to_json({"a": [float("nan"), 1.5, {"b": float("-inf")}]}) == '{"a": [null, 1.5, {"b": null}]}'
+
+
+def test_an_error_inside_leaves_the_old_file(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a", {"what": object()})
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+ENDS = """
+import sys
+from jaxface.errors import run_command
+def main():
+    for line in range(100_000):
+        print(line)
+def missing():
+    open("nowhere/at all")
+run_command({"main": main, "missing": missing}[sys.argv[1]])
+"""
+
+
+def test_output_that_nobody_reads_ends_a_command_without_words():
+    run = subprocess.Popen([sys.executable, "-c", ENDS, "main"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    assert run.wait() == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-c", ENDS, "main"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (run.returncode, run.stderr) == (2, "error: No space left on device\n")
+    run = subprocess.run([sys.executable, "-c", ENDS, "missing"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (2, "error: nowhere/at all: cannot be used: No such file or directory\n")
