@@ -7,6 +7,9 @@ import numpy as np
 from jaxface.models.variants import EncoderConfig, TextConfig
 from weights_convert.towers import Towers
 
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+"""Compiler options that undo the hurry of `conftest.py`: users' programs are compiled so, and fused and reordered as ours are not."""
+
 TEXT = TextConfig(width=64, depth=2, heads=4, context=12, output=48, vocabulary=96)
 
 KINDS: dict[str, Towers] = {

@@ -1,6 +1,7 @@
 """LoRA and DoRA against PEFT on timm's model of the same encoder, every parameter random, and folders in both directions."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxface.errors import UserError
 from jaxface.models.tree import flatten
 from jaxface.originals.reference import build_original, import_torch
 from jaxface.weights import load_encoder
-from small_models import KINDS, random_images, random_tensors
+from small_models import KINDS, OPTIMISED, random_images, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -79,7 +80,7 @@ def test_outputs_and_gradients_equal_those_of_peft(plain, tmp_path, dora):
     train = {n: v for n, v in arrays.items() if n.endswith((".kernel.a", ".kernel.b", ".kernel.magnitude"))}
     rest = {n: v for n, v in arrays.items() if n not in train}
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=OPTIMISED if dora else None)
     def run(train):
         y, pull = jax.vjp(lambda train: structure.build(train, rest)(jnp.asarray(IMAGES)), train)
         return y, pull(jnp.asarray(weight.numpy()))[0]

@@ -173,10 +173,10 @@ def test_erasing_makes_what_normalises_to_zero_and_stays_inside():
 def test_evaluation_resizes_as_pil_does():
     from PIL import Image
 
-    for height, width in ((96, 72), (20, 31)):
+    for height, width, most in ((96, 72, 2), (20, 31, 0.4)):
         image = cv2.GaussianBlur(noise(height, width), (0, 0), 1.5)
         expected = np.asarray(Image.fromarray(image).resize((36, 36), Image.BILINEAR)).astype(int)
-        assert np.abs(resize(image, 36) - expected).mean() < 2
+        assert np.abs(resize(image, 36) - expected).mean() < most
 
 
 def test_solarize_turns_over_the_levels_from_the_threshold_on(vision):

@@ -262,7 +262,8 @@ def ids(folder, split):
 def test_near_pairs_are_those_that_a_full_comparison_finds():
     rng = np.random.default_rng(0)
     a = rng.integers(0, 256, (300, 32), dtype=np.uint8)
-    b = np.concatenate([a[:40], rng.integers(0, 256, (100, 32), dtype=np.uint8), np.zeros((5, 32), np.uint8)])
+    copies = np.repeat(a[200:202], 3, axis=0)
+    b = np.concatenate([a[:40], rng.integers(0, 256, (100, 32), dtype=np.uint8), np.zeros((5, 32), np.uint8), copies])
     flips = np.zeros((40, 256), np.uint8)
     for row in range(40):
         flips[row, rng.permutation(256)[:row]] = 1

@@ -262,6 +262,16 @@ def test_the_cosine_with_warm_up_is_torchs():
         options.schedule(4)
 
 
+def test_every_step_is_as_long_as_the_schedule_says():
+    options, ours = OptimizerOptions(head=1e-2, cosine=True, weight_decay=0.5), {"matrix": jnp.ones((2, 2))}
+    optimizer = make_optimizer(options, {}, 8)
+    state, lengths = optimizer.init(ours), []
+    for _ in range(8):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, ours), state, ours)
+        lengths.append(float(-updates["matrix"][0, 0]))
+    assert lengths == pytest.approx([5e-3 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)], rel=1e-4)
+
+
 def test_gradients_are_clipped_as_torch_does():
     gradients = {"a": np.array([3.0, 0.0], np.float32), "b": np.array([[4.0, 12.0]], np.float32)}
     options = OptimizerOptions(head=1.0, clip_norm=1.0, weight_decay=0.0)
