@@ -9,7 +9,6 @@ The blocks of a page are run one after another in one folder, which has what the
 """
 
 import contextlib
-import gc
 import importlib
 import importlib.util
 import os
@@ -22,8 +21,7 @@ from typing import NamedTuple
 
 import pytest
 import tyro
-
-from jaxface.registry import Registry
+from registries import all_as_before
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -136,9 +134,7 @@ def as_before(monkeypatch):
     """What a page registers and imports is forgotten after it."""
     modules = set(sys.modules)
     monkeypatch.setattr("jaxface.imports._imported", {})
-    with contextlib.ExitStack() as stack:
-        for registry in [thing for thing in gc.get_objects() if isinstance(thing, Registry)]:
-            stack.enter_context(registry.temporarily())
+    with all_as_before():
         yield
     for name in set(sys.modules) - modules:
         if not name.startswith(("jax", "weights_convert")) and "." not in name:
@@ -155,7 +151,7 @@ def test_every_block_of_a_page_runs(page, belongings, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     devices = DEVICES.search(page.read_text())
     if devices:
-        environment = os.environ | {"JAX_NUM_CPU_DEVICES": devices[1]}
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": devices[1], "PYTHONPATH": str(ROOT / "tests")}
         command = [sys.executable, __file__, str(page)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
