@@ -102,25 +102,56 @@ Adapt = Callable[[Encoder, AdapterOptions, nnx.Rngs], Sequence[Group]]
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method. `batch_norm`: whether the heads behind it normalise the features first (thesis: all but LP)."""
+    """A registered method.
+
+    Attributes:
+      batch_norm: whether the heads behind it normalise the features first (thesis: all but LP).
+      options: the fields of `AdapterOptions` that it takes.
+    """
 
     name: str
     adapt: Adapt
     batch_norm: bool = True
+    options: tuple[str, ...] = ()
 
 
 METHODS: Registry[Method] = Registry("method")
 get_method = METHODS.get
 
 
-def register_method(name: str, *, batch_norm: bool = True) -> Callable[[Adapt], Adapt]:
-    """Decorator that makes a method known by its name."""
+def register_method(name: str, *, batch_norm: bool = True, options: Sequence[str] = ()) -> Callable[[Adapt], Adapt]:
+    """Decorator that makes a method known by its name.
+
+    Args:
+      batch_norm, options: see `Method`. An option that is not named is refused wherever somebody gives it for this method.
+    """
+    require_known("adapter option", options, AdapterOptions.__dataclass_fields__)
 
     def add(adapt: Adapt) -> Adapt:
-        METHODS.add(name, Method(name, adapt, batch_norm))
+        METHODS.add(name, Method(name, adapt, batch_norm, tuple(options)))
         return adapt
 
     return add
+
+
+def require_taken(method: str, options: AdapterOptions) -> None:
+    """Raises UserError for an option that is not as usual and that the method does not take."""
+    taken, usual = get_method(method).options, AdapterOptions()
+    for name in AdapterOptions.__dataclass_fields__:
+        if name not in taken and getattr(options, name) != getattr(usual, name):
+            takes = f"takes {', '.join(taken)}" if taken else "takes no options"
+            raise UserError(f"adapter {name} {getattr(options, name)}: method {method} does not take it; it {takes}")
+
+
+def options_for(method: str, options: AdapterOptions) -> AdapterOptions:
+    """Those of the options that the method takes, the others as usual."""
+    return AdapterOptions(**{name: getattr(options, name) for name in get_method(method).options})
+
+
+LOW_RANK = ("rank", "scaling", "rslora", "split_qkv", "pool_inputs", "dropout", "blocks")
+"""What LoRA takes."""
+OF_NORMS = ("detach_norm", "train_magnitude")
+"""What DoRA takes beside it."""
 
 
 HEADS = Group(r"^heads\.", rate="head")
@@ -161,13 +192,13 @@ def full(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[
     return [Group(r"^pool\.", rate="pool"), Group(r"^(?!heads\.)", rate="backbone")]
 
 
-@register_method("lora")
+@register_method("lora", options=LOW_RANK)
 def lora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
     """LoRA on every linear of the blocks and of the pool, but for the pool's inputs."""
     return low_rank(encoder, options, rngs, dora=False)
 
 
-@register_method("dora")
+@register_method("dora", options=(*LOW_RANK, *OF_NORMS))
 def dora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
     """DoRA on the same kernels."""
     return low_rank(encoder, options, rngs, dora=True)
@@ -185,7 +216,7 @@ def low_rank(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs, *, dora:
     return adapter_groups(options)
 
 
-@register_method("mtlora")
+@register_method("mtlora", options=("rank", "dropout", "blocks", "num_tasks", "shared_set", *OF_NORMS))
 def mtlora(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
     """MTLoRA: DoRA shared by the tasks in all blocks but the last, there and in the pool one plain LoRA and one probe per task.
 
@@ -273,7 +304,9 @@ def adapt(encoder: Encoder, method: Annotated[str, Known(METHODS)], *, seed: See
 
     Raises UserError for an unknown method or option.
     """
-    return adapt_with_groups(encoder, method, make_options(options), nnx.Rngs(seed))[0]
+    made = make_options(options)
+    require_taken(method, made)
+    return adapt_with_groups(encoder, method, made, nnx.Rngs(seed))[0]
 
 
 def make_options(options: Mapping[str, Any]) -> AdapterOptions:

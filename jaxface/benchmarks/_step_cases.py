@@ -79,7 +79,7 @@ def our_case(name: str, shape: Shape) -> Callable[[], Any]:
 def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], Any]:
     import jax
 
-    from jaxface.adapters.methods import AdapterOptions
+    from jaxface.adapters.methods import AdapterOptions, options_for
     from jaxface.devices import replicate, shard
     from jaxface.objectives.balancing import get_balancer
     from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
@@ -89,7 +89,7 @@ def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], An
 
     config = Config(
         encoder=EncoderOptions(weights=RANDOM, variant=shape.variant, remat=cast(Any, shape.remat)),
-        method=MethodOptions(name, AdapterOptions(rank=shape.rank)),
+        method=MethodOptions(name, options_for(name, AdapterOptions(rank=shape.rank))),
         tasks=tuple(task.name for task in TASKS),
     )
     parts = make_parts(config)

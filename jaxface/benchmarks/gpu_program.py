@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.methods import AdapterOptions, options_for
 from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
 from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, trips_of
 from jaxface.cli import parse
@@ -71,7 +71,7 @@ class Options:
         encoder = EncoderOptions(
             RANDOM, self.variant, remat=self.remat, precision="bf16", attention=self.attention, base="full" if case == "full" else self.base
         )
-        return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(case, AdapterOptions(rank=self.rank)))
+        return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(case, options_for(case, AdapterOptions(rank=self.rank))))
 
 
 @dataclass(frozen=True)

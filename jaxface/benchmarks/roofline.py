@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions, Rank
+from jaxface.adapters.methods import AdapterOptions, Rank, options_for
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
@@ -60,7 +60,8 @@ class Step:
         """The run that a case is a step of. Raises UserError for an unknown case."""
         require_known("case", [case], WORK)
         encoder = EncoderOptions(RANDOM, self.variant, self.image_size, self.remat, self.precision, attention=self.attention)
-        method = MethodOptions("lp" if case == "forward" else case, AdapterOptions(rank=self.rank))
+        name = "lp" if case == "forward" else case
+        method = MethodOptions(name, options_for(name, AdapterOptions(rank=self.rank)))
         return Config(tasks=TASKS, encoder=encoder, method=method)
 
     def setting(self) -> Setting:

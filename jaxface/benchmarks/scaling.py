@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.methods import AdapterOptions, options_for
 from jaxface.benchmarks._limits import WORK, Setting
 from jaxface.benchmarks.roofline import compiled_case
 from jaxface.cli import parse
@@ -52,7 +52,7 @@ class Point:
         name = f"{self.variant} with {self.depth} blocks"
         VARIANTS.add(name, replace(encoder, depth=self.depth))
         side = round(self.patches**0.5) * encoder.patch
-        method = MethodOptions(self.method, AdapterOptions(rank=self.rank))
+        method = MethodOptions(self.method, options_for(self.method, AdapterOptions(rank=self.rank)))
         return Config(tasks=tuple(TASKS)[: self.tasks], encoder=EncoderOptions(RANDOM, name, side), method=method)
 
     def flops(self) -> float:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import METHODS, AdapterOptions, Rank
+from jaxface.adapters.methods import METHODS, AdapterOptions, Rank, options_for
 from jaxface.adapters.quantized import FORMATS, FULL
 from jaxface.benchmarks.roofline import TASKS, compiled_case
 from jaxface.cli import parse
@@ -50,7 +50,8 @@ class Options:
     def config(self, remat: str, base: str) -> Config:
         kept: dict[str, Any] = {"remat": remat, "precision": self.precision, "base": base}
         encoder = EncoderOptions(RANDOM, self.variant, **kept)
-        return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(self.method, AdapterOptions(rank=self.rank)))
+        method = MethodOptions(self.method, options_for(self.method, AdapterOptions(rank=self.rank)))
+        return Config(tasks=TASKS, encoder=encoder, method=method)
 
 
 def measure(options: Options) -> list[dict[str, Any]]:

@@ -91,8 +91,11 @@ def run_blocks(
         return jax.lax.scan(body, x, blocks)
     # a block that gives every task a result of its own changes the shape: it stands before the scan of those that keep it
     x, states = body(x, first)
-    x, others = jax.lax.scan(body, x, rest) if blocks.norm1.scale.shape[0] > 1 else (x, None)
-    return x, states if others is None else jnp.concatenate([states[None], others])
+    states = None if states is None else states[None]
+    if blocks.norm1.scale.shape[0] == 1:
+        return x, states
+    x, others = jax.lax.scan(body, x, rest)
+    return x, None if states is None else jnp.concatenate([states, others])
 
 
 def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:
@@ -158,13 +161,17 @@ class Encoder(nnx.Module):
         return x if self.norm_post is None else self.norm_post(x)
 
     def hidden_states(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, 3] in -1..1 -> the first block's input and every block's result, [depth + 1, B, N, D]."""
+        """[B, H, W, 3] in -1..1 -> the first block's input and every block's result, [depth + 1, B, N, D].
+
+        Where blocks give every task a result of its own, [depth + 1, tasks, B, N, D]: what comes before them is every task's.
+        """
         x, angles = self.embed(images)
         states = [x[None]]
         for stage in self.stages:
             x, every = run_blocks(stage, x, angles, every=True)
             states.append(every)
-        return jnp.concatenate(states)
+        axes = max(states, key=jnp.ndim).shape[1:]
+        return jnp.concatenate([jnp.broadcast_to(s if s.shape[1:] == axes else s[:, None], (len(s), *axes)) for s in states])
 
     def pooled(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, N, D] -> features [B, output]; without a pool the tokens as they are."""

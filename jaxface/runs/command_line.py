@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.imports import imported, take_imports
-from jaxface.runs.config import Config, load_configs
+from jaxface.runs.config import Config, load_configs, with_method
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 
@@ -45,10 +46,15 @@ def _changed(config: Config, words: list[str], prog: str) -> Config:
     """A configuration with the values that the options give in place of its own, those of its grid too."""
     description = "--config FILE names the experiment (default: the quickstart); the options below change single values."
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    given |= {re.sub(r"(^|\.)no_", r"\1", option) for option in given}  # --data.no-augment
+    if "seed" in given and config.seeds:
+        if "seeds" in given:
+            raise UserError("--seed and --seeds: give one of them")
+        config = replace(config, seeds=())
     swept = [axis for axis in config.grid if axis.partition("=")[0].replace("-", "_") in given]
     if swept and "grid" not in given:  # what the command line says of an option holds: the file's grid has no say in it
         config = replace(config, grid=tuple(axis for axis in config.grid if axis not in swept))
-    config = parse(Config, args=words, default=config, prog=prog, description=description)
+    config = parse(Config, args=words, default=with_method(config, words), prog=prog, description=description)
     config = replace(config, imports=imported())
     for axis in config.grid:
         if (option := axis.partition("=")[0].replace("-", "_")) in given:

@@ -7,14 +7,18 @@ import json
 import math
 import types
 import typing
-from dataclasses import field
+from collections.abc import Sequence
+from dataclasses import field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 
-from jaxface.adapters.methods import METHODS, AdapterOptions, Group
+from jaxface.adapters.methods import METHODS, AdapterOptions, Group, get_method, options_for, require_taken
 from jaxface.cluster import ClusterOptions
 from jaxface.data.augment import Augment
 from jaxface.data.synthetic import DrawnSet
@@ -111,9 +115,9 @@ class OptimizerOptions:
       plateau_factor: the rates are multiplied by this when the plateau lasts.
       plateau_patience: epochs without a better validation loss before that.
       early_stop: epochs without improvement before training ends.
-      warmup_steps: linear rise of all rates from zero.
+      warmup_steps: steps over which all rates rise in a line; the first has 1 / (warmup_steps + 1) of them.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them.
-      cosine: lower the rates along a half cosine to zero at the last step, instead of on plateaus.
+      cosine: lower the rates along a half cosine to zero behind the last step, and never on plateaus.
       average: decay of a moving average of what trains, which is validated, kept and tested in its place; 0 for none.
     """
 
@@ -131,6 +135,11 @@ class OptimizerOptions:
     cosine: bool = False
     average: Annotated[float, Range(0, below=1)] = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("plateau_factor", "plateau_patience") if self.cosine else ():
+            if getattr(self, name) != getattr(OptimizerOptions, name):
+                raise UserError(f"optimizer.{name} {getattr(self, name)}: a cosine has no plateaus; leave it or the cosine out")
+
     def rate(self, group: Group) -> float:
         """The learning rate of a group. Raises UserError for an unknown rate name."""
         if group.rate not in ("backbone", "pool", "head"):
@@ -139,19 +148,17 @@ class OptimizerOptions:
 
     def schedule(self, total_steps: int) -> optax.Schedule:
         """The factor on all rates at a step, without the plateau's. Raises UserError for a warm-up that leaves no step to the cosine."""
-        if self.cosine:
-            if self.warmup_steps >= total_steps:
-                raise UserError(f"optimizer.warmup_steps {self.warmup_steps}: expected fewer than the run's {total_steps} steps")
-            return optax.warmup_cosine_decay_schedule(0.0 if self.warmup_steps else 1.0, 1.0, self.warmup_steps, total_steps)
-        return optax.linear_schedule(0.0, 1.0, self.warmup_steps) if self.warmup_steps else optax.constant_schedule(1.0)
+        if self.cosine and self.warmup_steps >= total_steps:
+            raise UserError(f"optimizer.warmup_steps {self.warmup_steps}: expected fewer than the run's {total_steps} steps")
+        return lambda update: self.factor_at(update, total_steps, jnp)
 
-    def factor_at(self, step: int, total_steps: int) -> float:
-        """The factor of `schedule` at a step, without a device."""
-        rise = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        if not self.cosine or step < self.warmup_steps:
+    def factor_at(self, update: Any, total_steps: int, xp: ModuleType = np) -> Any:
+        """The factor on all rates in the update after the first `update` ones, without the plateau's; computed by NumPy or `xp`."""
+        rise = xp.minimum(1.0, (update + 1) / (self.warmup_steps + 1))
+        if not self.cosine:
             return rise
-        share = min(1.0, (step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1))
-        return 0.5 * (1 + math.cos(math.pi * share))
+        share = xp.clip((update - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 0.0, 1.0)
+        return rise * 0.5 * (1 + xp.cos(math.pi * share))
 
 
 def _configuration(value: Any) -> None:
@@ -221,6 +228,29 @@ class Config:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.out) / self.name
+
+
+def with_method(config: Config, words: Sequence[str]) -> Config:
+    """The configuration with the method that the words of a command line name, and those of its options that this one takes."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    names = [word.partition("=")[2] or following for word, following in pairs if word.partition("=")[0] == "--method.name"]
+    if not names or names[-1] not in METHODS:
+        return config
+    return replace(config, method=MethodOptions(names[-1], options_for(names[-1], config.method.options)))
+
+
+def check_run(config: Config) -> None:
+    """Raises UserError for what a run would ignore, or could not learn from."""
+    method = get_method(config.method.name)
+    require_taken(method.name, replace(config.method.options, num_tasks=1))
+    count = config.method.options.num_tasks
+    if count not in (1, len(config.tasks)):
+        raise UserError(f"adapter num_tasks {count}: leave it out; the run has {len(config.tasks)} tasks")
+    if config.batch_size != "auto" and method.batch_norm and config.batch_size // config.accumulate < 2:
+        raise UserError(
+            f"batch_size {config.batch_size}, accumulate {config.accumulate}: the heads of {method.name} have batch norm, which needs at "
+            "least 2 images at a time; choose a larger batch, fewer pieces, or method lp"
+        )
 
 
 def load_configs(path: str | Path) -> tuple[Config, ...]:

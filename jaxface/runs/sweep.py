@@ -11,7 +11,7 @@ import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import UserError
-from jaxface.runs.config import Config
+from jaxface.runs.config import Config, check_run, with_method
 
 OF_ALL = ("name", "out", "seeds", "grid", "cluster", "report", "after")
 """Options that a sweep cannot vary: they say where its runs lie, and how they are made."""
@@ -27,11 +27,14 @@ def members(config: Config) -> list[Config]:
     """
     axes = [_axis(word) for word in config.grid] + ([[("seed", str(seed)) for seed in config.seeds]] if config.seeds else [])
     if not axes:
+        check_run(config)
         return [config]
     alone = replace(config, seeds=(), grid=())
     runs = [_member(alone, point) for point in itertools.product(*axes)]
     if len({run.name for run in runs}) < len(runs):
         raise UserError(f"grid {' '.join(config.grid)}: two of its points are one run: name each option and each value once")
+    for run in runs:
+        check_run(run)
     return runs
 
 
@@ -46,4 +49,5 @@ def _member(config: Config, point: tuple[tuple[str, str], ...]) -> Config:
     name = ",".join(re.sub(r"[^\w.=+-]+", "-", f"{option}={value}") for option, value in point)
     words = [word for option, value in point for word in (f"--{option}", *value.split())]
     kind: Any = tyro.conf.FlagConversionOff[Config]
-    return parse(kind, args=words, default=replace(config, name=f"{config.name}/{name}"))
+    config = with_method(replace(config, name=f"{config.name}/{name}"), words)
+    return parse(kind, args=words, default=config)

@@ -172,15 +172,16 @@ class Training:
         return EpochDisplay(title, per_epoch * batch, self.config.tasks, done=self.done % per_epoch * batch)
 
     def _write_step(self, step: int, line: Line) -> None:
-        line = line | {"images_per_second": round(self.display.rate, 2)} | self._learning_rates(step)
+        line = line | {"images_per_second": round(self.display.rate, 2)} | self._learning_rates(line["updates"])
         if self.log:
             finite = {name: value for name, value in line.items() if math.isfinite(value)}
             self.log.write("train", step, (step - 1) // self.run.steps_per_epoch, finite)
         self.display.show({"loss": math.nan} | line)
 
-    def _learning_rates(self, step: int) -> dict[str, float]:
+    def _learning_rates(self, update: int) -> dict[str, float]:
+        """The rates of the step before which there were so many updates: those that were not skipped."""
         options = self.config.optimizer
-        factor = self.progress.plateau.scale * options.factor_at(step, self.config.epochs * self.run.steps_per_epoch)
+        factor = self.progress.plateau.scale * options.factor_at(update, self.config.epochs * self.run.steps_per_epoch)
         groups = {group.name: group for group in self.run.parts.groups.values()}
         return {f"learning_rate/{name}": options.rate(group) * factor for name, group in groups.items()}
 
@@ -196,7 +197,9 @@ class Training:
         accuracy = float(np.mean([values[f"accuracy/{task}"] for task in tasks]))
         if self.log:
             self.log.write("validation", self.done, self.epoch, {**values, "accuracy": accuracy})
-        scale = self.progress.plateau.update(values["loss"])
+        if not self.config.optimizer.cosine:
+            self.progress.plateau.update(values["loss"])
+        scale = self.progress.plateau.scale
         balance = self.run.balancer.after_epoch(unreplicate(self.state.balance))
         self.state = self.state._replace(scale=replicate(np.float32(scale)), balance=replicate(balance))
         if self.progress.early.update(values["loss"], accuracy):

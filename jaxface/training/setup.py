@@ -10,7 +10,7 @@ from jaxface.cluster import from_first
 from jaxface.devices import replicate
 from jaxface.errors import UserError
 from jaxface.objectives.balancing import get_balancer
-from jaxface.runs.config import Config
+from jaxface.runs.config import Config, check_run
 from jaxface.runs.data import Images, prepared_sets
 from jaxface.runs.folder import check_same_config
 from jaxface.runs.inference import make_classify, make_predict
@@ -44,6 +44,7 @@ class Setup:
         self.finished = from_first(check_same_config(self.folder, config) and (self.folder / "result.json").exists())
         if self.finished:
             return
+        check_run(config)
         check_devices(config)
         self.images = Images(config, prepared_sets(config))
         check_labels(self.images.sets, config.tasks)

@@ -257,6 +257,7 @@ def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Array
     new = state._replace(step=state.step + 1, skipped=state.skipped + (~good).astype(state.skipped.dtype), bad=bad, **kept)
     correct = metrics.pop("correct")
     metrics["accuracy"] = {task: correct[task] / jnp.maximum(metrics["count"][task], 1) for task in rules.tasks}
+    metrics["updates"] = state.step - state.skipped
     metrics["weights"] = balancer.weights(balance_part(state.trained), state.balance, rules.tasks)
     return new, metrics | {"gradient_norm": norm, "skipped": new.skipped, "bad": bad}
 

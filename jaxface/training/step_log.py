@@ -70,7 +70,7 @@ class StepLog:
 def step_line(values: dict[str, Any], unreadable: int) -> Line:
     """A step's metrics under their names in `metrics.jsonl`; a task without a label in the batch has a weight alone."""
     line = {name: values[name] for name in ("loss", "gradient_norm") if math.isfinite(values[name])}
-    line |= {"skipped": int(values["skipped"]), "unreadable": unreadable}
+    line |= {"updates": int(values["updates"]), "skipped": int(values["skipped"]), "unreadable": unreadable}
     for name, key in (("losses", "loss"), ("accuracy", "accuracy"), ("weights", "weight")):
         line |= {f"{key}/{task}": value for task, value in values[name].items() if values["count"][task] or name == "weights"}
     return line

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,3 +168,45 @@ def test_unknown_methods_and_options_are_named():
         adapt(None, "dora", rnk=3)
     with pytest.raises(UserError, match="rank 0"):
         AdapterOptions(rank=0)
+
+
+NOT_AS_USUAL = {
+    **{"rank": 3, "scaling": 0.5, "rslora": True, "split_qkv": True, "pool_inputs": True, "detach_norm": False, "dropout": 0.5},
+    **{"train_magnitude": False, "blocks": "1", "num_tasks": 2, "shared_set": True},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_of_every_method_is_honoured_or_refused(method, monkeypatch):
+    assert set(NOT_AS_USUAL) == set(AdapterOptions.__dataclass_fields__)
+    takes = {}
+
+    def what_is_made(options):
+        """Everything that training may differ in: names, shapes, static values, and what trains."""
+        encoder, groups = adapt_with_groups(tiny_encoder(), method, options, nnx.Rngs(0))
+        graph, arrays = nnx.split(encoder)
+        names = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(arrays)}
+        return str(graph), names, list(groups)
+
+    usual = what_is_made(AdapterOptions(rank=2))
+    for name, value in NOT_AS_USUAL.items():
+        try:
+            adapt(tiny_encoder(), method, **{name: value})
+        except UserError as error:
+            takes[name] = str(error)
+            continue
+        takes[name] = ""
+        assert what_is_made(replace(AdapterOptions(rank=2), **{name: value})) != usual, name
+    assert {name for name, refusal in takes.items() if not refusal} == set(METHODS.get(method).options)
+    for name, refusal in takes.items():
+        assert not refusal or f"adapter {name} {NOT_AS_USUAL[name]}: method {method} does not take it; it takes " in refusal
+
+
+@pytest.mark.parametrize("blocks", ["", "0,2", "1"])
+def test_hidden_states_of_an_encoder_with_streams_of_tasks_have_an_axis_of_tasks(blocks):
+    adapted = randomized(adapt(tiny_encoder(), "mtlora", rank=2, num_tasks=2, blocks=blocks), seed=3, scale=0.05)
+    images = random_images()
+    states, tokens = adapted.hidden_states(images), adapted.tokens(images)
+    assert states.shape == (adapted.config.depth + 1, *tokens.shape)
+    np.testing.assert_array_equal(states[0, 0], states[0, 1])  # before the first block all tasks are one
+    np.testing.assert_allclose(adapted.norm_post(states[-1]), tokens, atol=1e-5)

@@ -13,7 +13,6 @@ import pytest
 from faces import write_manifest
 from safetensors.numpy import load_file
 
-from jaxface.adapters.methods import AdapterOptions
 from jaxface.data.pipeline import TrainBatches
 from jaxface.data.preparation import prepare
 from jaxface.data.records import read_labels
@@ -37,7 +36,7 @@ def config(tmp_path_factory):
         name="run",
         out=str(folder / "runs"),
         encoder=EncoderOptions(weights=RANDOM, variant="tiny"),
-        method=MethodOptions("lp", AdapterOptions(rank=2)),
+        method=MethodOptions("lp"),
         data=DataOptions(sets=(str(folder / "faces"),), sampling="shuffle", augment=False),
         optimizer=OptimizerOptions(head=1e-2, average=0.5),
         batch_size=4,

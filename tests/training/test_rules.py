@@ -245,21 +245,34 @@ def test_one_task_stops_by_its_loss_and_several_by_their_accuracy_and_the_best_a
     assert (best, ended) == (kept, over)
 
 
-def test_the_cosine_with_warm_up_is_torchs():
-    options = OptimizerOptions(cosine=True, warmup_steps=4)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-12, total_iters=4)
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=16)
-    reference = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [4])
-    schedule = options.schedule(20)
-    for step in range(20):
-        rate = optimizer.param_groups[0]["lr"]
-        assert float(schedule(step)) == pytest.approx(rate, abs=1e-6)
-        assert options.factor_at(step, 20) == pytest.approx(rate, abs=1e-6)
-        optimizer.step()
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_the_rate_of_every_update_is_that_of_torchs_schedulers_as_applied_and_as_logged(cosine, warmup):
+    options = OptimizerOptions(cosine=cosine, warmup_steps=warmup, head=0.5, weight_decay=0.0)
+    reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    rise = torch.optim.lr_scheduler.LinearLR(reference, start_factor=1 / (warmup + 1), total_iters=warmup)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=12 - warmup)
+    rest = fall if cosine else torch.optim.lr_scheduler.ConstantLR(reference, factor=1.0)
+    scheduler = torch.optim.lr_scheduler.SequentialLR(reference, [rise, rest], [warmup]) if warmup else rest
+    optimizer = make_optimizer(options, {}, 12)
+    parameters = {"heads.x": jnp.zeros(1)}
+    state = optimizer.init(parameters)
+    for update in range(12):
+        # under a gradient that never changes, Adam's step is its rate
+        moved, state = optimizer.update({"heads.x": jnp.ones(1)}, state, parameters)
+        rate = reference.param_groups[0]["lr"]
+        assert rate > 0
+        assert -float(moved["heads.x"][0]) == pytest.approx(rate, rel=1e-4)
+        assert 0.5 * options.factor_at(update, 12) == pytest.approx(rate, rel=1e-6)
         reference.step()
+        scheduler.step()
+
+
+def test_a_cosine_needs_steps_behind_its_warm_up_and_has_no_plateaus():
     with pytest.raises(UserError, match=r"warmup_steps 4: expected fewer than the run's 4 steps"):
-        options.schedule(4)
+        OptimizerOptions(cosine=True, warmup_steps=4).schedule(4)
+    with pytest.raises(UserError, match=r"optimizer\.plateau_factor 0\.5: a cosine has no plateaus"):
+        OptimizerOptions(cosine=True, plateau_factor=0.5)
 
 
 def test_every_step_is_as_long_as_the_schedule_says():

@@ -206,3 +206,17 @@ def test_many_devices_compute_what_one_computes():
     one, four = np.split(np.array(done.stdout.split(), float), 2)
     assert len(one) == 10, done.stderr
     np.testing.assert_allclose(four, one, atol=1e-5)
+
+
+def test_a_skipped_step_counts_as_no_update_whose_rate_is_logged():
+    step, state, frozen = make("lp")
+    batch = random_batch()
+    broken = {"features": np.full((BATCH, TINY.output), np.nan, np.float32), "labels": batch["labels"]}
+    good = {"features": np.ones((BATCH, TINY.output), np.float32), "labels": batch["labels"]}
+    told = []
+    for one in (good, broken, good):
+        state, metrics = step(state, frozen, shard(one))
+        told.append((int(unreplicate(metrics["updates"])), int(unreplicate(metrics["skipped"]))))
+    assert told == [(0, 0), (1, 1), (1, 1)]  # updates before the step, steps skipped up to it
+    counts = {int(leaf[0]) for leaf in jax.tree.leaves(state.optimizer) if leaf.dtype == jnp.int32}
+    assert counts == {2}
