@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jaxface.cli import parse
 from jaxface.errors import run_command
+from jaxface.ranges import Items, Where, ranged
 
 
-@dataclass(frozen=True)
+@ranged()
 class Options:
     """Puts the heads (for AP the attention pools, too) of single-task runs on the one encoder that they share.
 
@@ -21,8 +20,8 @@ class Options:
       out: the run folder to write.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    out: Path
+    runs: Annotated[tuple[Where, ...], Items(least=1), tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    out: Where
 
 
 def main() -> None:
