@@ -95,7 +95,7 @@ def run_blocks(
     if blocks.norm1.scale.shape[0] == 1:
         return x, states
     x, others = jax.lax.scan(body, x, rest)
-    return x, None if states is None else jnp.concatenate([states, others])
+    return x, None if states is None or others is None else jnp.concatenate([states, others])
 
 
 def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:
