@@ -10,10 +10,12 @@ import pytest
 
 PROCESS = """
 import os, signal, sys
+from jaxface import cluster
 from jaxface.runs.config import ClusterOptions
 from jaxface.cluster import connect, end_together, from_first, maximum
 from jaxface.training.stopping import StopRequest
 
+cluster.SILENCE = 10  # seconds: it is waited for
 address, number = sys.argv[1], int(sys.argv[2])
 connect(ClusterOptions(address, 2, number))
 print("told", from_first({"by": number, "shapes": [(1,), (2, number)]}))

@@ -131,9 +131,33 @@ def test_pieces_of_a_batch_give_the_step_of_the_whole_one_however_the_labels_fal
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=2e-4), metrics, piece_metrics)
 
 
+def step_on_features():
+    """A step, its state and its frozen arrays, and a batch of four features."""
+    features = np.random.default_rng(0).normal(size=(4, TINY.output)).astype(np.float32)
+    return *make("lp", balancing="ema", average=0.9), {"features": features, "labels": random_batch(4)["labels"]}
+
+
+def test_accuracy_is_the_share_of_the_labelled_images_that_are_right():
+    step, state, frozen, batch = step_on_features()
+    state, shares = unreplicate(state), []
+    for gender in (0, 1):  # each image is right for one of the two
+        labels = batch["labels"] | {"gender": np.where(np.arange(4) == 3, -1, gender)}
+        shares.append(float(step(replicate(state), frozen, shard(batch | {"labels": labels}))[1]["accuracy"]["gender"][0]))
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_the_factor_that_plateaus_lower_shortens_every_step():
+    step, state, frozen, batch = step_on_features()
+    start, ends = unreplicate(state), {}
+    for scale in (1.0, 0.25):
+        state, _ = step(replicate(start._replace(scale=np.float32(scale))), frozen, shard(batch))
+        ends[scale] = unreplicate(state).trained
+    for name, before in start.trained.items():
+        np.testing.assert_allclose(ends[0.25][name] - before, 0.25 * (ends[1.0][name] - before), rtol=1e-3, atol=1e-7)
+
+
 def test_a_step_that_is_not_finite_changes_nothing_but_its_counters():
-    step, state, frozen = make("lp", balancing="ema", average=0.9)
-    good = {"features": np.random.default_rng(0).normal(size=(4, TINY.output)).astype(np.float32), "labels": random_batch(4)["labels"]}
+    step, state, frozen, good = step_on_features()
     bad = good | {"features": np.where(np.arange(4)[:, None] == 2, np.nan, good["features"]).astype(np.float32)}
     counts = []
     for batch in (good, bad, bad, good):
