@@ -97,6 +97,9 @@ def test_metrics_hold_a_line_per_step_and_validation(workplace):
     assert splits.count("train") == result["steps"]
     assert splits.count("validation") == 2
     assert splits.count("before") == splits.count("test") == 1
+    accuracies = [line["accuracy"] for line in lines if line["split"] == "validation"]
+    best = json.loads((workplace / "runs/second/best/info.json").read_text())
+    assert (best["epoch"], best["accuracy"]) == (1 + accuracies.index(max(accuracies)), max(accuracies))
     assert {"loss", "loss/age", "weight/age", "learning_rate/backbone_plus", "images_per_second"} <= set(lines[1])
     assert lines[1]["learning_rate/backbone_plus"] == pytest.approx(6 * lines[1]["learning_rate/backbone"])
 

@@ -71,4 +71,6 @@ def test_the_epoch_with_the_best_group_accuracy_is_kept(run):
     validations = [line for line in lines if line["split"] == "validation"]
     assert all(line["accuracy"] == line["accuracy/age"] for line in validations)
     best = json.loads((run / "best" / "info.json").read_text())
-    assert best["accuracy"] == max(line["accuracy"] for line in validations)
+    accuracies = [line["accuracy"] for line in validations]
+    assert best["accuracy"] == max(accuracies)
+    assert best["epoch"] == validations[accuracies.index(max(accuracies))]["epoch"]  # the first of equals
