@@ -92,6 +92,23 @@ def test_a_set_is_prepared_once_and_never_over_another(tmp_path):
         prepare("manifest", tmp_path / "m.csv", tmp_path / "out")
 
 
+def test_a_set_cut_off_while_it_was_put_together_is_put_together_anew(tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    write_raf_db(tmp_path / "raf")
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxface.data.preparation.record_digests", die)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("raf_db", tmp_path / "raf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    again, fresh = (prepare("raf_db", tmp_path / "raf", tmp_path / name) for name in ("out", "fresh"))
+    assert again["splits"] == fresh["splits"]
+    assert {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.stat().st_size for path in (tmp_path / "fresh").iterdir()
+    }
+
+
 def test_new_records_never_move_old_ones_between_train_and_validation(tmp_path):
     few, many = ([Record(f"{i}.jpg", "train", b"") for i in range(n)] for n in (500, 1000))
     assert [validates(record) for record in few] == [validates(record) for record in many][:500]
