@@ -21,6 +21,9 @@ from jaxface.ranges import Range, Word, ranged
 SILENCE = 30
 """Seconds without a sign of life after which a process counts as dead."""
 
+PIECE = 2**26
+"""Bytes that the first process tells the others at once."""
+
 INDEXED_JOB = "JOB_COMPLETION_INDEX"
 """What Kubernetes tells the pods of an indexed Job alone; JAX asks its API for the rest (`pip install 'jax[k8s]'`)."""
 
@@ -55,10 +58,14 @@ def from_first(value: Any) -> Any:
     """The first process's value, in every process; called by all of them together. What the others pass is not looked at."""
     if jax.process_count() == 1:
         return value
-    data = np.frombuffer(pickle.dumps(value if is_first() else None), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    sent = multihost_utils.broadcast_one_to_all(data if is_first() else np.zeros(size, np.uint8))
-    return pickle.loads(sent.astype(np.uint8).tobytes())
+    data = np.frombuffer(pickle.dumps(value) if is_first() else b"", np.uint8)
+    pieces, rest = map(int, multihost_utils.broadcast_one_to_all(np.array(divmod(data.size, PIECE), np.int32)))
+    received = bytearray()
+    for number in range(pieces + 1):  # a piece at a time: sizes are 32-bit numbers on the way, and a sum of bytes takes four times its size
+        piece = data[number * PIECE : (number + 1) * PIECE] if is_first() else np.zeros(PIECE if number < pieces else rest, np.uint8)
+        if piece.size:
+            received += multihost_utils.broadcast_one_to_all(piece).astype(np.uint8).tobytes()
+    return value if is_first() else pickle.loads(received)
 
 
 @cache

@@ -1,4 +1,7 @@
-"""The SHA-256 of every file of a folder that we write, in `digests.json` beside them: what reads a file notices what happened to it."""
+"""The SHA-256 of every file of a folder that we write, in `digests.json` beside them: what reads a file notices what happened to it.
+
+Whoever writes a file again through `jaxface.files.aside` takes it out of the list, and `record_digests` puts it in.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from jaxface.errors import UserError
-from jaxface.files import write_json
-
-DIGESTS = "digests.json"
+from jaxface.files import DIGESTS, write_json
 
 
 def file_digest(path: Path) -> str:
@@ -45,13 +46,6 @@ def record_digests(folder: Path, names: Iterable[str]) -> None:
             known[name] = file_digest(folder / name)
     if known or (folder / DIGESTS).exists():
         write_json(folder / DIGESTS, {"sha256": known})
-
-
-def forget_digests(folder: Path, names: Iterable[str]) -> None:
-    """Forgets files that are about to be written again: whoever is killed between leaves none that looks damaged."""
-    known, names = read_digests(folder), set(names)
-    if names & set(known):
-        write_json(folder / DIGESTS, {"sha256": {name: digest for name, digest in known.items() if name not in names}})
 
 
 def check_digest(path: Path) -> None:

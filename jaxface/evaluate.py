@@ -30,6 +30,7 @@ class Options:
       batch_size: over all local devices.
       out: another folder to write into; of one run.
       json: print the figures as JSON.
+      weights: where a run's base weights are, if not where they were; known by their hash.
     """
 
     runs: Annotated[tuple[Where, ...], Items(least=1), tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
@@ -41,6 +42,7 @@ class Options:
     batch_size: Count = 64
     out: Where | None = None
     json: bool = False
+    weights: tuple[Where, ...] = ()
 
 
 def main() -> None:

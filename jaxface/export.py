@@ -17,14 +17,16 @@ class Options:
 
     Attributes:
       run: a run folder.
-      to: stablehlo (jax.export, any batch size, CPU and CUDA), onnx, safetensors (the merged encoder in Meta's and timm's layout), or
-        peft (an adapter folder).
+      to: stablehlo (jax.export, any batch size, CPU and CUDA), onnx, safetensors (the merged encoder in Meta's and timm's layout),
+        peft (an adapter folder), or run (a run folder with its base weights inside, which opens anywhere).
       out: the folder to write; RUN/export/FORMAT if not given.
+      weights: where the run's base weights are, if not where they were; known by their hash.
     """
 
     run: Annotated[Where, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     to: Name
     out: Where | None = None
+    weights: tuple[Where, ...] = ()
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
 
     get_exporter(options.to)
     folder = options.out or options.run / "export" / options.to
-    manifest = export_run(options.run, options.to, folder)
+    manifest = export_run(options.run, options.to, folder, options.weights)
     check = manifest["check"]
     print(f"logits of {check['images']} images agree to {check['largest_relative_difference']:.1e} of the largest")
     for name in manifest["files"]:

@@ -18,6 +18,22 @@ from jaxface.errors import UserError, os_line
 SHORT = 60
 """Characters of a file's name that its temporary name keeps: a name has at most 255 bytes."""
 
+DIGESTS = "digests.json"
+"""Beside files: the SHA-256 of each, see `jaxface.digests`."""
+
+
+def forget_digest(path: Path) -> None:
+    """Takes a file that is about to be another one out of its folder's digests: a kill between leaves nothing that looks damaged."""
+    listed = path.with_name(DIGESTS)
+    if path.name == DIGESTS or not listed.is_file():
+        return
+    try:
+        known = json.loads(listed.read_bytes())
+    except ValueError:
+        return
+    if known.get("sha256", {}).pop(path.name, None) is not None:
+        write_json(listed, known)
+
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
@@ -30,6 +46,7 @@ def aside(path: Path) -> Iterator[Path]:
         with written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            forget_digest(path)
             temporary.replace(path)
     finally:
         with suppress(OSError):  # what was wrong has been said

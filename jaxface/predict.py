@@ -47,6 +47,7 @@ class Options:
       find: how faces are found.
       serve: answer photos over HTTP instead, with a page to try it.
       limits: of the server.
+      weights: where the run's base weights are, if not where they were; known by their hash.
     """
 
     run: Annotated[Where, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -62,6 +63,7 @@ class Options:
     find: tyro.conf.OmitArgPrefixes[FaceOptions] = field(default_factory=FaceOptions)
     serve: bool = False
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    weights: tuple[Where, ...] = ()
 
     def __post_init__(self) -> None:
         if self.serve and (self.paths or self.out or self.draw):
@@ -111,7 +113,7 @@ def predict(options: Options) -> Counter[str]:
     paths = [path for path in find_paths(options.paths, standard_input()) if in_shard(path, index, count)]
     if options.draw and not options.out and any(map(is_video, paths)):
         raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
-    predictor = Predictor(options.run, options.find, options.batch_size)
+    predictor = Predictor(options.run, options.find, options.batch_size, weights=options.weights)
     about: Json = predictor.about() | {"every": options.every, "shard": f"{index}/{count}", "tracks": options.tracks}
     statuses: Counter[str] = Counter()
     with Journal(shard_path(options.out, index, count), about) if options.out else nullcontext() as journal:
@@ -167,7 +169,7 @@ def main() -> None:
         from jaxface.prediction.predictor import Predictor
         from jaxface.prediction.server import serve
 
-        serve(Predictor(options.run, options.find, options.batch_size, small_batches=True), options.limits)
+        serve(Predictor(options.run, options.find, options.batch_size, small_batches=True, weights=options.weights), options.limits)
         return
     statuses = predict(options)
     told = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))

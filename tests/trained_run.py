@@ -10,9 +10,10 @@ import numpy as np
 from jaxface.adapters.methods import AdapterOptions
 from jaxface.data.synthetic import DrawnSet
 from jaxface.files import write_json
+from jaxface.runs.base import base_info, load_base
+from jaxface.runs.best import save_best
 from jaxface.runs.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, to_dict
-from jaxface.runs.model import make_parts, save_best
-from jaxface.runs.parts import fingerprint
+from jaxface.runs.model import make_parts
 from jaxface.weights import save_weights
 from tiny_encoder import tiny_encoder
 
@@ -31,7 +32,8 @@ def write_trained_run(folder: Path, method: str = "dora", **changes) -> Path:
         batch_size=8,
     )
     config = dataclasses.replace(config, **changes)
-    parts = make_parts(config)
+    base = load_base(config)
+    parts = make_parts(config, base)
     random = np.random.default_rng(1)
     changed = {
         name: np.asarray(leaf) + np.float32(0.1) * np.abs(random.normal(size=leaf.shape)).astype(np.float32)
@@ -40,7 +42,7 @@ def write_trained_run(folder: Path, method: str = "dora", **changes) -> Path:
     trained = {name: changed[name] for name in parts.trained}
     statistics = {name: changed[name] for name in parts.statistics}
     run = folder / "run"
-    info = {"step": 3, "epoch": 1, "accuracy": 0.5, "base": str(weights)}
-    save_best(run, parts, trained, statistics, info, fingerprint(parts.frozen))
+    info = {"step": 3, "epoch": 1, "accuracy": 0.5, **base_info(config, base, run)}
+    save_best(run, {**trained, **statistics}, info)
     write_json(run / "config.json", to_dict(config))
     return run

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.files import aside
 
@@ -63,6 +64,7 @@ def open_tensors(path: str | Path) -> TensorFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a checkpoint")
+    check_digest(path)
     if path.stat().st_size < 8:
         raise UserError(f"{path}: {path.stat().st_size} bytes are no checkpoint")
     with path.open("rb") as file:

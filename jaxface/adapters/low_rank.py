@@ -136,8 +136,7 @@ class LowRank(nnx.Module):
         return a, jnp.concatenate(rows, -2), None if self.magnitude is None else self.magnitude[...]
 
     def merge(self) -> jax.Array:
-        """The plain kernel [..., in, out] that does the same."""
+        """The plain kernel [..., in, out] that does the same, in float32: a base in bfloat16 has no room for a small update."""
         w = self.base[...].astype(jnp.float32) + self.update()
         gain = self.gain()
-        w = w if gain is None else w * gain[..., None, :]
-        return w.astype(self.base.dtype)
+        return w if gain is None else w * gain[..., None, :]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypedDict, Unpack
@@ -331,12 +332,23 @@ def shallow_copy(module: Any) -> Any:
 def merge(encoder: Encoder) -> Encoder:
     """A copy whose adapted kernels are plain arrays again and whose blocks stand in one stage: it costs what the original costs.
 
-    What cannot be one kernel (an update per task) stays as it is, in a stage of its own.
+    What cannot be one kernel (an update per task) stays as it is, in a stage of its own. Merged kernels are float32; warns where the
+    dtype that the encoder computes in would round more than a fiftieth of the update away (in bfloat16 a small one): such an encoder is
+    better left as it is, or told to compute in float32.
     """
     encoder = shallow_copy(encoder)
+    kept, whole = 0.0, 0.0
     for _, linear in linears(encoder):
         if hasattr(linear.kernel, "merge"):
-            linear.kernel = nnx.Param(_merged(linear.kernel))
+            merged = _merged(linear.kernel)
+            if encoder.dtype != jnp.float32 and isinstance(linear.kernel, LowRank):
+                base = linear.kernel.base[...].astype(jnp.float32)
+                rounded = merged.astype(encoder.dtype).astype(jnp.float32) - base.astype(encoder.dtype).astype(jnp.float32)
+                kept, whole = kept + jnp.sum(rounded * (merged - base)), whole + jnp.sum(jnp.square(merged - base))
+            linear.kernel = nnx.Param(merged)
+    if whole and not 0.98 <= kept / whole <= 1.02:
+        text = f"merged for {jnp.dtype(encoder.dtype).name}, {float(100 * kept / whole):.0f} % of the update is left after rounding"
+        warnings.warn(f"{text}: set encoder.dtype to float32, or do not merge", stacklevel=2)
     if not any(isinstance(linear.kernel, nnx.Module) for stage in encoder.stages for _, linear in linears(stage)):
         encoder.stages = nnx.List([join_stages(encoder)])
     return encoder

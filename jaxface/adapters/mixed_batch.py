@@ -88,7 +88,7 @@ class AdapterSet:
                 base = kernel.base[...].astype(jnp.float32)
                 merged = [part[path].merge() if isinstance(part[path], LowRank) else base for part in parts]
                 change = sum(weight * (w.astype(jnp.float32) - base) for weight, w in zip(weights.values(), merged, strict=True))
-                linear.kernel = nnx.Param((base + change).astype(kernel.base.dtype))
+                linear.kernel = nnx.Param(base + change)
         return encoder
 
     def _number(self, name: str) -> int:

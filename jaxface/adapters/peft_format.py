@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxface.adapters.low_rank import LowRank
 from jaxface.adapters.methods import linears, shallow_copy
+from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.models.encoder import Encoder
@@ -175,6 +176,7 @@ def read_updates(folder: Path) -> dict[str, Update]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
+    check_digest(path)
     try:
         config = json.loads(path.read_text())
     except OSError as error:

@@ -21,9 +21,10 @@ from jaxface.prediction.options import FaceOptions
 from jaxface.prediction.predictor import Predictor
 from jaxface.prediction.stream import predict_stream
 from jaxface.ranges import Count, Items, Known, Place, Range, Rounds, ranged
+from jaxface.runs.base import load_base
+from jaxface.runs.best import save_best
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions, to_dict
-from jaxface.runs.model import make_parts, save_best
-from jaxface.runs.parts import fingerprint
+from jaxface.runs.model import make_parts
 from jaxface.timing import interleaved, medians
 
 
@@ -53,8 +54,9 @@ class Options:
 def write_random_run(folder: Path, variant: str) -> None:
     """A run folder whose model was never trained."""
     config = Config(encoder=EncoderOptions(weights=RANDOM, variant=variant), method=MethodOptions("lp"))
-    parts = make_parts(config)
-    save_best(folder, parts, parts.trained, parts.statistics, {"base": RANDOM}, fingerprint(parts.frozen))
+    base = load_base(config)
+    parts = make_parts(config, base)
+    save_best(folder, {**parts.trained, **parts.statistics}, {"base": RANDOM, "base_sha256": base.fingerprint})
     write_json(folder / "config.json", to_dict(config))
 
 

@@ -17,7 +17,8 @@ from jaxface.files import write_arrays
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import arrays_of
-from jaxface.runs.model import Trained, base_model
+from jaxface.runs.base import load_base
+from jaxface.runs.model import Trained
 from jaxface.weights import load_encoder, save_weights
 
 LAYOUTS = ("meta", "timm")
@@ -81,8 +82,8 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
 def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
     """Writes PEFT's adapter folder for timm's model, the heads, and the base weights in timm's layout where the base is another run."""
     weights = trained.config.encoder.weights
-    base, _ = base_model(trained.config)
-    from_run = weights is not None and Path(weights).is_dir()
+    base = load_base(trained.config, trained.base).encoder
+    from_run = trained.base is not None and trained.base.is_dir()
     save_peft(trained.model.encoder, folder, base="base.timm.safetensors" if from_run else weights)
     if from_run:
         save_weights(base, folder / "base.timm.safetensors", layout="timm")

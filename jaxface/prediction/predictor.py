@@ -22,7 +22,7 @@ from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.models.tree import flatten
 from jaxface.prediction.options import FaceOptions
-from jaxface.ranges import Count, Place, ranged
+from jaxface.ranges import Count, Place, Where, ranged
 from jaxface.runs.inference import make_predict
 from jaxface.runs.model import load_trained
 
@@ -54,6 +54,7 @@ class Predictor:
       options: how faces are found.
       batch_size: most faces that the model sees at once, over all local devices.
       small_batches: also compile programs for 1, 2, 4, ... faces, for callers that cannot wait for a full batch.
+      weights: where else to look for the run's base weights.
 
     Raises UserError for a folder that holds no trained model, or a detector that is not there.
     """
@@ -62,11 +63,12 @@ class Predictor:
     options: FaceOptions = field(default_factory=lambda: FaceOptions(faces="whole"))
     batch_size: Count = 32
     small_batches: bool = False
+    weights: tuple[Where, ...] = ()
 
     def __post_init__(self) -> None:
         self._local = threading.local()
         self._detector()  # what is wrong with it shows before anything large is read
-        self.trained = load_trained(self.run)
+        self.trained = load_trained(self.run, self.weights)
         self.tasks: tuple[Task, ...] = self.trained.tasks
         arrays, structure = flatten(self.trained.merged())
         self._arrays, self._predict = replicate(arrays), make_predict(structure)

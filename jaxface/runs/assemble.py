@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from jaxface.errors import UserError
 from jaxface.files import write_json
+from jaxface.runs.base import base_info, load_base
+from jaxface.runs.best import read_best, save_best
 from jaxface.runs.config import Config, to_dict
 from jaxface.runs.folder import alone_in, read_config
-from jaxface.runs.model import load_run, make_parts, save_best
-from jaxface.runs.parts import fingerprint
+from jaxface.runs.model import load_trained, make_parts
 
 ASSEMBLED = {"lp": "lp", "ap": "ap_per_task"}
 """The methods whose runs share every block, and the method of the model that has the parts of all: heads, or pools and heads."""
@@ -59,23 +58,24 @@ def _shape(config: Config, name: str) -> object:
 
 
 def _write(configs: dict[Path, Config], config: Config, out: Path) -> None:
-    parts = make_parts(config)
     arrays: dict[str, np.ndarray] = {}
-    infos = []
+    infos, bases = [], {}
     for folder, own in configs.items():
-        load_run(folder)  # finished, and on the base weights that it names
-        infos.append(json.loads((folder / "best" / "info.json").read_text()))
+        trained, best = load_trained(folder), read_best(folder)  # finished, and on the base weights that it names
+        infos.append(best.info)
+        bases[trained.base_fingerprint] = trained.base
         place = sorted(config.tasks).index(own.tasks[0])
-        for name, array in load_file(folder / "best" / "trained.safetensors").items():
+        for name, array in best.arrays.items():
             arrays[name.replace("encoder.pool.", f"encoder.pool.pools.{place}.")] = array
-    if len({info["base_sha256"] for info in infos}) > 1:
+    if len(bases) > 1:
         raise UserError(f"{', '.join(map(str, configs))}: they were trained on different base weights")
+    base = load_base(config, *bases.values())
+    parts = make_parts(config, base)
     expected = {**parts.trained, **parts.statistics}
     if {name: array.shape for name, array in arrays.items()} != {name: leaf.shape for name, leaf in expected.items()}:
         raise UserError(f"{', '.join(map(str, configs))}: their parts do not make one model")
     with alone_in(out):
         write_json(out / "config.json", to_dict(config))
-        trained, statistics = ({name: arrays[name] for name in wanted} for wanted in (parts.trained, parts.statistics))
         info = {"step": max(info["step"] for info in infos), "epoch": max(info["epoch"] for info in infos)}
-        info |= {"accuracy": float(np.mean([info["accuracy"] for info in infos])), "base": config.encoder.weights}
-        save_best(out, parts, trained, statistics, info | {"of": [str(folder) for folder in configs]}, fingerprint(parts.frozen))
+        info |= {"accuracy": float(np.mean([info["accuracy"] for info in infos])), **base_info(config, base, out)}
+        save_best(out, arrays, info | {"of": [str(folder) for folder in configs]})

@@ -1,32 +1,36 @@
 """The latest state of a run, saved in the background, whole or not at all: what exact resume needs.
 
-A checkpoint is one file, `step-00000042.safetensors`: every array of the state under its path, and in the metadata what the loop
-carries and a hash over all of it. It is written aside, forced to the disk, and renamed.
+Orbax writes and reads a checkpoint, a folder `save_00000042` with the state's arrays under their paths and a text beside them: what the
+loop carries, and a SHA-256 of every array. Orbax itself takes a changed bit for what was saved; we look at the digests, and a state that
+is not what was saved is passed over for the one before.
 
-Orbax is not used: it keeps a checkpoint as a folder of many files with no hash over them, where a file cut short can be noticed late or
-not at all; one file that is renamed when it is whole cannot be half written, and any byte that is lost shows when it is read.
+Files `step-00000042.safetensors`, which earlier versions wrote, are read as well.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from jaxface.cluster import from_first, is_first
 from jaxface.errors import UserError
-from jaxface.files import write_arrays
 from jaxface.runs.parts import fingerprint
 
 KEPT = 2
 """Checkpoints that are kept: the newest, and the one before in case it cannot be read."""
+CONSTANT = (".key",)
+"""Fields that no step changes: a checkpoint from before they were saved goes on with what the run starts from."""
+
+Arrays = Mapping[str, np.ndarray]
 
 
 class Saved(NamedTuple):
@@ -41,69 +45,73 @@ class Saved(NamedTuple):
     host: dict[str, Any]
 
 
-class Checkpoints:
-    """The checkpoints of one run; of several processes the first writes and reads, and tells the others."""
+class Damaged(Exception):
+    """A checkpoint is not what was saved."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if is_first():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{folder}: cannot write checkpoints there ({error.strerror or error})") from error
+
+class Checkpoints:
+    """The checkpoints of one run; of several processes the first writes and reads, and tells the others.
+
+    Args:
+      folder: a folder, or any other place that Orbax can write (`gs://...`).
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = _path(folder)
+        self._good: list[int] = []  # saves that are known to be whole, the oldest first
         self._writer = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
+        self._orbax: Any = None
+        if is_first():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                    left.rmtree()
+            except OSError as error:
+                raise UserError(f"{self.folder}: cannot write checkpoints there ({error.strerror or error})") from error
+            self._orbax = _manager(self.folder)
 
-    def steps(self) -> list[int]:
-        """The steps that are on disk, the newest first."""
-        return sorted((int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.safetensors")), reverse=True)
+    def saves(self) -> list[int]:
+        """The numbers of the saves that are there, the newest first; they count on for as long as the run goes on."""
+        return sorted((int(path.name.removeprefix("save_")) for path in self.folder.glob("save_*") if "." not in path.name), reverse=True)
+
+    # ------------------------------------------------------------------ writing
 
     def save(self, saved: Saved) -> None:
         """Starts writing, after the save before. Raises UserError if that one could not be written."""
         self.wait()
         if is_first():
-            arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(saved.state)}
+            arrays = {name: np.asarray(leaf) for name, leaf in _named(saved.state)}
             self._last = self._writer.submit(self._write, int(saved.state.step), arrays, json.dumps(saved.host))
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}.safetensors"
+    def _write(self, step: int, arrays: Arrays, host: str) -> None:
+        import orbax.checkpoint as ocp
 
-    def _write(self, step: int, arrays: Mapping[str, np.ndarray], host: str) -> None:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: the folder has vanished; the state of step {step} is not saved")
-        write_arrays(self._path(step), arrays, {"host": host, "sha256": _hash(arrays, host)})
-        for old in self.steps()[KEPT:]:
-            self._path(old).unlink(missing_ok=True)
+        empty = {name: [array.dtype.name, *array.shape] for name, array in arrays.items() if not array.size}
+        text = json.dumps({"step": step, "host": host, "empty": empty, "sha256": {n: fingerprint({n: a}) for n, a in arrays.items()}})
+        number = max(self.saves(), default=-1) + 1
+        items = ocp.args.Composite(
+            arrays=ocp.args.PyTreeSave({name: array for name, array in arrays.items() if array.size}),
+            text=ocp.args.JsonSave({"text": text, "sha256": _sha256(text)}),
+        )
+        try:
+            self._orbax.save(number, args=items, force=True)
+        except Exception as error:  # tensorstore's and Orbax's errors have no common kind
+            raise UserError(f"{self.folder}: the state of step {step} cannot be written: {_short(error)}") from error
+        self._good.append(number)
+        self._clear_away()
 
-    def restore(self, like: Any) -> Saved | None:
-        """The newest state that can be read, shaped as `like`, in every process; None if there is none.
-
-        One that cannot be read is passed over, and said.
-        """
-        return from_first(self._newest(like) if is_first() else None)
-
-    def _newest(self, like: Any) -> Saved | None:
-        for step in self.steps():
-            path = self._path(step)
-            try:
-                return self._read(path, like)
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-                logging.getLogger(__name__).warning("%s is left out: %s", path, str(error).splitlines()[0])
-                path.rename(path.with_suffix(".broken"))
-        return None
-
-    def _read(self, path: Path, like: Any) -> Saved:
-        with safe_open(path, "numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            metadata = file.metadata()
-        host = metadata["host"]
-        if _hash(arrays, host) != metadata["sha256"]:
-            raise ValueError("its content is not what was saved")
-        leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-        found = [arrays[jax.tree_util.keystr(name)] for name, _ in leaves]
-        if any(np.shape(leaf) != array.shape for (_, leaf), array in zip(leaves, found, strict=True)):
-            raise ValueError("its arrays have other shapes than this run's")
-        return Saved(jax.tree.unflatten(tree, found), json.loads(host))
+    def _clear_away(self) -> None:
+        """Removes the saves before the last `KEPT` good ones, and what earlier versions wrote once as many are there."""
+        self._good = self._good[-KEPT:]
+        for number in self.saves():
+            if number not in self._good:
+                self._orbax.delete(number)
+        if len(self._good) == KEPT:
+            for path in self._old_files():
+                path.unlink(missing_ok=True)
 
     def wait(self) -> None:
         """Returns when all saves are on disk. Raises UserError if one could not be written; the one before is still there."""
@@ -114,7 +122,114 @@ class Checkpoints:
     def close(self) -> None:
         """Lets go of the folder once the last save has ended."""
         self._writer.shutdown()
+        if self._orbax is not None:
+            self._orbax.close()
+
+    # ------------------------------------------------------------------ reading
+
+    def restore(self, like: Any) -> Saved | None:
+        """The newest state that can be read, shaped as `like`, in every process; None if there is none.
+
+        One that is damaged is passed over, and said. Raises UserError for one that is whole and has other fields or shapes than `like`:
+        nothing is changed then.
+        """
+        return from_first(self._newest(like) if is_first() else None)
+
+    def _newest(self, like: Any) -> Saved | None:
+        for name, read in self._candidates():
+            try:
+                arrays, host = read()
+            except Exception as error:  # whatever a file cut short or a changed byte makes of a reader
+                logging.getLogger(__name__).warning("%s is left out: %s", self.folder / name, _short(error))
+                continue
+            return Saved(_shaped(arrays, like, f"{self.folder / name}"), host)
+        return None
+
+    def _candidates(self) -> Iterator[tuple[str, Callable[[], tuple[Arrays, dict[str, Any]]]]]:
+        for number in self.saves():
+            yield f"save_{number:08d}", lambda number=number: self._read(number)
+        for path in self._old_files():
+            yield path.name, lambda path=path: _read_old(path)
+
+    def _read(self, number: int) -> tuple[Arrays, dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
+        items = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(), text=ocp.args.JsonRestore())
+        restored = self._orbax.restore(number, args=items)
+        text = restored["text"]["text"]
+        if _sha256(text) != restored["text"]["sha256"]:
+            raise Damaged("its text is not what was saved")
+        about = json.loads(text)
+        arrays = {name: np.asarray(array) for name, array in restored["arrays"].items()}
+        arrays |= {name: np.zeros(shape, dtype) for name, (dtype, *shape) in about["empty"].items()}
+        wrong = [name for name in {**arrays, **about["sha256"]} if name not in arrays or _hash(name, arrays) != about["sha256"].get(name)]
+        if wrong:
+            raise Damaged(f"{wrong[0]} is not what was saved")
+        self._good.append(number)
+        return arrays, json.loads(about["host"])
+
+    def _old_files(self) -> list[Any]:
+        return sorted(self.folder.glob("step-*.safetensors"), key=lambda path: path.name, reverse=True)
 
 
-def _hash(arrays: Mapping[str, np.ndarray], host: str) -> str:
-    return fingerprint({**arrays, "host": np.frombuffer(host.encode(), np.uint8)})
+def _path(folder: Path | str) -> Any:
+    """A path of any file system."""
+    from etils import epath
+
+    return epath.Path(folder) if "://" in str(folder) else epath.Path(Path(folder).absolute())
+
+
+def _manager(folder: Any) -> Any:
+    """Orbax for this process alone: the state is the same in all of them, and the others may not even see the folder."""
+    import orbax.checkpoint as ocp
+
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxface")
+    options = ocp.CheckpointManagerOptions(
+        step_prefix="save", step_format_fixed_length=8, create=False, enable_async_checkpointing=False, multiprocessing_options=alone
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _named(state: Any) -> list[tuple[str, Any]]:
+    """The leaves of a state with their paths, as `.trained['encoder.pool.probe']`."""
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def _shaped(arrays: Arrays, like: Any, where: str) -> Any:
+    """The arrays as a state. Raises UserError that names a field which only one of the two has, or an array of another shape or type."""
+    expected = {name: np.asarray(leaf) for name, leaf in _named(like)}
+    advice = "go on with the version and the options that it was saved by, or choose another --name"
+    for name in sorted(set(arrays) ^ set(expected)):
+        if name in arrays:
+            raise UserError(f"{where} has the field {name}, which this run does not know: {advice}")
+        if name not in CONSTANT:
+            raise UserError(f"{where} lacks the field {name}, which this run has: {advice}")
+    for name, leaf in expected.items():
+        found = arrays.get(name, leaf)
+        if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+            raise UserError(f"{where}: {name} is {found.dtype}{list(found.shape)}, this run's is {leaf.dtype}{list(leaf.shape)}: {advice}")
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays.get(name, leaf) for name, leaf in expected.items()])
+
+
+def _read_old(path: Any) -> tuple[Arrays, dict[str, Any]]:
+    """A file of the versions before Orbax: the arrays, and in its metadata the rest with one hash over all."""
+    with safe_open(str(path), "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        metadata = file.metadata()
+    host = metadata["host"]
+    if fingerprint({**arrays, "host": np.frombuffer(host.encode(), np.uint8)}) != metadata["sha256"]:
+        raise Damaged("its content is not what was saved")
+    return arrays, json.loads(host)
+
+
+def _hash(name: str, arrays: Arrays) -> str:
+    return fingerprint({name: arrays[name]})
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error, with its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

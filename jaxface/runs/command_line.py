@@ -9,9 +9,9 @@ from pathlib import Path
 from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.imports import imported, take_imports
-from jaxface.runs.config import Config, load_configs, with_method
+from jaxface.runs.config import CONFIGS, Config, load_configs, with_method
 
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
+QUICKSTART = CONFIGS / "quickstart.py"
 
 
 def read_command_lines(arguments: list[str], prog: str = "python -m jaxface.train") -> list[Config]:

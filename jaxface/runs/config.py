@@ -31,6 +31,10 @@ from jaxface.objectives.losses import LOSSES
 from jaxface.ranges import Count, Inside, Items, Known, Like, Name, Place, Range, Seed, Word, ranged
 from jaxface.registry import Registry
 
+_PACKAGE = Path(__file__).parents[1]
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+"""The configurations that come with the package: inside it where it is installed, beside it in the repository."""
+
 RANDOM = "random"
 """The name of weights that starts an encoder from random numbers."""
 MOST_EPOCHS = 10**6
@@ -256,9 +260,13 @@ def check_run(config: Config) -> None:
 def load_configs(path: str | Path) -> tuple[Config, ...]:
     """The value `config` of a Python file, or its `configs`, several experiments that belong together.
 
+    Where there is no file `configs/NAME.py` or NAME, the one of that name that comes with the package is taken.
+
     Raises UserError if there is no such file or neither value in it.
     """
     path = Path(path)
+    if not path.is_file() and str(path.parent) in (".", "configs") and (CONFIGS / path.with_suffix(".py").name).is_file():
+        path = CONFIGS / path.with_suffix(".py").name  # one of those that travel with the package
     if not path.is_file():
         known = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise UserError(f"no configuration {path}" + (f"; in {path.parent}: {', '.join(Path(p).name for p in known)}" if known else ""))

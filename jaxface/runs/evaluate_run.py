@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from jaxface.data.records import HASHES, LABELS
+from jaxface.digests import record_digests
 from jaxface.errors import UserError
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import Json, hardest_of, score
 from jaxface.files import aside, write_json
 from jaxface.models.heads import Classifier
+from jaxface.runs.best import trained_size
 from jaxface.runs.config import RANDOM
 from jaxface.runs.costs import run_costs
-from jaxface.runs.folder import find_runs
+from jaxface.runs.folder import EVALUATION, find_runs
 from jaxface.runs.inference import predict_all
 from jaxface.runs.model import Trained, load_trained
 from jaxface.runs.predictions_file import read_predictions, write_predictions
@@ -71,6 +71,7 @@ def evaluate_run(
     features: bool = False,
     groups: Sequence[Path] = (),
     keep: bool = False,
+    weights: Sequence[Path] = (),
 ) -> tuple[Predictions, Json]:
     """Runs the model, writes `predictions.parquet` and what `write_scores` writes, and fits temperatures on the run's validation records.
 
@@ -84,17 +85,18 @@ def evaluate_run(
       groups: further columns of groups (see `read_groups`).
       keep: answers that stand already, of the same model on the same records, are not computed again.
 
+      weights: where else to look for the run's base weights.
+
     Returns:
       the answers and the figures.
 
     Raises UserError for a folder that holds no trained model, or sets that do not hold the split.
     """
     from jaxface.runs.data import prepared_sets
-    from jaxface.runs.model import make_parts
 
     out = out or folder
     columns = [read_groups(path) for path in groups]
-    trained = load_trained(folder)
+    trained = load_trained(folder, weights)
     own = prepared_sets(trained.config)
     sets = tuple(map(str, sets)) or own
     split = split or test_split(sets)
@@ -118,9 +120,9 @@ def evaluate_run(
         write_json(out / "config.json", json.loads((folder / "config.json").read_text()))  # the report asks for it
     write_predictions(out / "predictions.parquet", predictions)
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
-    write_json(out / "summary.json", run_costs(model, _trained_size(folder), trained.image_size))
+    write_json(out / "summary.json", run_costs(trained.plain(), trained_size(folder), trained.image_size))
     if features and trained.config.encoder.weights not in (None, RANDOM):
-        start = answer(trained, make_parts(trained.config).build(), sets, split, title="before training", **options)
+        start = answer(trained, trained.before(), sets, split, title="before training", **options)
         write_predictions(out / "features_before.parquet", replace(start, about=about))
     return predictions, write_scores(out, predictions, read_temperatures(out, trained.digest))
 
@@ -172,13 +174,6 @@ def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Pred
         np.savez_compressed(file, id=np.array(list(found), str), image=images)
 
 
-def _trained_size(folder: Path) -> int:
-    """The number of values that a run has trained, batch statistics left out."""
-    with safe_open(folder / "best" / "trained.safetensors", "numpy") as file:
-        names = [name for name in file.keys() if not name.endswith((".norm.mean", ".norm.variance"))]  # noqa: SIM118 (no mapping)
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-
-
 def evaluate_again(folder: Path, groups: Sequence[Path] = ()) -> tuple[Predictions, Json]:
     """The figures of a folder's `predictions.parquet`, without the model. Raises UserError if there is none."""
     predictions = read_predictions(folder / "predictions.parquet")
@@ -193,6 +188,7 @@ def write_scores(folder: Path, predictions: Predictions, temperatures: dict[str,
     """Writes `evaluation.json` and returns the figures that it holds."""
     scores = score(predictions, temperatures)
     write_json(folder / "evaluation.json", scores)
+    record_digests(folder, EVALUATION)
     return scores
 
 

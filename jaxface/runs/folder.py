@@ -5,6 +5,7 @@ metrics.jsonl        one line a step or evaluation
 checkpoints/         latest states, for exact resume
 best/                trained.safetensors (what trained, batch statistics) and info.json (base weights and their hash)
 predictions.parquet  the trained model's answers on the test split
+digests.json         a hash of each of the files that are finished
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from jaxface.data.tasks import TASKS, Task
+from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
 from jaxface.imports import require_imports
@@ -31,6 +33,13 @@ from jaxface.runs.predictions_file import read_predictions
 from jaxface.runs.temperatures import read_temperatures
 
 Row = Mapping[str, Any]
+
+RESULT = "result.json"
+"""Written last of all: the run is done."""
+OUTCOME = ("config.json", "metrics.jsonl", RESULT, "baselines.json", "faces.npz", "predictions.parquet", "predictions_before.parquet")
+"""What training leaves, with a digest of each in `digests.json` from the run's end on."""
+EVALUATION = ("predictions.parquet", "calibration.json", "summary.json", "evaluation.json", "hardest.npz", "features_before.parquet")
+"""What an evaluation writes, likewise."""
 
 FREE = (
     *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
@@ -114,6 +123,7 @@ def read_config(folder: str | Path) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.json")
+    check_digest(path)
     try:
         value = json.loads(path.read_text())
         require_imports(dict(value.get("imports") or {}), str(folder))
@@ -124,16 +134,20 @@ def read_config(folder: str | Path) -> Config:
         raise UserError(f"{path}: {error}") from error
 
 
-def check_same_config(folder: Path, config: Config) -> bool:
-    """Whether the folder holds this run already. Raises UserError if it holds a run of another configuration."""
-    if not (folder / "config.json").exists():
-        return False
-    names = [name for name in differences(to_dict(config), to_dict(read_config(folder))) if not name.startswith(FREE)]
-    if names:
-        raise UserError(
-            f"{folder} belongs to another configuration (different: {', '.join(names)}): choose another --name, or remove that folder"
-        )
-    return True
+def changed_options(folder: Path, config: Config) -> list[str]:
+    """The dotted names under which a run's configuration in its folder differs from this one, but for those that may change on the way.
+
+    More epochs than before are such a change: the run goes on.
+    """
+    saved = read_config(folder)
+    names = [name for name in differences(to_dict(config), to_dict(saved)) if not name.startswith(FREE)]
+    return [name for name in names if not (name == "epochs" and config.epochs > saved.epochs)]
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether the folder holds the run to the end of that many epochs, or to its early stop."""
+    check_digest(folder / RESULT)
+    return (folder / RESULT).exists() and config.epochs <= read_config(folder).epochs
 
 
 @contextmanager
@@ -181,6 +195,8 @@ def read_run(path: Path | str) -> Run:
         raise UserError(f"{path}: no such folder" if not path.exists() else f"{path}: a file, expected a run folder")
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: not a run folder (it holds no config.json); give the folder that `python -m jaxface.train` wrote")
+    for name in ("config.json", RESULT):
+        check_digest(path / name)
     return Run(
         path=path,
         config=_read_json(path / "config.json"),
@@ -222,6 +238,7 @@ def read_metrics(path: Path | str) -> tuple[Row, ...]:
 
 
 def _if_there(path: Path, read: Callable[[Path], Any], otherwise: Any) -> Any:
+    check_digest(path)
     return read(path) if path.exists() else otherwise
 
 

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from jaxface import weights
 from jaxface.adapters.methods import adapt_with_groups, get_method, merge, shallow_copy
 from jaxface.adapters.quantized import quantize
 from jaxface.data.tasks import Task, get_task
+from jaxface.digests import combined
 from jaxface.errors import UserError
-from jaxface.files import write_arrays, write_json
-from jaxface.models.encoder import Encoder, random_encoder, use_attention
+from jaxface.models.encoder import Encoder, use_attention
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import flatten
-from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked
+from jaxface.runs.base import Base, find_bases, load_base
+from jaxface.runs.best import Best, model_digest, read_best
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
-from jaxface.runs.parts import Arrays, Parts, fingerprint, take_apart
+from jaxface.runs.parts import Parts, fingerprint, take_apart
 from jaxface.runs.temperatures import read_temperatures
 
 
@@ -43,32 +39,20 @@ def compute_dtype(config: Config) -> DTypeLike:
     return jnp.bfloat16 if word == "bf16" else jnp.float32
 
 
-def base_model(config: Config) -> tuple[Encoder, Classifier | None]:
-    """The encoder that the run starts from, and the whole model where it starts from another run.
+def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None = None) -> Parts:
+    """The model that the configuration describes, before training, taken apart. What trains is float32 whatever is computed in.
 
-    Raises UserError if no weights are named for a method that adapts some.
+    Args:
+      base: what it starts from; loaded if None.
+      dtype: of activations and frozen kernels; the configuration's if None.
     """
-    source = config.encoder.weights
-    if source == RANDOM:
-        return random_encoder(get_variant(config.encoder.variant), config.seed), None
-    if source is None:
-        raise UserError(
-            f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"
-        )
-    if Path(source).is_dir():
-        model = load_trained(source).model
-        return merge(model.encoder), model
-    return weights.load_encoder(source), None
-
-
-def make_parts(config: Config) -> Parts:
-    """The model that the configuration describes, before training, taken apart."""
-    encoder, previous = base_model(config)
+    base, dtype = base or load_base(config), dtype or compute_dtype(config)
+    encoder, previous = base.encoder, base.previous
     method = get_method(config.method.name)
     rngs = nnx.Rngs(config.seed)
     encoder, groups = adapt_with_groups(encoder, method.name, replace(config.method.options, num_tasks=len(config.tasks)), rngs)
     quantize(encoder, config.encoder.base, groups)
-    encoder.remat, encoder.dtype = config.encoder.remat, compute_dtype(config)
+    encoder.remat, encoder.dtype = config.encoder.remat, dtype
     use_attention(encoder, config.encoder.attention)
     classes = {task: get_task(task).num_classes for task in config.tasks}
     outputs = {task: get_loss(name).output for task, name in config.losses.items()}
@@ -76,7 +60,7 @@ def make_parts(config: Config) -> Parts:
     model = Classifier(encoder, classes, **head, rngs=rngs)
     if previous is not None:
         _take_heads(model, previous)
-    return take_apart(model, groups, compute_dtype(config))
+    return take_apart(model, groups, dtype)
 
 
 def shapes_of(config: Config) -> Parts:
@@ -100,14 +84,6 @@ def _take_heads(model: Classifier, previous: Classifier) -> None:
                 model.heads[task] = mine[1].build(theirs)
 
 
-def save_best(folder: Path, parts: Parts, trained: Arrays, statistics: Arrays, info: dict[str, Any], base_hash: str) -> None:
-    """Writes what trained, and where the rest comes from, into `best/`."""
-    arrays = {name: np.asarray(leaf) for name, leaf in {**trained, **statistics}.items()}
-    record = {"base_sha256": base_hash, **info}
-    write_arrays(folder / "best" / "trained.safetensors", arrays, {"info": json.dumps(record)})
-    write_json(folder / "best" / "info.json", record)
-
-
 @dataclass(frozen=True)
 class Trained:
     """A run's best model.
@@ -117,6 +93,10 @@ class Trained:
       config: of the run.
       model: the classifier, its adapters as they were trained.
       digest: SHA-256 of the file that holds what trained: it names the model.
+      fingerprint: SHA-256 of what trained and of the base below it, for runs that start from this one.
+      base: where the base weights were found; None for random ones.
+      base_fingerprint: of these, see `jaxface.runs.base`.
+      places: where else base weights were looked for.
       temperatures: of `jaxface.evaluate`, per task; empty before it ran.
     """
 
@@ -124,6 +104,10 @@ class Trained:
     config: Config
     model: Classifier
     digest: str
+    fingerprint: str
+    base: Path | None
+    base_fingerprint: str
+    places: tuple[Path, ...]
     temperatures: Mapping[str, float]
 
     @property
@@ -137,42 +121,61 @@ class Trained:
         return self.config.encoder.image_size or self.model.encoder.config.image_size
 
     def merged(self) -> Classifier:
-        """The same model with its adapters merged: it costs what the plain encoder costs."""
+        """The same model with its adapters merged: it costs what the plain encoder costs.
+
+        One that computes in bfloat16 keeps them as they are: in it W + A B is W again wherever the update is below a 256th of W.
+        """
+        return self.plain() if self.model.encoder.dtype == jnp.float32 else shallow_copy(self.model)
+
+    def plain(self) -> Classifier:
+        """The same with its adapters merged whatever it computes in."""
         model = shallow_copy(self.model)
         model.encoder = merge(model.encoder)
         return model
 
+    def before(self) -> Classifier:
+        """The model that training started from."""
+        return make_parts(self.config, load_base(self.config, self.base, self.places)).build()
 
-def load_trained(folder: Path | str) -> Trained:
+
+def load_trained(folder: Path | str, places: Sequence[Path] = (), *, dtype: DTypeLike | None = None) -> Trained:
     """Reads a run's best model.
 
-    Raises UserError if the folder has no finished epoch, or if the base weights are not those that it was trained on.
+    Args:
+      places: files or runs to look for the base weights at, before where they were when the run was trained.
+      dtype: of activations and frozen kernels; what the configuration says for this device if None.
+
+    Raises UserError if the folder has no finished epoch, if it is damaged, or if no base weights are those that it was trained on.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    path = folder / "best" / "trained.safetensors"
-    if not path.is_file():
-        raise UserError(f"{folder} has no best model yet: train it for an epoch first")
-    parts = make_parts(config)
-    try:
-        arrays = load_file(path)
-        info = json.loads((folder / "best" / "info.json").read_text())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): train the run again") from error
-    if fingerprint(parts.frozen) != info["base_sha256"]:
-        raise UserError(f"{folder} was trained on other base weights than those at {config.encoder.weights}: restore the file it names")
+    config, best = read_config(folder), read_best(folder)
+    parts, base = _on_its_base(config, folder, best, places, dtype)
     expected = {**parts.trained, **parts.statistics}
-    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in expected.items()}:
-        raise UserError(f"{path}: its arrays do not fit the configuration in {folder / 'config.json'}")
-    model = parts.build({name: jnp.asarray(array) for name, array in arrays.items()})
+    if {k: v.shape for k, v in best.arrays.items()} != {k: v.shape for k, v in expected.items()}:
+        raise UserError(f"{folder / 'best'}: its arrays do not fit the configuration in {folder / 'config.json'}")
+    model = parts.build({name: jnp.asarray(array) for name, array in best.arrays.items()})
     digest = model_digest(folder)
-    return Trained(folder, config, model, digest, read_temperatures(folder, digest))
+    identity = combined({"trained": fingerprint(best.arrays), "base": base.fingerprint})
+    return Trained(folder, config, model, digest, identity, base.path, base.fingerprint, tuple(places), read_temperatures(folder, digest))
 
 
-def model_digest(folder: Path) -> str:
-    """SHA-256 of what a run has trained."""
-    with (folder / "best" / "trained.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _on_its_base(config: Config, folder: Path, best: Best, places: Sequence[Path], dtype: DTypeLike | None) -> tuple[Parts, Base]:
+    """The parts of a run's model, on the base weights with the fingerprint that it was trained on."""
+    expected, seen = best.info.get("base_sha256"), []
+    for base in find_bases(config, folder, best.info, places):
+        if best.info.get("format", 1) > 1:
+            if base.fingerprint == expected:
+                return make_parts(config, base, dtype), base
+        elif expected in _old_fingerprints(config, base):
+            return make_parts(config, base, dtype), base
+        seen.append(str(base.path or RANDOM))
+    raise UserError(f"{folder} was trained on other base weights than those at {', '.join(seen)}: --weights FILE says where its own are")
+
+
+def _old_fingerprints(config: Config, base: Base) -> Iterator[str]:
+    """What runs of format 1 noted: a hash of the frozen arrays in the dtype that they were computed with."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        yield fingerprint(make_parts(config, base, dtype).frozen)
 
 
 @checked
@@ -184,12 +187,17 @@ def load_run(folder: PathLike) -> tuple[Config, Classifier]:
 
 @checked
 def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> Encoder:
-    """A run's best encoder, its adapters merged; or a checkpoint's, as `jaxface.weights.load_encoder` with its options.
+    """A run's best encoder, its adapters merged (see `Trained.merged`); or a checkpoint's.
+
+    Args:
+      options: of `jaxface.weights.load_encoder`; a run takes `dtype` and `remat` of them.
 
     Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
     """
     if Path(path).is_dir():
+        encoder = load_trained(path, dtype=options.pop("dtype", None) or jnp.float32).merged().encoder
+        encoder.remat = options.pop("remat", encoder.remat)
         if options:
-            raise UserError(f"{path}: a run says its own {', '.join(options)}; expected no options, or a checkpoint")
-        return merge(load_trained(path).model.encoder)
+            raise UserError(f"{path}: a run knows its encoder's {', '.join(options)}: leave that out")
+        return encoder
     return weights.load_encoder(path, **options)

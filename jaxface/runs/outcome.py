@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxface.digests import record_digests
 from jaxface.evaluation.metrics import figures
 from jaxface.evaluation.predictions import Predictions
 from jaxface.files import aside, write_json
+from jaxface.runs.best import read_best
 from jaxface.runs.config import Config
 from jaxface.runs.data import Images
+from jaxface.runs.folder import OUTCOME, RESULT
 from jaxface.runs.predictions_file import write_predictions
 
 FACES = 48
@@ -30,8 +32,10 @@ def write_outcome(folder: Path, config: Config, images: Images, predictions: Pre
     write_predictions(folder / "predictions.parquet", predictions)
     write_faces(folder, images)
     write_baselines(folder, config, images, values)
-    info = json.loads((folder / "best" / "info.json").read_text())
-    write_json(folder / "result.json", {**counts, "best": info, "split": images.test_split(), "test": values})
+    info = read_best(folder).info
+    result = {**counts, "best": info, "split": images.test_split(), "test": values}
+    write_json(folder / RESULT, result)
+    record_digests(folder, OUTCOME)
 
 
 def write_faces(folder: Path, images: Images) -> None:

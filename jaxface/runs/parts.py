@@ -43,11 +43,11 @@ class Parts:
 
 
 def take_apart(model: Classifier, groups: Sequence[Group], dtype: DTypeLike = jnp.float32) -> Parts:
-    """Sorts a model's arrays by the groups of a method; frozen matrices are held in `dtype`."""
+    """Sorts a model's arrays by the groups of a method: what trains is float32, frozen matrices are held in `dtype`."""
     arrays, structure = flatten(model)
     parameters = [name for name in arrays if issubclass(structure.kinds[name], nnx.Param)]
     found = group_parameters(parameters, groups)
-    trained = {name: arrays[name] for name in found}
+    trained = {name: arrays[name].astype(jnp.float32) for name in found}
     statistics = {name: leaf for name, leaf in arrays.items() if structure.kinds[name] is nnx.BatchStat}
     frozen = {
         name: leaf.astype(dtype) if name.endswith(("kernel", "base")) else leaf

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
     columns |= {f"{task}_features": _lists(values) for task, values in predictions.task_features.items()}
     columns |= {f"group_{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
     tasks = [{"name": task.name, "classes": task.classes, "ordinal": task.ordinal} for task in predictions.tasks]
-    about = json.dumps({**predictions.about, "tasks": tasks}, ensure_ascii=False)
+    about = {**predictions.about, "tasks": tasks}
+    about = json.dumps(about | {"sha256": _digest(pa.table(columns), about)}, ensure_ascii=False)
     with aside(path) as temporary:
         pq.write_table(pa.table(columns).replace_schema_metadata({METADATA_KEY: about.encode()}), temporary, compression="zstd")
 
@@ -53,15 +55,17 @@ def read_predictions(path: Path | str) -> Predictions:
         table = pq.read_table(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `python -m jaxface.evaluate RUN` writes it") from None
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
     about = (table.schema.metadata or {}).get(METADATA_KEY)
     if about is None:
         raise UserError(f"{path}: its metadata name no tasks and classes; it was not written as predictions")
     try:
         about = json.loads(about)
+        written = about.pop("sha256", None)
+        found = _digest(table, about)
         tasks = tuple(Task(entry["name"], tuple(entry["classes"]), bool(entry["ordinal"])) for entry in about.pop("tasks"))
-        return Predictions(
+        predictions = Predictions(
             tasks=tasks,
             id=_strings(table, "id"),
             labels={task.name: table[task.name].to_numpy() for task in tasks},
@@ -73,10 +77,26 @@ def read_predictions(path: Path | str) -> Predictions:
             groups={n.removeprefix("group_"): _strings(table, n) for n in table.column_names if n.startswith("group_")},
             about=about,
         )
+        if written not in (None, found):  # files of earlier versions say none
+            raise ValueError("damaged or changed: its content is not what was written; `python -m jaxface.evaluate RUN` writes it again")
+        return predictions
     except KeyError as error:
         raise UserError(f"{path}: no column or entry {error}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _digest(table: pa.Table, about: Mapping[str, Any]) -> str:
+    """SHA-256 over the columns' values and what the metadata say."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(table.column_names):
+        column = table[name].combine_chunks()
+        parts = [column.is_valid(), column.value_lengths(), column.flatten()] if pa.types.is_list(column.type) else [column]
+        digest.update(f"{name} {len(column)}".encode())
+        for part in parts:
+            values = part.to_numpy(zero_copy_only=False)
+            digest.update(json.dumps(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def _strings(table: pa.Table, name: str) -> np.ndarray:

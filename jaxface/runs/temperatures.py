@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.calibration import fit_temperatures
 from jaxface.evaluation.predictions import Predictions
@@ -32,6 +33,7 @@ def read_temperatures(folder: Path, model: str | None = None) -> dict[str, float
     Raises UserError for a file that is not what `write_temperatures` writes.
     """
     path = folder / FILE
+    check_digest(path)
     if not path.is_file():
         return {}
     try:

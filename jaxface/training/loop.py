@@ -14,26 +14,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
 
 from jaxface.cluster import end_together, from_first, is_first
 from jaxface.data.tasks import get_task, with_coarse
 from jaxface.devices import replicate, shard, unreplicate
+from jaxface.digests import record_digests
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import figures
 from jaxface.evaluation.predictions import Predictions
 from jaxface.files import write_json
+from jaxface.runs.best import read_best, save_best
 from jaxface.runs.checkpoints import Checkpoints, Saved
 from jaxface.runs.config import to_dict
-from jaxface.runs.folder import alone_in
+from jaxface.runs.folder import RESULT, alone_in
 from jaxface.runs.inference import predict_all
 from jaxface.runs.metrics_log import MetricsLog
-from jaxface.runs.model import save_best
 from jaxface.runs.outcome import write_outcome
 from jaxface.runs.predictions_file import write_predictions
 from jaxface.training.display import EpochDisplay
 from jaxface.training.progress import Progress
-from jaxface.training.setup import Setup
+from jaxface.training.setup import Setup, check_identity
 from jaxface.training.step import model_part
 from jaxface.training.step_log import Line, StepLog
 from jaxface.training.stopping import Stopped
@@ -68,6 +68,7 @@ class Training:
     def __init__(self, run: Setup, checkpoints: Checkpoints, saved: Saved | None) -> None:
         self.run, self.config, self.folder, self.checkpoints = run, run.config, run.folder, checkpoints
         self.progress = Progress.start(run.config) if saved is None else Progress.from_json(saved.host)
+        self.progress.identity = run.identity
         state = run.initial if saved is None else saved.state
         self.done = int(state.step)
         if saved is not None:
@@ -215,9 +216,8 @@ class Training:
     def _save_best(self, accuracy: float) -> None:
         if is_first():
             state = unreplicate(self.state)
-            info = {"step": self.done, "epoch": self.epoch, "accuracy": accuracy, "base": self.config.encoder.weights}
-            trained = model_part(state.average or state.trained)
-            save_best(self.folder, self.run.parts, trained, state.statistics, info, self.run.base_hash)
+            info = {"step": self.done, "epoch": self.epoch, "accuracy": accuracy, **self.run.identity}
+            save_best(self.folder, {**model_part(state.average or state.trained), **state.statistics}, info)
 
     def _evaluated(self) -> dict[str, jax.Array]:
         """The model's arrays as they are evaluated: the moving average of the parameters where there is one."""
@@ -246,7 +246,7 @@ class Training:
     def test(self) -> None:
         """Tests the best model and writes what a report needs."""
         self.checkpoints.wait()
-        best = from_first(load_file(self.folder / "best" / "trained.safetensors") if is_first() else None)
+        best = from_first(read_best(self.folder).arrays if is_first() else None)
         arrays = replicate({name: jnp.asarray(leaf) for name, leaf in best.items()}) | self.run.frozen
         predictions = self._predict(self.run.images.test_split(), arrays, "test")
         if self.log:
@@ -282,12 +282,24 @@ class Run(Setup):
             stack.enter_context(self.stop)
             if is_first():
                 stack.enter_context(alone_in(self.folder))
-                write_json(self.folder / "config.json", to_dict(replace(self.config, after=None)))
             checkpoints = Checkpoints(self.folder / "checkpoints")
             stack.callback(checkpoints.close)
-            training = Training(self, checkpoints, checkpoints.restore(self.initial))
+            saved = checkpoints.restore(self.initial)
+            if is_first():
+                self._go_on(saved)
+            training = Training(self, checkpoints, saved)
             stack.callback(training.close)
             yield training
+
+    def _go_on(self, saved: Saved | None) -> None:
+        """Makes the folder that of a run that is not done. Raises UserError where that would lose what is there."""
+        if saved is not None:
+            check_identity(self.folder, saved.host.get("identity", {}), self.identity)
+        elif (self.folder / RESULT).exists():
+            raise UserError(f"{self.folder} is done, and checkpoints/ has no state to go on from to {self.config.epochs} epochs")
+        (self.folder / RESULT).unlink(missing_ok=True)
+        write_json(self.folder / "config.json", to_dict(replace(self.config, after=None)))
+        record_digests(self.folder, ["config.json"])
 
 
 def say(text: str) -> None:

@@ -18,12 +18,14 @@ class Progress:
       early: the early stop's.
       due: whether an epoch's steps are done and its validation is not.
       unreadable: records that were drawn and could not be read, with why.
+      identity: hashes of the base weights and the records that the run stands on; empty in checkpoints of earlier versions.
     """
 
     plateau: Plateau
     early: EarlyStop
     due: bool = False
     unreadable: set[str] = field(default_factory=set)
+    identity: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(cls, config: Config) -> Progress:
@@ -35,7 +37,8 @@ class Progress:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Progress:
         """Of what `to_json` gave."""
-        return cls(Plateau(**value["plateau"]), EarlyStop(**value["early"]), value["due"], set(value.get("unreadable", ())))
+        plateau, early = Plateau(**value["plateau"]), EarlyStop(**value["early"])
+        return cls(plateau, early, value["due"], set(value.get("unreadable", ())), value.get("identity", {}))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxface.cluster import from_first
+from jaxface.cluster import from_first, is_first
+from jaxface.data.records import set_digest
 from jaxface.devices import replicate
 from jaxface.errors import UserError
 from jaxface.objectives.balancing import get_balancer
+from jaxface.runs.base import Base, base_info, load_base
+from jaxface.runs.best import read_best
 from jaxface.runs.config import Config, check_run
 from jaxface.runs.data import Images, prepared_sets
-from jaxface.runs.folder import check_same_config
+from jaxface.runs.folder import changed_options, is_finished
 from jaxface.runs.inference import make_classify, make_predict
 from jaxface.runs.model import make_parts
-from jaxface.runs.parts import fingerprint
 from jaxface.training.batches import Features
 from jaxface.training.labels import check_labels
 from jaxface.training.optimizer import make_optimizer
@@ -35,13 +38,14 @@ class Setup:
       step: see `jaxface.training.step.make_step`.
       predict: the model's answers, on every device.
       input: what a step reads: images, or features where they never change.
+      identity: what the run stands on: the base weights and the records, by their hashes and where they lie.
       stop: whether the run was asked to stop.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.folder = config.folder
-        self.finished = from_first(check_same_config(self.folder, config) and (self.folder / "result.json").exists())
+        self.finished = from_first(belongs(self.folder, config) and is_finished(self.folder, config))
         if self.finished:
             return
         check_run(config)
@@ -49,7 +53,8 @@ class Setup:
         self.images = Images(config, prepared_sets(config))
         check_labels(self.images.sets, config.tasks)
         self.steps_per_epoch = max(1, self.images.epoch_size() // int(config.batch_size))
-        self.parts = make_parts(config)
+        base = load_base(config)
+        self.parts = make_parts(config, base)
         self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size
         self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
         options = config.optimizer
@@ -61,7 +66,7 @@ class Setup:
         self.frozen = replicate(self.parts.frozen)
         self.predict = make_predict(self.parts.structure)
         self.input = self._cached() or self.images
-        self.base_hash = fingerprint(self.parts.frozen)
+        self.identity = from_first(identity_of(config, base, self.images.sets) if is_first() else {})
         self.stop = StopRequest()
 
     def _cached(self) -> Features | None:
@@ -82,3 +87,37 @@ def check_devices(config: Config) -> None:
             f"batch_size {config.batch_size} is not a multiple of {pieces}: {jax.device_count()} devices, "
             f"each in {config.accumulate} pieces"
         )
+
+
+def belongs(folder: Path, config: Config) -> bool:
+    """Whether the folder holds this run already; base weights and records may have moved since, if they are the same ones.
+
+    Raises UserError if it holds a run of another configuration.
+    """
+    if not (folder / "config.json").exists():
+        return False
+    names = changed_options(folder, config)
+    moved = {"encoder.weights", "data.sets"} & set(names)
+    if moved and (folder / "best" / "info.json").exists():
+        info = read_best(folder).info
+        if "data.sets" in moved and list(map(set_digest, config.data.sets)) == info.get("data_sha256"):
+            names.remove("data.sets")
+        if "encoder.weights" in moved and config.encoder.weights and load_base(config).fingerprint == info["base_sha256"]:
+            names.remove("encoder.weights")
+    if names:
+        raise UserError(
+            f"{folder} belongs to another configuration (different: {', '.join(names)}): choose another --name, or remove that folder"
+        )
+    return True
+
+
+def check_identity(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UserError where a run would go on on other base weights or records than before."""
+    for key, what in (("base_sha256", "base weights"), ("data_sha256", "records")):
+        if key in before and before[key] != now[key]:
+            raise UserError(f"{folder} was trained on other {what} so far than are there now: put those back, or choose another --name")
+
+
+def identity_of(config: Config, base: Base, sets: tuple[str, ...]) -> dict[str, Any]:
+    """What tells base weights and records apart wherever they lie, for `best/info.json` and for those who go on."""
+    return base_info(config, base, config.folder) | {"data_sha256": [set_digest(folder) for folder in sets]}

@@ -135,7 +135,7 @@ def test_the_same_command_again_does_nothing_more(workplace):
 
 
 def test_a_run_folder_of_another_configuration_is_refused(workplace):
-    done = run("--config", workplace / "config.py", "--out", workplace / "runs", "--epochs", "3", "--report")
+    done = run("--config", workplace / "config.py", "--out", workplace / "runs", "--epochs", "1", "--report")
     assert "belongs to another configuration (different: epochs)" in done.stderr.splitlines()[-1]
     assert done.returncode == 2
 

@@ -9,9 +9,11 @@ import signal
 from dataclasses import replace
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from faces import write_manifest
 from safetensors.numpy import load_file
+from saved_state import newest_state
 
 from jaxface.data.pipeline import TrainBatches
 from jaxface.data.preparation import prepare
@@ -20,6 +22,7 @@ from jaxface.errors import UserError
 from jaxface.models.variants import VARIANTS, EncoderConfig
 from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
 from jaxface.runs.data import Images
+from jaxface.runs.folder import read_run
 from jaxface.training.batches import Features
 from jaxface.training.loop import Run, Training
 from jaxface.training.stopping import Stopped
@@ -56,8 +59,7 @@ def outcome(folder):
     """What two runs that went the same way have in common."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [{key: value for key, value in line.items() if key not in ("time", "images_per_second")} for line in lines]
-    newest = max((folder / "checkpoints").glob("step-*.safetensors"))
-    return lines, load_file(newest), load_file(folder / "best" / "trained.safetensors")
+    return lines, newest_state(folder), load_file(folder / "best" / "trained.safetensors")
 
 
 def assert_same(folder, other):
@@ -129,28 +131,28 @@ def test_too_many_such_batches_in_a_row_end_the_run_and_name_their_records(confi
     named = json.loads((run.folder / "not_finite.json").read_text())
     assert [entry["step"] for entry in named] == [1, 2]
     assert all(len(entry["ids"]) == 4 and set(entry["ids"]) <= set(ids) for entry in named)
-    state = load_file(max((run.folder / "checkpoints").glob("step-*.safetensors")))
+    state = newest_state(run.folder)
     assert all(np.array_equal(state[f".trained['{name}']"], leaf) for name, leaf in run.initial.trained.items())
 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_to_the_same_end_when_there_is_room(
     config, undisturbed, tmp_path, monkeypatch
 ):
-    left, really = [4], os.fsync
+    left, really = [3], ocp.CheckpointManager.save
 
-    def fsync(handle):
+    def save(manager, *arguments, **options):
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        really(handle)
+        return really(manager, *arguments, **options)
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
     config = replace(config, out=str(tmp_path))
     with pytest.raises(UserError, match=r"No space left on device") as caught:
         Run(config).run()
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    assert list((tmp_path / "run" / "checkpoints").glob("step-*.safetensors"))
+    assert list((tmp_path / "run" / "checkpoints").glob("save_*"))
     assert_same(Run(config).run(), undisturbed)
 
 
@@ -278,3 +280,50 @@ def test_an_epoch_counts_the_records_that_carry_a_label_of_the_tasks_and_none_at
     assert size("balanced", "age", "emotion", "age_years") == (age | emotion).sum()
     with pytest.raises(UserError, match=r"none of the \d+ training records of .* has a label of age_years$"):
         size("balanced", "age_years")
+
+
+def test_more_epochs_than_a_finished_run_had_go_on_from_its_last_state(config, undisturbed, tmp_path):
+    short = replace(config, out=str(tmp_path), epochs=1)
+    assert json.loads((Run(short).run() / "result.json").read_text())["epochs"] == 1
+    assert_same(Run(replace(short, epochs=2)).run(), undisturbed)
+    with pytest.raises(UserError, match=r"belongs to another configuration \(different: epochs\)"):
+        Run(short)
+
+
+def test_more_epochs_without_a_state_to_go_on_from_are_refused_and_nothing_is_lost(config, tmp_path):
+    folder = Run(replace(config, out=str(tmp_path), epochs=1)).run()
+    shutil.rmtree(folder / "checkpoints")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is done, and checkpoints/ has no state to go on from to 2 epochs"):
+        Run(replace(config, out=str(tmp_path))).run()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_records_that_were_replaced_meanwhile_are_refused_and_ones_that_moved_are_not(config, undisturbed, tmp_path):
+    shutil.copytree(config.data.sets[0], tmp_path / "faces")
+    config = replace(config, out=str(tmp_path), data=replace(config.data, sets=(str(tmp_path / "faces"),)))
+    Run(replace(config, epochs=1)).run()
+    moved = replace(config, data=replace(config.data, sets=undisturbed_sets(undisturbed)))
+    (path,) = (tmp_path / "faces").glob("faces-train*")
+    content = bytearray(path.read_bytes())
+    content[content.find(b"\xff\xd8\xff") + 90] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="was trained on other records so far than are there now"):
+        Run(config).run()
+    assert_same(Run(moved).run(), undisturbed)
+
+
+def undisturbed_sets(folder):
+    return tuple(json.loads((folder / "config.json").read_text())["data"]["sets"])
+
+
+def test_a_finished_run_whose_figures_are_changed_is_not_read(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    for name in ("metrics.jsonl", "result.json", "config.json", "baselines.json", "faces.npz", "predictions.parquet"):
+        path = tmp_path / "run" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            read_run(tmp_path / "run")
+        path.write_bytes(whole)
+    assert read_run(tmp_path / "run").last("test")

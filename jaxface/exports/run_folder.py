@@ -1,0 +1,42 @@
+"""A run with its base weights in one folder, which needs nothing else: it opens as a run does, on any machine."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxface.digests import record_digests
+from jaxface.errors import UserError
+from jaxface.exports.exporter import Answer, model_answer, register_exporter
+from jaxface.runs.base import PACKED
+from jaxface.runs.folder import EVALUATION, OUTCOME
+from jaxface.runs.model import Trained, load_trained
+
+
+@register_exporter("run")
+def export_packed(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
+    """Writes the run folder without its checkpoints, and below it, in `base/`, the base weights: a file, or a run packed likewise."""
+    pack(trained, folder)
+    return model_answer(load_trained(folder, dtype=trained.model.encoder.dtype).merged()), {"base": PACKED}
+
+
+def pack(trained: Trained, folder: Path) -> None:
+    """Copies what a run is made of. Raises UserError for a folder that holds something else, or that cannot be written."""
+    if (folder / "best").exists() or folder.resolve() == trained.folder.resolve():
+        raise UserError(f"{folder} holds a run already: choose another --out, or remove that folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(trained.folder / "best", folder / "best", ignore=shutil.ignore_patterns(".*"))
+        names = [name for name in dict.fromkeys((*OUTCOME, *EVALUATION)) if (trained.folder / name).is_file()]
+        for name in names:
+            shutil.copyfile(trained.folder / name, folder / name)
+        record_digests(folder, names)
+        if trained.base is not None and trained.base.is_file():
+            (folder / PACKED).mkdir(exist_ok=True)
+            shutil.copyfile(trained.base, folder / PACKED / trained.base.name)
+            record_digests(folder / PACKED, [trained.base.name])
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be copied: {error.strerror or error}") from None
+    if trained.base is not None and trained.base.is_dir():
+        pack(load_trained(trained.base, trained.places), folder / PACKED / trained.base.name)

@@ -1,0 +1,8 @@
+"""Where the packages are; all else stands in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    packages=[*find_packages(include=["jaxface*", "weights_convert*"]), "jaxface.configs"],
+    package_dir={"jaxface.configs": "configs"},  # they stay in sight at the top, and travel inside
+)

@@ -1,0 +1,169 @@
+"""A run that is handed on: to another folder, another precision, a later version, with or without its base weights."""
+
+import hashlib
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from trained_run import write_trained_run
+
+from jaxface.adapters.methods import linears
+from jaxface.errors import UserError
+from jaxface.exports import export_run
+from jaxface.models.encoder import normalize_images
+from jaxface.runs.base import PLACES, load_base
+from jaxface.runs.best import read_best, save_best
+from jaxface.runs.config import EncoderOptions
+from jaxface.runs.folder import read_config
+from jaxface.runs.model import load_encoder, load_trained, make_parts
+from jaxface.weights import load_encoder as read_encoder
+from jaxface.weights import save_weights
+from tiny_encoder import tiny_encoder
+
+IMAGES = normalize_images(jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)))
+
+
+def logits(trained):
+    return {task: np.asarray(values, np.float32) for task, values in trained.merged()(IMAGES).items()}
+
+
+def assert_close(a, b, tolerance):
+    for task in a:
+        np.testing.assert_allclose(a[task], b[task], atol=tolerance * np.abs(b[task]).max(), err_msg=task)
+
+
+def written(folder, method="dora", **encoder):
+    """`write_trained_run` with other options of the encoder."""
+    folder.mkdir(exist_ok=True)
+    return write_trained_run(folder, method, encoder=EncoderOptions(**{"weights": str(folder / "base.safetensors"), **encoder}))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return written(tmp_path / "made")
+
+
+def set_option(run, **encoder):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["encoder"] |= encoder
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(("trained_in", "opened_in"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_run_opens_in_another_precision_than_it_was_trained_in(tmp_path, trained_in, opened_in):
+    run = written(tmp_path, precision=trained_in)
+    first = logits(load_trained(run))
+    set_option(run, precision=opened_in)
+    assert_close(logits(load_trained(run)), first, 3e-2)
+    assert load_encoder(run).dtype == jnp.float32
+
+
+def test_what_trains_on_a_run_in_bfloat16_is_float32(tmp_path):
+    base = written(tmp_path / "base", precision="bf16")
+    run = written(tmp_path / "second", "full", precision="bf16", weights=str(base))
+    trained = load_trained(run)
+    assert {leaf.dtype for leaf in make_parts(trained.config).trained.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_run_opens_where_its_base_weights_lie_now(run, tmp_path, monkeypatch):
+    expected = logits(load_trained(run))
+    shutil.move(run.parent, tmp_path / "moved")
+    run = tmp_path / "moved/run"
+    assert_close(logits(load_trained(run)), expected, 0)  # beside it, as when it was trained
+    (tmp_path / "else").mkdir()
+    shutil.move(tmp_path / "moved/base.safetensors", tmp_path / "else/weights.safetensors")
+    with pytest.raises(UserError, match=r"base weights that are not at .*: --weights FILE \(or JAXFACE_WEIGHTS=FILE\) says where they are"):
+        load_trained(run)
+    assert_close(logits(load_trained(run, [tmp_path / "else/weights.safetensors"])), expected, 0)
+    monkeypatch.setenv(PLACES, str(tmp_path / "else/weights.safetensors"))
+    assert_close(logits(load_trained(run)), expected, 0)
+
+
+def test_other_weights_of_the_same_shape_are_refused(run):
+    save_weights(jax.tree.map(lambda leaf: 1.01 * leaf, tiny_encoder()), run.parent / "base.safetensors")
+    with pytest.raises(UserError, match="was trained on other base weights than those at"):
+        load_trained(run)
+
+
+def test_base_weights_in_another_layout_are_the_same_weights(run, tmp_path):
+    expected = logits(load_trained(run))
+    save_weights(read_encoder(run.parent / "base.safetensors"), tmp_path / "timm.safetensors", layout="timm")
+    (run.parent / "base.safetensors").unlink()
+    assert_close(logits(load_trained(run, [tmp_path / "timm.safetensors"])), expected, 0)
+
+
+@pytest.mark.parametrize("file", ["trained.safetensors", "info.json"])
+def test_a_changed_bit_in_the_best_model_is_noticed(run, file):
+    path, expected = run / "best" / file, logits(load_trained(run))
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found = logits(load_trained(run))
+        except UserError:
+            continue
+        assert_close(found, expected, 0)
+        assert whole[place : place + 1].isspace(), place  # between JSON values, at most
+
+
+def test_a_best_model_with_nan_is_refused(run):
+    best = read_best(run)
+    name = next(iter(best.arrays))
+    best.arrays[name].ravel()[0] = np.nan
+    save_best(run, best.arrays, best.info)
+    with pytest.raises(UserError, match=r"has NaN or infinity in it"):
+        load_trained(run)
+
+
+def test_a_run_of_the_first_format_opens(run):
+    """Its `best/` had no digest, and a hash of the frozen arrays as they were computed with."""
+    expected = logits(load_trained(run))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        digest = hashlib.sha256()
+        for name, leaf in sorted(make_parts(load_trained(run).config, None, dtype).frozen.items()):
+            digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + np.asarray(leaf).tobytes())
+        info = {"base_sha256": digest.hexdigest(), "step": 3, "epoch": 1, "accuracy": 0.5, "base": "base.safetensors"}
+        path = run / "best/trained.safetensors"
+        save_file(load_file(path), path, {"info": json.dumps(info)})
+        (run / "best/info.json").write_text(json.dumps(info))
+        assert_close(logits(load_trained(run)), expected, 0)
+
+
+def test_a_packed_run_needs_nothing_else_and_holds_a_base_that_is_a_run(tmp_path):
+    base = written(tmp_path / "base")
+    run = written(tmp_path / "second", weights=str(base))
+    expected = logits(load_trained(run))
+    export_run(run, "run", tmp_path / "packed")
+    shutil.rmtree(tmp_path / "base")
+    shutil.rmtree(tmp_path / "second")
+    shutil.move(tmp_path / "packed", tmp_path / "elsewhere")
+    assert_close(logits(load_trained(tmp_path / "elsewhere")), expected, 1e-6)
+
+
+def test_a_small_update_in_bfloat16_keeps_its_effect_when_the_run_is_opened(tmp_path):
+    """Base weights on bfloat16's grid, and an update of a thousandth of them, which that grid has no room for."""
+    run = written(tmp_path, "lora", precision="bf16")
+    save_weights(tiny_encoder(), tmp_path / "base.safetensors", dtype=ml_dtypes.bfloat16)
+    best, config = read_best(run), read_config(run)
+    base = load_base(config)
+    frozen = make_parts(config, base, jnp.float32).frozen
+    for name, b in best.arrays.items():
+        if name.endswith(".kernel.b"):
+            w, a = np.asarray(frozen[name.removesuffix("b") + "base"]), best.arrays[name.removesuffix("b") + "a"]
+            best.arrays[name] = b * 1e-3 * np.linalg.norm(w) / np.linalg.norm(a @ b)
+    save_best(run, best.arrays, best.info | {"base_sha256": base.fingerprint})
+    features = {}
+    for name, encoder in {"merged": load_encoder(run), "unmerged": load_trained(run, dtype=jnp.float32).model.encoder}.items():
+        features[name] = np.asarray(encoder(IMAGES))
+    before = np.asarray(load_trained(run, dtype=jnp.float32).before().encoder(IMAGES))
+    effect = features["unmerged"] - before
+    assert 0 < np.abs(effect).max() < 0.1 * np.abs(before).max()
+    kept = np.sum((features["merged"] - before) * effect) / np.sum(effect * effect)
+    assert 0.98 < kept < 1.02
+    assert all(not hasattr(linear.kernel, "merge") for _, linear in linears(load_encoder(run)))
