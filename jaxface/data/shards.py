@@ -122,23 +122,27 @@ def write_shard(shard: Shard) -> None:
     write_json(shard.done, outcome)
 
 
-@lru_cache(maxsize=1)
 def features() -> Any:
-    """What an example holds, for TensorFlow Datasets."""
+    """What an example holds, for TensorFlow Datasets: labels of the tasks that are known by now."""
+    return _features(tuple(TASKS))
+
+
+@lru_cache(maxsize=1)
+def _features(tasks: tuple[str, ...]) -> Any:
     import tensorflow_datasets as tfds
 
     fields = {"image": tfds.features.Image(shape=(None, None, 3)), **{name: tfds.features.Text() for name in ("id", "person", "source")}}
-    return tfds.features.FeaturesDict(fields | dict.fromkeys(TASKS, np.int64))
+    return tfds.features.FeaturesDict(fields | dict.fromkeys(tasks, np.int64))
 
 
 def serialize(image: bytes, record: Record, source: str, labels: dict[str, int]) -> bytes:
     """An example as TensorFlow Datasets writes it, the same bytes every time."""
     example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source} | labels
-    return _serializer().get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
+    return _serializer(tuple(TASKS)).get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
 
 
 @lru_cache(maxsize=1)
-def _serializer() -> Any:
+def _serializer(tasks: tuple[str, ...]) -> Any:
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    return ExampleSerializer(features().get_serialized_info())
+    return ExampleSerializer(_features(tasks).get_serialized_info())

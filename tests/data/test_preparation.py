@@ -11,6 +11,7 @@ from jaxface.data.images import decode, encode
 from jaxface.data.preparation import prepare, prepare_synthetic
 from jaxface.data.records import Record, open_records, read_labels, read_summary
 from jaxface.data.sources.base import SOURCES, Source, register_source, validates
+from jaxface.data.tasks import TASKS, Task, register_task
 from jaxface.errors import UserError
 
 
@@ -242,3 +243,14 @@ def test_a_set_of_before_an_option_had_its_default(tmp_path):
     prepare("manifest", tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match=r"different: crop"):
         prepare("manifest", tmp_path, tmp_path / "out", cropping=Cropping(damaged="drop"))
+
+
+def test_a_task_registered_after_a_set_was_prepared_is_in_the_next_one(tmp_path):
+    write_manifest(tmp_path)
+    prepare("manifest", tmp_path, tmp_path / "before")
+    (tmp_path / "hats.csv").write_text("path,hat,split\n" + "".join(f"photos/{i}.jpg,{'yes' if i % 2 else 'no'},train\n" for i in range(8)))
+    with TASKS.temporarily():
+        register_task(Task("hat", ("no", "yes")))
+        prepare("manifest", tmp_path / "hats.csv", tmp_path / "after")
+        hats = [label for split in read_summary(tmp_path / "after")["splits"] for label in read_labels(tmp_path / "after", split)["hat"]]
+    assert sorted(hats) == [0] * 4 + [1] * 4

@@ -130,14 +130,14 @@ def belongings(tmp_path_factory):
 
 
 @pytest.fixture
-def as_before(monkeypatch):
+def as_before(monkeypatch, tmp_path):
     """What a page registers and imports is forgotten after it."""
     modules = set(sys.modules)
     monkeypatch.setattr("jaxface.imports._imported", {})
     with all_as_before():
         yield
     for name in set(sys.modules) - modules:
-        if not name.startswith(("jax", "weights_convert")) and "." not in name:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
