@@ -92,6 +92,15 @@ def test_a_changed_bit_in_any_file_gives_way_to_the_one_before_or_changes_nothin
     assert noticed >= 6
 
 
+def test_what_the_loop_carries_comes_back_as_it_was_saved_or_not_at_all(checkpoints):
+    (path,) = (path for path in newest(checkpoints).rglob("*") if path.is_file() and b"of step 3" in path.read_bytes())
+    whole = path.read_bytes()
+    start = whole.index(b"best")
+    for place in range(start, whole.index(b"true", start) + 4, 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])  # 3 becomes 2: JSON all the same
+        assert same(checkpoints.restore(state(0)), 2), place
+
+
 def test_after_a_damaged_one_was_passed_over_the_next_saves_leave_good_ones_alone(checkpoints):
     for path in data_files(newest(checkpoints)):
         path.write_bytes(b"nothing")

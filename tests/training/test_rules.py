@@ -24,9 +24,10 @@ from jaxface.models.tree import flatten
 from jaxface.objectives.balancing import MovingAverage, Uncertainty, get_balancer
 from jaxface.objectives.losses import get_loss, masked_correct, masked_sum
 from jaxface.originals.reference import build_original, import_torch
-from jaxface.runs.config import OptimizerOptions
+from jaxface.runs.config import Config, OptimizerOptions
 from jaxface.runs.inference import with_coarse_logits
 from jaxface.training.optimizer import EarlyStop, Plateau, make_optimizer
+from jaxface.training.progress import Progress
 from small_models import KINDS, random_tensors
 
 torch, peft = import_torch("peft")
@@ -245,6 +246,11 @@ def test_one_task_stops_by_its_loss_and_several_by_their_accuracy_and_the_best_a
     assert (best, ended) == (kept, over)
 
 
+def test_a_run_of_one_task_watches_its_loss_and_one_of_several_their_accuracy():
+    watched = [Progress.start(Config(tasks=tasks)).early.by_loss for tasks in (("age",), ("age", "gender"))]
+    assert watched == [True, False]
+
+
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize("warmup", [0, 1, 4])
 def test_the_rate_of_every_update_is_that_of_torchs_schedulers_as_applied_and_as_logged(cosine, warmup):
@@ -273,16 +279,6 @@ def test_a_cosine_needs_steps_behind_its_warm_up_and_has_no_plateaus():
         OptimizerOptions(cosine=True, warmup_steps=4).schedule(4)
     with pytest.raises(UserError, match=r"optimizer\.plateau_factor 0\.5: a cosine has no plateaus"):
         OptimizerOptions(cosine=True, plateau_factor=0.5)
-
-
-def test_every_step_is_as_long_as_the_schedule_says():
-    options, ours = OptimizerOptions(head=1e-2, cosine=True, weight_decay=0.5), {"matrix": jnp.ones((2, 2))}
-    optimizer = make_optimizer(options, {}, 8)
-    state, lengths = optimizer.init(ours), []
-    for _ in range(8):
-        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, ours), state, ours)
-        lengths.append(float(-updates["matrix"][0, 0]))
-    assert lengths == pytest.approx([5e-3 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)], rel=1e-4)
 
 
 def test_gradients_are_clipped_as_torch_does():
