@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import types
@@ -236,7 +237,7 @@ class Config:
 
 def with_method(config: Config, words: Sequence[str]) -> Config:
     """The configuration with the method that the words of a command line name, and those of its options that this one takes."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = itertools.pairwise([*words, ""])
     names = [word.partition("=")[2] or following for word, following in pairs if word.partition("=")[0] == "--method.name"]
     if not names or names[-1] not in METHODS:
         return config
