@@ -81,13 +81,13 @@ class LowRank(nnx.Module):
         return product(x - kept, jax.lax.stop_gradient(self.base)) + self._product(kept)
 
     def _product(self, x: jax.Array) -> jax.Array:
-        a, b = self.a[...].astype(x.dtype), self._b().astype(x.dtype)
+        a, b = self.a[...], self._b()
         w = self.base[...].astype(x.dtype) if isinstance(self.base, nnx.Variable) else self.base
         if self.magnitude is None:
             return low_rank_product(x, w, a, b)
         if self.detach_norm:
             return low_rank_product(x, w, a, b, self.magnitude[...], lengths=self._lengths)
-        return low_rank_product(x, w, a, b, self.gain().astype(x.dtype))
+        return low_rank_product(x, w, a, b, self.gain())
 
     def _b(self) -> jax.Array:
         return self.b[...] if self.scaling == 1 else self.b[...] * self.scaling

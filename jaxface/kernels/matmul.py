@@ -89,14 +89,14 @@ def low_rank_product(
       x: [..., in]
       w: [in, out], constant in the backward pass, as an array or quantised.
       a: [in, g * r]; g > 1 gives each of g equal slices of the output an adapter of its own (q, k and v of a fused kernel).
-      b: [r, out]
+      b: [r, out]; both in the dtype that they train in: x's is taken where they are multiplied.
       gain: [out], or None for 1.
       lengths: gives the lengths [out] of the columns of w + a b, by which the gain is to be divided, constants in the backward pass. Not
         asked where the sum is formed, which shows them.
     """
     summed = sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype)
     if gain is not None and lengths is not None and not summed:
-        gain = (gain / lengths()).astype(x.dtype)
+        gain = gain / lengths()
     return _low_rank_product(x, w, a, b, gain, summed, summed and lengths is not None)
 
 
@@ -104,11 +104,23 @@ def _kernel(
     w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, unit_columns: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """(w + a b) * scale as one array [in, out], and the scale [out]: the gain, over the columns' lengths if they are to be 1."""
-    kernel = dense(w, a.dtype) + up(a, b, _groups(a, b))
+    kernel = dense(w, b.dtype) + up(a, b, _groups(a, b))
     if gain is None:
         return kernel, None
     scale = gain * jax.lax.rsqrt(jnp.maximum(jnp.sum(kernel * kernel, 0), NORM_FLOOR)) if unit_columns else gain
     return kernel * scale, scale
+
+
+def _is_wide(x: jax.Array, w: Any) -> bool:
+    """Whether activations x [..., in] are so many that a pass over them, or over the result, costs more than one over the kernel."""
+    return x.size // x.shape[-1] > max(w.shape)
+
+
+def _both(x: jax.Array, w: jax.Array, xa: jax.Array, b: jax.Array, groups: int) -> jax.Array:
+    """`x @ w + xa @ b`. Where the result is no narrower than x it is written once, by one product of the joined operands."""
+    if groups == 1 and _is_wide(x, w) and w.shape[1] >= w.shape[0]:
+        return jnp.concatenate([x, xa], -1) @ jnp.concatenate([w, b])
+    return x @ w + up(xa, b, groups)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -122,43 +134,46 @@ def _forward(
     x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     if summed:
-        y = x @ _kernel(w, a, b, gain, unit_columns)[0]
-    else:
-        y = x @ dense(w, x.dtype) + up(x @ a, b, _groups(a, b))
-        y = y if gain is None else y * gain
-    y = checkpoint_name(y, PRODUCT)
-    return y, (x, w, a, b, gain, None if gain is None else y)
+        y = checkpoint_name(x @ _kernel(w, a, b, gain, unit_columns)[0], PRODUCT)
+        return y, (x, w, a, b, gain, None if gain is None else y, None)
+    wide = _is_wide(x, w)
+    xa = x @ a.astype(x.dtype)
+    xa = checkpoint_name(xa, PRODUCT) if wide else xa
+    y = checkpoint_name(_both(x, dense(w, x.dtype), xa, b.astype(x.dtype), _groups(a, b)), PRODUCT)
+    # what is kept is the result before its gain: whoever reads it next multiplies as it reads
+    return _gained(y, gain), (x, w, a, b, gain, None if gain is None else y, xa if wide else None)
+
+
+def _gained(y: jax.Array, gain: jax.Array | None) -> jax.Array:
+    return y if gain is None else (y.astype(gain.dtype) * gain).astype(y.dtype)
 
 
 def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, w, a, b, gain, y = residuals
-    groups, rank = _groups(a, b), b.shape[0]
-    shape = x.shape
-    g = jax.lax.optimization_barrier(g)
+    x, w, a, b, gain, y, xa = residuals
+    groups, rank, shape, an = _groups(a, b), b.shape[0], x.shape, a.astype(x.dtype)
+    # barriers keep XLA from transposing wide arrays in the place of narrow ones; with xa at hand, what made g may join its readers
+    barrier = jax.lax.optimization_barrier if xa is None else lambda x: x
+    g = barrier(g)
     x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    kernel, scale = _kernel(w, a, b, gain, unit_columns) if summed else (None, gain)
-    barrier = jax.lax.optimization_barrier
-    # barriers stop XLA from moving the transposes of the narrow arrays over to the wide ones
-    xa = barrier(x @ a)  # [n, g r]: cheaper to form again than to keep
-    # the scale goes with the narrow arrays, so that no pass over [n, out] is spent on it
-    bs = b if scale is None else b * scale
+    if summed:  # y is the gain times what it would be without; the scale goes with the narrow arrays
+        kernel, scale = _kernel(w, a, b, gain, unit_columns)
+        bs, y_gain = (b, None) if scale is None else (b * scale, jnp.where(gain == 0, 1, gain))
+        d_gain = None if gain is None else jnp.sum(g * y.reshape(g.shape), 0) / y_gain
+    else:
+        kernel, scale, bs = None, None, b.astype(g.dtype)
+        d_gain = None if gain is None else jnp.sum(g.astype(gain.dtype) * y.reshape(g.shape).astype(gain.dtype), 0)
+        g = _gained(g, gain)
+    xa = barrier(x @ an) if xa is None else xa.reshape(len(x), -1)  # [n, g r]
     if groups == 1:
         gb = barrier(g @ bs.T)
-        db = barrier(xa.T) @ g
+        db = jnp.matmul(barrier(xa.T), g, preferred_element_type=b.dtype)
     else:
         slices = g.reshape(-1, groups, g.shape[-1] // groups)
         gb = jnp.einsum("ngo,rgo->ngr", slices, bs.reshape(rank, groups, -1)).reshape(-1, groups * rank)
-        db = jnp.einsum("ngr,ngo->rgo", xa.reshape(-1, groups, rank), slices).reshape(b.shape)
-    da = barrier(barrier(gb.T) @ x).T
-    if kernel is not None:
-        dx = g @ kernel.T
-    else:
-        dx = (g if scale is None else g * scale) @ dense(w, g.dtype).T + gb @ a.T
-    if scale is None:
-        return dx.reshape(shape), None, da, db, None
-    # y is the gain times what it would be without, so the gain's gradient is sum(g * y) / gain
-    d_gain = jnp.sum(g * y.reshape(g.shape), 0) / jnp.where(gain == 0, 1, gain)
-    return dx.reshape(shape), None, da, db * scale, d_gain
+        db = jnp.einsum("ngr,ngo->rgo", xa.reshape(-1, groups, rank), slices, preferred_element_type=b.dtype).reshape(b.shape)
+    da = barrier(jnp.matmul(barrier(gb.T), x, preferred_element_type=a.dtype)).T
+    dx = _both(g, dense(w, g.dtype).T, gb, an.T, 1) if kernel is None else g @ kernel.T
+    return dx.reshape(shape), None, da, db if scale is None else db * scale, d_gain
 
 
 _low_rank_product.defvjp(_forward, _backward)

@@ -57,11 +57,17 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * scale[...].astype(x.dtype)
 
 
+def _products(primitive: Any, *arrays: Any, **options: Any) -> Any:
+    """Keeps what is named a product, and both results of cuDNN's attention, which nothing names: they spare it a second run."""
+    fused = primitive.name.startswith("dot_product_attention_fwd")
+    return fused or jax.checkpoint_policies.save_only_these_names(PRODUCT)(primitive, *arrays, **options)
+
+
 REMAT: Registry[Any] = Registry(
     "remat",
     {
         "none": None,
-        "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+        "products": _products,
         "full": jax.checkpoint_policies.nothing_saveable,
     },
 )
