@@ -69,10 +69,16 @@ def test_batches_of_features_name_the_unreadable_records_that_batches_of_images_
     images = types.SimpleNamespace(
         config=config, count=lambda name: len(records), evaluation=lambda name: (evaluated[index] for index in range(len(evaluated)))
     )
-    features = Features(images, lambda batch: np.asarray(batch, np.float32).reshape(1, -1, 8 * 8 * 3)).train(0)
+    cached = Features(images, lambda batch: np.asarray(batch, np.float32).reshape(1, -1, 8 * 8 * 3))
+    features = cached.train(0)
     batches = TrainBatches(records, image_size=8, batch_size=4, seed=3, augment=None, sampling="shuffle")
     for index in range(6):
         expected, found = batches[index], next(features)
         assert found["skipped"].tolist() == expected["skipped"].tolist()
         assert found["id"].tolist() == expected["id"].tolist()
     assert expected["id"].tolist()
+    for expected, found in zip(images.evaluation("train"), cached.evaluation("train"), strict=True):
+        assert found["id"].tolist() == expected["id"].tolist()
+        assert found["valid"].tolist() == expected["valid"].tolist()
+        assert np.array_equal(found["image"], expected["image"].reshape(4, -1))
+        assert np.array_equal(found["labels"]["gender"], expected["labels"]["gender"])
