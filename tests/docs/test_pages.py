@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pytest
 import tyro
 from registries import all_as_before
+from shell import command_lines
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,14 +31,6 @@ BLOCK = re.compile(r'^```(?P<language>\w*)(?: +title="(?P<title>[^"]+)")?[^\n]*\
 
 DEVICES = re.compile(r"<!-- devices: (\d+) -->")
 """A page that says this is run in a process of its own that has so many devices."""
-
-RECORDER = """
-note() { for word in "$@"; do printf '%s\\0' "$word" >> "$NOTES"; done; printf '\\n\\0' >> "$NOTES"; }
-python() { note "$@"; }
-make() { sed -n 's/^\\([a-z]*\\):.*/\\1/p' "$ROOT/Makefile" | grep -qx "$1"; }
-pip() { :; }; git() { :; }; find() { :; }; curl() { :; }; taskset() { shift 2; "$@"; }; srun() { "$@"; }
-"""
-"""What a shell does in place of commands: it notes ours, and leaves the rest undone; a target of make must be there."""
 
 
 class Block(NamedTuple):
@@ -59,16 +52,6 @@ def blocks_of(page):
         Block(found["language"], found["title"], found["code"], text[: found.start("code")].count("\n") + 1)
         for found in BLOCK.finditer(text)
     ]
-
-
-def command_lines(code, folder):
-    """The words of every call of python that a shell makes of the code: variables, loops and pipes are the shell's business."""
-    notes = folder / ".notes"
-    notes.write_bytes(b"")
-    environment = {"PATH": "/usr/bin:/bin", "NOTES": str(notes), "ROOT": str(ROOT)}
-    done = subprocess.run(["bash", "-ec", RECORDER + code], cwd=folder, env=environment, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 0, done.stderr
-    return [call.strip("\0").split("\0") for call in notes.read_bytes().decode().split("\n\0") if call]
 
 
 def run_command(words, monkeypatch):

@@ -20,6 +20,25 @@ IGNORED = ("name", "out", "seed", "seeds", "grid", "cluster", "report", "log_eve
 """Options that do not tell two experiments apart."""
 
 
+FIGURES: Mapping[tuple[str, str, str], str] = {
+    ("matrix", "emotion", "rafdb"): "4.2",
+    ("matrix", "age", "fairface"): "4.3",
+    ("matrix", "age", "utkface"): "4.3",
+    ("features", "emotion", "rafdb"): "4.4",
+    ("features", "age", "utkface"): "4.5",
+    ("features", "gender", "utkface"): "4.5",
+}
+"""Which figure of the thesis shows a task's confusion matrix or features on a data set."""
+
+
+def figure_note(kind: str, task: str, source: str, run: Run) -> str:
+    """Words for a caption where the picture is one of the thesis's figures: of models of several tasks on its data sets."""
+    number = FIGURES.get((kind, task, metrics.source_key(source))) if len(run.tasks) > 1 else None
+    if kind == "features" and run.predictions is not None and run.predictions.task_features and number:
+        number += ", 4.6"
+    return f" (Figure {number})" if number else ""
+
+
 def tasks_of(runs: Runs) -> dict[str, Task]:
     """Every task of any run, by name."""
     return {task.name: task for run in runs.values() for task in run.tasks}

@@ -11,7 +11,7 @@ from jaxface.data.tasks import Task
 from jaxface.evaluation import metrics
 from jaxface.report import figures
 from jaxface.report.markup import Cell, percent, picture, render, table
-from jaxface.report.sections.base import Runs, confusion_of, tasks_of
+from jaxface.report.sections.base import Runs, confusion_of, figure_note, tasks_of
 from jaxface.runs.folder import Run
 
 
@@ -38,9 +38,20 @@ def _classes_of(runs: Runs, task: Task) -> dict[str, object]:
         pictures.append(picture(figures.confusion(matrix, task.classes), heading, f"confusion matrix of {task.name}"))
     return {
         "pictures": pictures,
+        "sources": [drawn for name, run in runs.items() if (name, "after") in matrices for drawn in _of_sources(name, run, task)],
         "tables": [_class_table(matrices, task), _figures_table(runs, task)],
         "calibration": [diagram for name, run in runs.items() if (name, "after") in matrices for diagram in _calibration(name, run, task)],
     }
+
+
+def _of_sources(name: str, run: Run, task: Task) -> list[Markup]:
+    """The confusion matrix on each data set, with the figures that the thesis prints below its own."""
+    pictures = []
+    for source, matrix in metrics.source_matrices(run.predictions, task).items():
+        accuracy, balanced = (percent(float(figure(matrix)), 2) for figure in (metrics.accuracy, metrics.balanced_accuracy))
+        heading = f"{name} on {source or 'test'}{figure_note('matrix', task.name, source, run)}: {accuracy}, balanced {balanced}"
+        pictures.append(picture(figures.confusion(matrix, task.classes), heading, f"confusion matrix of {task.name}"))
+    return pictures
 
 
 def _calibration(name: str, run: Run, task: Task) -> list[Markup]:

@@ -23,7 +23,8 @@ def cost(runs: Runs) -> Markup:
         accuracy = accuracy or 100 * _mean_accuracy(run)
         parameters, gflops = (run.summary.get(key) or {} for key in ("parameters", "gflops"))
         if accuracy == accuracy and "inference" in parameters and "all products" in gflops:
-            ours.append((name, parameters["inference"] / 1e6, gflops.get("linear") or gflops["all products"], accuracy))
+            whole = gflops["all products"]
+            ours.append((name, parameters["inference"] / 1e6, gflops.get("linear") or whole, accuracy, whole))
     if not ours:
         return Markup()
     printed = printed_costs() if comparable else ()
@@ -34,7 +35,7 @@ def cost(runs: Runs) -> Markup:
             (2, "GFLOPs of an image", "Computation and accuracy"),
         )
     ]
-    rows = [[name, f"{size:.2f}", f"{gflops:.3f}", f"{accuracy:.2f}"] for name, size, gflops, accuracy in ours]
+    rows = [[name, f"{size:.2f}", f"{linear:.3f}", f"{whole:.3f}", f"{accuracy:.2f}"] for name, size, linear, accuracy, whole in ours]
     return render("cost.html", pictures=pictures, rows=rows)
 
 

@@ -122,9 +122,12 @@ def agreement(runs: Runs) -> Markup:
 def published(runs: Runs) -> Markup:
     """Every printed table, with the rows of the runs that have figures for it below the printed ones."""
     ours = [(name, model_of(run), len(run.tasks), our_values(run)) for name, run in runs.items()]
-    ours += [(name, model, 1, values) for name, (model, values) in together(runs).items()]
+    several = [(name, model, 1, values) for name, (model, values) in together(runs).items()]
     agreements = list(_agreements(runs))
-    shown = [_table(printed, ours, agreements) for printed in thesis_tables.THESIS]
+    averaged = [row for row in ours if row[2] > 1] + several  # a mean over the tasks is one of several runs of a task each
+    shown = [
+        _table(printed, averaged if several and "overall" in printed.columns else ours, agreements) for printed in thesis_tables.THESIS
+    ]
     return render("thesis.html", tables=shown, tested=any(values for *_, values in ours), contradictions=thesis_tables.contradictions())
 
 
@@ -150,9 +153,9 @@ def _table(
 
 def _belongs(printed: Table, model: str, tasks: int) -> bool:
     """Whether a run of that many tasks is of the table's kind: a model that trained nothing is wherever it is printed."""
-    if printed.only or model == MODELS["zero_shot"]:
+    if model == MODELS["zero_shot"]:
         return model in printed.models
-    return printed.setting in ("", "single" if tasks == 1 else "multi")
+    return printed.setting in ("", "single" if tasks == 1 else "multi") and (model in printed.models or not printed.only)
 
 
 def _agreements(runs: Runs) -> Iterator[tuple[str, str, Values]]:

@@ -33,9 +33,10 @@ def training(runs: Runs) -> Markup:
             if series:
                 pictures.append(picture(draw(series), title, name))
             if series and key == "weight" and str(run.option("balancing")).startswith("uw"):
+                note = " (Figure 4.1)" if run.option("method.name") in ("dora", "mtlora") and len(tasks) == 3 else ""
                 # uncertainty weighting weighs by exp(-s), s the log-variance
                 series = {task: (steps, -np.log(np.maximum(values, 1e-30))) for task, (steps, values) in series.items()}
-                pictures.append(picture(figures.log_variance_curve(series), "Log-variances", name))
+                pictures.append(picture(figures.log_variance_curve(series), f"Log-variances{note}", name))
         if pictures:
             shown[name] = pictures
     return render("training.html", runs=shown) if shown else Markup()
