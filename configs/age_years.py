@@ -1,4 +1,4 @@
-"""DoRA on single years of age by CORAL, answers mapped back to the groups (thesis, future work).
+"""DoRA on single years of age by CORAL, answers mapped back to the groups (thesis, section 5.2).
 
 python -m jaxface.train --config configs/age_years.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """

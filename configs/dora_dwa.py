@@ -1,4 +1,4 @@
-"""Multi-task DoRA balanced by dynamic weight averaging (thesis, future work).
+"""Multi-task DoRA balanced by dynamic weight averaging (thesis, section 5.2).
 
 python -m jaxface.train --config configs/dora_dwa.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """

@@ -1,4 +1,4 @@
-"""Multi-task DoRA balanced by GradNorm (thesis, future work).
+"""Multi-task DoRA balanced by GradNorm (thesis, section 5.2).
 
 python -m jaxface.train --config configs/dora_gradnorm.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """

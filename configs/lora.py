@@ -1,4 +1,4 @@
-"""LoRA with LoRA+, without DoRA's magnitudes (thesis, section 3.4).
+"""LoRA with LoRA+, without DoRA's magnitudes (thesis, table 4.16).
 
 python -m jaxface.train --config configs/lora.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """

@@ -1,4 +1,4 @@
-"""MTLoRA: shared DoRA in all blocks but the last; there and in the pool one plain LoRA and one probe per task (thesis, section 3.4.5).
+"""MTLoRA: shared DoRA in all blocks but the last; there and in the pool one plain LoRA and one probe per task (thesis, section 3.6.1).
 
 The thesis's parameter counts say that its DoRA magnitudes stayed frozen.
 

@@ -1,4 +1,4 @@
-"""The ways to adapt an encoder, one entry each, as the thesis's table of methods reads (chapter 3.4).
+"""The ways to adapt an encoder, one entry each, as the thesis has them (sections 3.3 to 3.6).
 
 A method edits an encoder (wraps kernels, cuts stages) and names the parameters that train. Everything that it does not name stays
 frozen. Another method is a function registered from anywhere:
@@ -44,7 +44,7 @@ def block_numbers(blocks: str) -> set[int]:
 
 @ranged("adapter ")
 class AdapterOptions:
-    """What a method may be told; the defaults are the thesis's (section 3.4.4).
+    """What a method may be told; the defaults are the thesis's (section 3.6).
 
     Attributes:
       rank: r of the low-rank updates.

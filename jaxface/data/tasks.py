@@ -48,7 +48,7 @@ def register_task(task: Task) -> Task:
     return TASKS.add(task.name, task)
 
 
-# thesis, section 3.1: the classes and their order
+# thesis, sections 2.7.1 and 2.7.4: the classes and their order
 AGE = register_task(Task("age", ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70+"), ordinal=True))
 GENDER = register_task(
     Task(
@@ -96,7 +96,7 @@ AGE_YEARS = register_task(
         group=tuple(age_group(years) for years in range(OLDEST + 1)),
     )
 )
-"""Age in single years, for ordinal regression (thesis, future work)."""
+"""Age in single years, for ordinal regression (thesis, section 5.2)."""
 
 
 def age_labels(years: float) -> dict[str, int]:

@@ -95,7 +95,7 @@ OUTPUTS: dict[str, Output] = {
 
 
 class Head(nnx.Module):
-    """One task's classifier: [batch norm,] dropout, [linear, GELU,] linear (thesis, section 3.4.1)."""
+    """One task's classifier: [batch norm,] dropout, [linear, GELU,] linear (thesis, sections 3.3 and 3.4)."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ def register_loss(name: str, *, output: str = "classes") -> Callable[[Values], V
 
 @register_loss("cross_entropy")
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Unweighted cross-entropy of logits [B, C] (thesis, section 3.3)."""
+    """Unweighted cross-entropy of logits [B, C] (thesis, section 3.1)."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
 
 

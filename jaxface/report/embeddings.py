@@ -1,4 +1,4 @@
-"""Features in two dimensions: principal components, and t-SNE of the first fifty of them (thesis, section 4.5)."""
+"""Features in two dimensions: principal components, and t-SNE of the first fifty of them (thesis, section 4.8)."""
 
 from __future__ import annotations
 

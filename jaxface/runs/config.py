@@ -68,7 +68,10 @@ class EncoderOptions:
 
 @ranged("head.")
 class HeadOptions:
-    """The classifiers: `deep` is dropout, linear, GELU, linear; otherwise dropout and one linear (thesis, section 3.4.1)."""
+    """The classifiers: `deep` is dropout, linear, GELU, linear; otherwise dropout and one linear (thesis, section 3.3).
+
+    The thesis does not say how much dropout; 0.1 is this project's choice.
+    """
 
     deep: bool = True
     dropout: Annotated[float, Range(0, below=1)] = 0.1
@@ -108,7 +111,7 @@ class MethodOptions:
 
 @ranged("optimizer.")
 class OptimizerOptions:
-    """AdamW's settings; the defaults are the thesis's (section 3.3).
+    """AdamW's settings; the defaults are the thesis's (section 3.1, rates: 3.3 to 3.6).
 
     Attributes:
       backbone: learning rate of what trains in the blocks.
