@@ -171,7 +171,7 @@ def attention_probe(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -
     return [Group(r"^pool\.", rate="pool")]
 
 
-@register_method("ap_per_task")
+@register_method("ap_per_task", options=("num_tasks",))
 def attention_probe_per_task(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
     """AP with a pool for each task: what several single-task APs are together."""
     if encoder.pool is not None:
