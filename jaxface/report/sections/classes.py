@@ -47,7 +47,7 @@ def _classes_of(runs: Runs, task: Task) -> dict[str, object]:
 def _of_sources(name: str, run: Run, task: Task) -> list[Markup]:
     """The confusion matrix on each data set, with the figures that the thesis prints below its own."""
     pictures = []
-    for source, matrix in metrics.source_matrices(run.predictions, task).items():
+    for source, matrix in metrics.source_matrices(run.predictions, task).items() if run.predictions is not None else ():
         accuracy, balanced = (percent(float(figure(matrix)), 2) for figure in (metrics.accuracy, metrics.balanced_accuracy))
         heading = f"{name} on {source or 'test'}{figure_note('matrix', task.name, source, run)}: {accuracy}, balanced {balanced}"
         pictures.append(picture(figures.confusion(matrix, task.classes), heading, f"confusion matrix of {task.name}"))
