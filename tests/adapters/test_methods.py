@@ -78,6 +78,13 @@ def test_lora_plus_gives_b_its_own_group_and_a_and_magnitude_the_slow_one():
     assert not any(".q." in name or ".kv." in name for name in names)
 
 
+def test_unless_told_otherwise_adapters_are_the_thesiss():
+    options, kernel = AdapterOptions(), adapt(tiny_encoder(), "dora").stages[0].mlp.fc.kernel
+    assert (options.rank, options.factor, options.dropout, options.train_magnitude) == (64, 1, 0, True)
+    assert kernel.a.shape[-1] == 64
+    assert kernel.detach_norm  # a constant of the backward pass (DoRA, section 4.3)
+
+
 def test_mtlora_gives_each_task_its_own_feature_and_gradient():
     encoder, images = tiny_encoder(), random_images()
     adapted = randomized(adapt(encoder, "mtlora", rank=2, num_tasks=3), seed=3, scale=0.05)
