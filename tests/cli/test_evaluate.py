@@ -79,7 +79,7 @@ def test_the_same_figures_come_from_the_stored_answers_without_the_model(evaluat
 
 def test_another_set_and_split_can_be_looked_at(evaluated, tmp_path, monkeypatch, capsys):
     drawn = next((evaluated.parent / "drawn").iterdir())
-    words = [evaluated, "--data", drawn, drawn, "--split", "validation", "--out", tmp_path, "--batch-size", "5"]
+    words = [evaluated, "--data", drawn, "--split", "validation", "--out", tmp_path, "--batch-size", "5"]
     assert call(monkeypatch, *words) == 0
     scores = json.loads((tmp_path / "evaluation.json").read_text())
     assert scores["about"]["split"] == "validation"
