@@ -9,8 +9,8 @@ from jaxface.data.formats import Bounds, Decoded, format_of, work
 from jaxface.data.images import Unreadable, is_cut_off
 
 BOUNDS = Bounds()
-HEAVY = 1000.0
-"""Megapixels, as `work` counts them, from which a file is decoded apart: about five seconds."""
+HEAVY = 150.0
+"""Megapixels, as `work` counts them, from which a file is decoded apart: up to about four seconds, if each scan holds as much as it can."""
 
 
 def decode_photo(data: bytes, bounds: Bounds = BOUNDS) -> Decoded:
@@ -24,12 +24,19 @@ def decode_photo(data: bytes, bounds: Bounds = BOUNDS) -> Decoded:
         raise Unreadable(f"too large: {len(data) / 1e6:,.0f} MB, at most {bounds.megabytes:g}")
     if is_cut_off(data):
         raise Unreadable("the file is cut off")
-    kind = format_of(data)
-    if kind.apart or work(data, bounds) > HEAVY:
+    if goes_apart(data, bounds):
         from jaxface.data.apart import decode_apart
 
         return decode_apart(data, bounds)
     return decode_here(data, bounds)
+
+
+def goes_apart(data: bytes, bounds: Bounds = BOUNDS) -> bool:
+    """Whether a file is decoded in a process of its own: its decoder has no bounds, or much to do. False for what is no photo."""
+    try:
+        return format_of(data).apart or work(data, bounds) > HEAVY
+    except Unreadable:
+        return False
 
 
 def decode_here(data: bytes, bounds: Bounds) -> Decoded:

@@ -107,7 +107,7 @@ def opened(data: bytes, bounds: Bounds) -> tuple[str, int]:
         return image.mode, turned
 
 
-SLOW = 20
+SLOW = 4
 """How many times longer than a scan of a JPEG other decoders may take for a pixel."""
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxface.data.duplicates import near_pairs
 from jaxface.data.records import open_records, read_hashes
-from jaxface.data.shards import WRITER, Shard
-from jaxface.files import aside, write_json
+from jaxface.data.shards import Shard, record_writer
+from jaxface.files import write_json
 
 KEPT_FIRST = ("test", "validation", "train")
 """Of one face in two splits, the record in the first of them is kept."""
@@ -107,7 +107,7 @@ def without(shards: Mapping[str, Sequence[Shard]], leaks: Sequence[Leak]) -> tup
 
 def _thinned(shard: Shard, gone: Sequence[int]) -> Shard:
     """A shard without some of its written records."""
-    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+    from array_record.python.array_record_module import ArrayRecordReader
 
     if not gone:
         return shard
@@ -115,11 +115,9 @@ def _thinned(shard: Shard, gone: Sequence[int]) -> Shard:
     thinned = replace(shard, stem=shard.stem.with_name(f"{shard.stem.name}-{code}"))
     stay = [index for index in range(len(shard.outcome["kept"])) if index not in set(gone)]
     reader = ArrayRecordReader(str(shard.file))
-    with aside(thinned.file) as temporary:
-        writer = ArrayRecordWriter(str(temporary), WRITER)
+    with record_writer(thinned.file) as write:
         for index in stay:
-            writer.write(reader.read([index])[0])
-        writer.close()
+            write(reader.read([index])[0])
     reader.close()
     stayed = {name: [shard.outcome[name][index] for index in stay] for name in ("labels", "hashes", "kept")}
     write_json(thinned.done, shard.outcome | stayed)

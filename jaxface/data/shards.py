@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from jaxface.data.duplicates import fingerprint
 from jaxface.data.images import Unreadable
 from jaxface.data.records import Record
 from jaxface.data.tasks import MISSING, TASKS
+from jaxface.errors import UserError
 from jaxface.files import aside, write_json
 
 WRITER = "group_size:1"
@@ -94,15 +97,26 @@ def _version(image: Path | bytes, content: bool) -> tuple[Any, ...]:
         return ("",)
 
 
-def write_shard(shard: Shard) -> None:
-    """Writes the shard's file and what came out of it, unless they are there."""
+@contextmanager
+def record_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Writes an ArrayRecord file, whole or not at all. Raises UserError if it cannot be written."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
+    with aside(path) as temporary:
+        try:
+            writer = ArrayRecordWriter(str(temporary), WRITER)
+            yield writer.write
+            writer.close()
+        except RuntimeError as error:  # as which its library tells of a full disk
+            raise UserError(f"{path}: cannot be written: {' '.join(str(error).partition(';')[0].split())}") from None
+
+
+def write_shard(shard: Shard) -> None:
+    """Writes the shard's file and what came out of it, unless they are there."""
     if shard.done.exists():
         return
     outcome: dict[str, Any] = {"labels": [], "hashes": [], "kept": [], "dropped": [], "damaged": []}
-    with aside(shard.file) as temporary:
-        writer = ArrayRecordWriter(str(temporary), WRITER)
+    with record_writer(shard.file) as write:
         for position, record in enumerate(shard.records):
             try:
                 data, image, damage = cut_face(record, shard.cropping, shard.margin)
@@ -113,12 +127,11 @@ def write_shard(shard: Shard) -> None:
                 outcome["dropped"].append((record.id, error.strerror or str(error)))
                 continue
             labels = {task: record.labels.get(task, MISSING) for task in TASKS}
-            writer.write(serialize(data, record, shard.source, labels))
+            write(serialize(data, record, shard.source, labels))
             outcome["labels"].append(list(labels.values()))
             outcome["hashes"].append(fingerprint(image).tobytes().hex())
             outcome["kept"].append(position)
             outcome["damaged"] += [(record.id, damage)] if damage else []
-        writer.close()
     write_json(shard.done, outcome)
 
 

@@ -116,7 +116,7 @@ class Journal:
             different = sorted(name for name in {*before, *self.about} if before.get(name) != self.about.get(name))
             if different:
                 raise UserError(f"{self.out} holds results of another job (different: {', '.join(different)}): choose another --out")
-        elif self.out.exists() or self.path.exists():
+        elif any(path.exists() and path.stat().st_size for path in (self.out, self.path)):  # an empty one is of a job that could not begin
             raise UserError(f"{self.out} exists already and was not written by this command: choose another --out, or remove it")
         return False
 

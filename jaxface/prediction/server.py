@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from jaxface.data.decoding import decode_photo
+from jaxface.data.decoding import decode_photo, goes_apart
+from jaxface.data.formats import Bounds, format_of
 from jaxface.data.images import Unreadable, header
 from jaxface.errors import UserError
 from jaxface.prediction.batching import Batcher
@@ -53,6 +54,10 @@ POLICY = (
 READ = ["GET", "HEAD"]
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """Names of this machine for itself."""
+
+
+DOUBTFUL, DOUBTFUL_SECONDS = 2, 10.0
+"""Threads for photos whose decoders know no bounds, so that others never wait for them, and the seconds that each may take."""
 
 
 class Refused(Exception):
@@ -95,6 +100,8 @@ class Service:
         self.predictor, self.limits = predictor, limits
         self.under_way, started = 0, time.time()
         self.threads = ThreadPoolExecutor(thread_name_prefix="photo")
+        self.doubtful = ThreadPoolExecutor(DOUBTFUL, thread_name_prefix="doubtful photo")
+        self.bounds = Bounds(megapixels=limits.megapixels, seconds=min(limits.answer_seconds, DOUBTFUL_SECONDS))
         self.batcher = Batcher(predictor)
         self.registry = registry = CollectorRegistry()
         self.answered = Counter("jaxface_requests", "Requests by the status of their answer.", ["status"], registry=registry)
@@ -115,7 +122,8 @@ class Service:
             self.predictor.answers(self.predictor.classify([np.zeros((side, side, 3), np.uint8)] * size), size)
 
     def close(self) -> None:
-        self.threads.shutdown(cancel_futures=True)
+        for pool in (self.threads, self.doubtful):
+            pool.shutdown(cancel_futures=True)
         self.batcher.close()
 
     async def body(self, request: Request) -> bytes:
@@ -142,8 +150,8 @@ class Service:
         """Decodes a photo and finds its faces, in a thread. Raises Refused for what is no photo, or too large a one."""
         try:
             with header(data) as image:
-                self._check_size(image)
-            return self.predictor.find(decode_photo(data).pixels)
+                self._check_size(image, data)
+            return self.predictor.find(decode_photo(data, self.bounds).pixels)
         except Unreadable as error:
             raise Refused(422, str(error)) from None
         except MemoryError:
@@ -153,10 +161,12 @@ class Service:
         except Exception as error:  # whatever a decoder raises is that photo's own
             raise Refused(422, f"the photo cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
-    def _check_size(self, image: Image.Image | None) -> None:
-        if image is None:
-            raise Refused(415, "no photo of a known format; send the file's bytes as the request's body")
-        if image.width * image.height > self.limits.megapixels * 1e6:
+    def _check_size(self, image: Image.Image | None, data: bytes) -> None:
+        try:
+            format_of(data)
+        except Unreadable:
+            raise Refused(415, "no photo of a known format; send the file's bytes as the request's body") from None
+        if image is not None and image.width * image.height > self.limits.megapixels * 1e6:
             raise Refused(413, f"{image.width} x {image.height} pixels are more than {self.limits.megapixels:g} megapixels")
 
     async def answer(self, request: Request) -> Json:
@@ -167,7 +177,8 @@ class Service:
         try:
             data = await self.body(request)
             async with asyncio.timeout(self.limits.answer_seconds):
-                photo = await asyncio.get_running_loop().run_in_executor(self.threads, self.look, data)
+                pool = self.doubtful if goes_apart(data, self.bounds) else self.threads
+                photo = await asyncio.get_running_loop().run_in_executor(pool, self.look, data)
                 del data
                 answers = await asyncio.wrap_future(self.batcher.submit(photo.crops))
             faces = [face_json(face) | answer for face, answer in zip(photo.faces, answers, strict=True)]

@@ -163,6 +163,26 @@ run_command({"main": main, "missing": missing}[sys.argv[1]])
 """
 
 
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from jaxface.data.preparation import prepare
+from jaxface.errors import run_command
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+run_command(lambda: prepare("manifest", Path(sys.argv[1]), Path(sys.argv[2])) and 0)
+"""
+
+
+@pytest.mark.parametrize("most", [0, 10_000])
+def test_a_disk_that_is_full_in_the_midst_of_a_file_is_one_line_of_prepare(tmp_path, most):
+    table = write_manifest(tmp_path / "in", 12)
+    words = [sys.executable, "-c", LIMITED, str(table), str(tmp_path / "out"), str(most)]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert [line.startswith("error: ") and "File too large" in line for line in run.stderr.splitlines()] == [True]
+    assert not (tmp_path / "out").exists()
+
+
 def test_output_that_nobody_reads_ends_a_command_without_words():
     run = subprocess.Popen([sys.executable, "-c", ENDS, "main"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run.stdout.readline()

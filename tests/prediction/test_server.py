@@ -224,3 +224,26 @@ def test_head_is_answered_where_get_is(port):
 def test_an_empty_address_is_refused():
     with pytest.raises(UserError, match="--host: expected an address"):
         listen(Limits(host=""))
+
+
+def test_photos_whose_decoders_know_no_bounds_have_threads_of_their_own(port, photo, monkeypatch):
+    from jaxface.prediction import server
+
+    release, waiting, real = threading.Event(), [], server.decode_photo
+
+    def decode_photo(data, bounds):
+        if data.startswith(b"II*"):
+            waiting.append(data)
+            release.wait(PATIENCE)
+        return real(data, bounds)
+
+    monkeypatch.setattr(server, "decode_photo", decode_photo)
+    tiff = cv2.imencode(".tiff", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+    with concurrent.futures.ThreadPoolExecutor(7) as pool:
+        hostile = [pool.submit(ask, port, tiff) for _ in range(7)]  # more than there are threads for other photos on two cores
+        while len(waiting) < server.DOUBTFUL:
+            time.sleep(0.01)
+        assert ask(port, photo.read_bytes())[0] == 200
+        assert not any(answer.done() for answer in hostile)
+        release.set()
+        assert {answer.result()[0] for answer in hostile} == {200}
