@@ -157,8 +157,8 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: j
     x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     if summed:  # y is the gain times what it would be without; the scale goes with the narrow arrays
         kernel, scale = _kernel(w, a, b, gain, unit_columns)
-        bs, y_gain = (b, None) if scale is None else (b * scale, jnp.where(gain == 0, 1, gain))
-        d_gain = None if gain is None else jnp.sum(g * y.reshape(g.shape), 0) / y_gain
+        bs = b if scale is None else b * scale
+        d_gain = None if gain is None else jnp.sum(g * y.reshape(g.shape), 0) / jnp.where(gain == 0, 1, gain)
     else:
         kernel, scale, bs = None, None, b.astype(g.dtype)
         d_gain = None if gain is None else jnp.sum(g.astype(gain.dtype) * y.reshape(g.shape).astype(gain.dtype), 0)
