@@ -1,6 +1,7 @@
 # `make quickstart` trains the embedded example, `make test` runs the suite, `make docs` builds the site; each sets up .venv by itself.
 PYTHON ?= python3
-VENV := .venv
+# an environment for each Python that is named: `make test PYTHON=python3.13` leaves .venv alone
+VENV := .venv$(patsubst python3%,%,$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
@@ -17,10 +18,13 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-# The PyTorch originals that the parity tests compare against. The last line goes without dependencies: they would replace the CPU torch.
+# The PyTorch originals that the parity tests compare against, for the first Python alone: elsewhere those tests are left out. The last line goes without dependencies: they would replace the CPU torch.
 $(TEST_STAMP): $(STAMP) pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test,detect,reference]'
+	$(BIN)/pip install --quiet --editable '.[test,detect]'
+ifeq ($(VENV),.venv)
+	$(BIN)/pip install --quiet --editable '.[reference]'
 	$(BIN)/pip install --quiet --no-deps 'timm==1.0.31' 'open_clip_torch==3.3.0' 'peft==0.21.2' 'transformers==5.24.0' 'torchvision==0.29.1' 'coral-pytorch==1.4.0'
+endif
 	@touch $@
 
 quickstart: $(STAMP)

@@ -3,11 +3,23 @@
 With `-n` several processes share the files of tests, and the folder, which the first of them makes.
 """
 
+import importlib.util
 import os
+import re
 import shutil
 import tempfile
 
 import pytest
+
+ORIGINALS = re.compile(r"^\s*(import|from) (torch|timm|peft|open_clip|jaxface\.originals)\b", re.MULTILINE)
+"""Of a file of tests that compares with the PyTorch originals; without torch such files are left out (`make test PYTHON=...`)."""
+
+
+def pytest_ignore_collect(collection_path, config):
+    if importlib.util.find_spec("torch") is not None:
+        return None
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if collection_path.name == "parity" or (is_test and ORIGINALS.search(collection_path.read_text())) else None
 
 
 def pytest_configure(config):
