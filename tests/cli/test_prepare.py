@@ -41,7 +41,7 @@ def test_a_page_shows_augmented_batches_with_labels_and_the_classes_before_and_a
     assert (page.count("<li>female</li>"), page.count("<li>male</li>")) == (6, 0)
     labels = read_labels(tmp_path / "out", "train")["gender"]
     assert f'<th scope="row">female</th><td>{(labels == 1).sum()}</td>' in page
-    assert "anger" not in page  # no record has an emotion: no table of them
+    assert "disgust" not in page  # no record has an emotion: no table of them
     monkeypatch.setattr(sys, "argv", ["prepare", "--look", str(tmp_path)])
     with pytest.raises(UserError, match="is not a prepared folder"):
         main()
