@@ -19,7 +19,7 @@ from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import EncoderConfig
 from jaxface.ranges import Known, Like, PathLike, checked
 from weights_convert.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from weights_convert.tensor_files import NotFinite, contiguous, finite
+from weights_convert.tensor_parts import NotFinite, contiguous, finite
 from weights_convert.towers import Heads, Towers
 
 

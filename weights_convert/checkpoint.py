@@ -13,7 +13,8 @@ from numpy.typing import DTypeLike
 from jaxface.errors import UserError
 from jaxface.models.variants import TEXT_VARIANTS, EncoderConfig, get_variant
 from weights_convert.layouts import LAYOUTS, LOGIT_SCALE, ZERO, Layout, Row, decode, encode, recognise, table
-from weights_convert.tensor_files import NotFinite, TensorFile, finite, joined_shape, open_tensors, write_tensors
+from weights_convert.tensor_files import TensorFile, open_tensors, write_tensors
+from weights_convert.tensor_parts import NotFinite, finite, joined_shape
 from weights_convert.towers import Heads, Shapes, Towers, infer
 
 CONFIG = "config"

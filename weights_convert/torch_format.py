@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
+from weights_convert.tensor_parts import as_bytes, joined_shape, target_dtype
 
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -192,8 +193,6 @@ def write_zip(
     written: Callable[[int], None],
 ) -> None:
     """Writes a state dict as `torch.save` does, part by part: an ordered dictionary of contiguous tensors, and no metadata."""
-    from weights_convert.tensor_files import as_bytes, joined_shape, target_dtype
-
     entries = {name: _Entry(key, target_dtype(parts[0], dtype), joined_shape(parts)) for key, (name, parts) in enumerate(tensors.items())}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_aligned("archive/data.pkl", 0), _pickle(entries))

@@ -14,7 +14,8 @@ from jaxface.originals.reference import import_torch, state_dict
 from small_models import KINDS, random_tensors
 from weights_convert.__main__ import main
 from weights_convert.checkpoint import convert, read_checkpoint, write_checkpoint
-from weights_convert.tensor_files import finite, open_tensors, write_tensors
+from weights_convert.tensor_files import open_tensors, write_tensors
+from weights_convert.tensor_parts import finite
 from weights_convert.towers import Heads
 
 TOWERS = KINDS["core without class token, MLP not 4x"]
