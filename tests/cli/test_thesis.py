@@ -19,9 +19,10 @@ from shell import command_lines
 from jaxface.files import write_json
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
 from jaxface.report.thesis_tables import THESIS
+from jaxface.runs.base import base_info, load_base
+from jaxface.runs.best import save_best
 from jaxface.runs.config import to_dict
-from jaxface.runs.model import make_parts, save_best
-from jaxface.runs.parts import fingerprint
+from jaxface.runs.model import make_parts
 from small_models import random_tensors
 from weights_convert.checkpoint import write_checkpoint
 from weights_convert.towers import Towers
@@ -53,15 +54,14 @@ class Trained:
         config, folder = self.config, self.config.folder
         if (folder / "result.json").exists():
             return folder
-        parts = make_parts(config)
+        base = load_base(config)
+        parts = make_parts(config, base)
         random = np.random.default_rng(sum(map(ord, config.name)))
         changed = {
             name: np.asarray(leaf) + np.float32(0.5) * np.abs(random.normal(size=leaf.shape)).astype(np.float32)
             for name, leaf in {**parts.trained, **parts.statistics}.items()
         }
-        trained, statistics = ({name: changed[name] for name in wanted} for wanted in (parts.trained, parts.statistics))
-        info = {"step": 2, "epoch": 1, "accuracy": 0.5, "base": config.encoder.weights}
-        save_best(folder, parts, trained, statistics, info, fingerprint(parts.frozen))
+        save_best(folder, changed, {"step": 2, "epoch": 1, "accuracy": 0.5, **base_info(config, base, folder)})
         write_json(folder / "config.json", to_dict(config))
         weights = {f"weight/{task}": 0.5 for task in config.tasks}
         rows = [{"step": step, "epoch": 0, "split": "train", "loss": 1.0, **weights} for step in (1, 2)]
