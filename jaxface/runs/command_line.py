@@ -47,9 +47,9 @@ def _changed(config: Config, words: list[str], prog: str) -> Config:
     description = "--config FILE names the experiment (default: the quickstart); the options below change single values."
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
     given |= {re.sub(r"(^|\.)no_", r"\1", option) for option in given}  # --data.no-augment
-    if "seed" in given and config.seeds:
-        if "seeds" in given:
-            raise UserError("--seed and --seeds: give one of them")
+    if {"seed", "seeds"} <= given:
+        raise UserError("--seed and --seeds: give one of them")
+    if "seed" in given:
         config = replace(config, seeds=())
     swept = [axis for axis in config.grid if axis.partition("=")[0].replace("-", "_") in given]
     if swept and "grid" not in given:  # what the command line says of an option holds: the file's grid has no say in it

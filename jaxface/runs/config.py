@@ -126,7 +126,8 @@ class OptimizerOptions:
       warmup_steps: steps over which all rates rise in a line; the first has 1 / (warmup_steps + 1) of them.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them.
       cosine: lower the rates along a half cosine to zero behind the last step, and never on plateaus.
-      average: decay of a moving average of what trains, which is validated, kept and tested in its place; 0 for none.
+      average: decay of a moving average of what trains and of batch statistics, which is validated, kept and tested in their place; 0 for
+        none.
     """
 
     backbone: Rate = 1e-5

@@ -43,9 +43,11 @@ EVALUATION = ("predictions.parquet", "calibration.json", "summary.json", "evalua
 
 FREE = (
     *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
-    *("accumulate", "data.workers", "encoder.remat", "imports"),
+    *("data.workers", "encoder.remat", "imports"),
 )
-"""Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains."""
+"""Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains.
+
+`accumulate` is not among them: batch norm and dropout see a piece at a time."""
 
 
 @dataclass(frozen=True)

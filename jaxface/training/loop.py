@@ -217,11 +217,11 @@ class Training:
         if is_first():
             state = unreplicate(self.state)
             info = {"step": self.done, "epoch": self.epoch, "accuracy": accuracy, **self.run.identity}
-            save_best(self.folder, {**model_part(state.average or state.trained), **state.statistics}, info)
+            save_best(self.folder, model_part({**state.trained, **state.statistics, **state.average}), info)
 
     def _evaluated(self) -> dict[str, jax.Array]:
-        """The model's arrays as they are evaluated: the moving average of the parameters where there is one."""
-        return {**self.state.statistics, **model_part(self.state.average or self.state.trained), **self.run.frozen}
+        """The model's arrays as they are evaluated: the moving averages, of batch statistics too, where there are some."""
+        return model_part({**self.state.trained, **self.state.statistics, **self.state.average}) | self.run.frozen
 
     def _predict(self, split: str, arrays: dict[str, jax.Array], title: str) -> Predictions:
         run = self.run

@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
       optimizer: the optimizer's state.
       balance: the loss balancer's state.
       scale: factor on all learning rates, which the plateau rule lowers.
-      average: the moving average of `trained`; empty without one.
+      average: the moving averages of `trained` and of `statistics`, which are those of a model of its own; empty without one.
       skipped: steps whose loss or gradient was not finite.
       bad: how many of the last steps, without a good one between, those were.
       key: the seed's random key; a step folds its number into it. Part of the state, so that runs of several seeds share one program.
@@ -73,7 +73,7 @@ def start_state(
         optimizer=optimizer.init(trained),
         balance=balancer.state(tasks),
         scale=np.ones((), np.float32),
-        average=dict(trained) if average else {},
+        average={**trained, **statistics} if average else {},
         skipped=zero,
         bad=zero,
         key=jax.random.key_data(jax.random.key(seed)),
@@ -241,12 +241,13 @@ def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Array
     def changed() -> dict[str, Any]:
         updates, optimizer_state = rules.optimizer.update(gradients, state.optimizer, state.trained)
         trained: Any = optax.apply_updates(state.trained, jax.tree.map(lambda u: u * state.scale, updates))
+        now = {**trained, **statistics}
         return {
             "trained": trained,
             "statistics": statistics,
             "optimizer": optimizer_state,
             "balance": balancer.after_step(metrics["losses"], present_in(metrics["count"]), state.balance, norms),
-            "average": {name: rules.average * old + (1 - rules.average) * trained[name] for name, old in state.average.items()},
+            "average": {name: rules.average * old + (1 - rules.average) * now[name] for name, old in state.average.items()},
         }
 
     def unchanged() -> dict[str, Any]:

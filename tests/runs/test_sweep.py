@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxface.adapters.methods import AdapterOptions
 from jaxface.errors import UserError
 from jaxface.runs.command_line import read_command_line, read_command_lines
 from jaxface.runs.config import Config, MethodOptions, load_configs
@@ -74,3 +75,19 @@ def test_a_file_of_several_experiments_takes_the_options_for_each(tmp_path):
         read_command_lines(["--config", str(path), "--name", "c"])
     with pytest.raises(UserError, match="holds 2 experiments"):
         read_command_line(["--config", str(path)])
+
+
+def test_what_the_command_line_says_of_an_option_holds_for_every_run_of_every_file():
+    seeded = read_command_line(["--config", "configs/drawn_methods.py", "--seed", "7"])
+    assert [run.seed for run in members(seeded)] == [7, 7]
+    single = read_command_line(["--config", "configs/drawn_methods.py", "--method.name", "lp"])
+    assert {run.method for run in members(single)} == {MethodOptions("lp")}  # and the file's rank, which LP does not take, is gone
+    flag = read_command_line(["--config", "configs/drawn_sampling.py", "--data.augment"])
+    assert all(run.data.augment for run in members(flag))
+
+
+def test_a_grid_over_methods_gives_each_the_options_that_it_takes():
+    runs = members(Config(method=MethodOptions("dora", AdapterOptions(rank=8)), grid=("method.name=lp,dora",)))
+    assert [run.method.options.rank for run in runs] == [AdapterOptions().rank, 8]
+    with pytest.raises(UserError, match="adapter rank 4: method lp does not take it"):
+        members(Config(grid=("method.name=lp,dora", "method.options.rank=4,8")))

@@ -172,13 +172,15 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counters():
     assert counts == [(1, 0, 0), (2, 1, 1), (3, 2, 2), (4, 2, 0)]
 
 
-def test_the_averaged_parameters_follow_what_trains():
+def test_averaged_parameters_and_batch_statistics_follow_what_they_average():
     step, state, frozen = make("lp", average=0.9)
-    expected = {name: np.asarray(leaf) for name, leaf in unreplicate(state).trained.items()}
+    expected = {name: np.asarray(leaf) for name, leaf in {**unreplicate(state).trained, **unreplicate(state).statistics}.items()}
+    assert any(name.endswith("variance") for name in expected)
     for _ in range(3):
         state, _ = step(state, frozen, shard(random_batch()))
-        for name, leaf in unreplicate(state).trained.items():
+        for name, leaf in {**unreplicate(state).trained, **unreplicate(state).statistics}.items():
             expected[name] = 0.9 * expected[name] + 0.1 * leaf
+    assert unreplicate(state).average.keys() == expected.keys()
     for name, leaf in unreplicate(state).average.items():
         np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-7)
 
