@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePath
@@ -23,11 +25,18 @@ COLOURS = ((58, 110, 165), (200, 90, 40), (46, 125, 79), (140, 80, 160), (170, 1
 """Of the faces in turn, RGB."""
 
 
+LONGEST = 255
+"""Bytes of a file's name."""
+
+
 def place(folder: Path, path: str, suffix: str | None = None) -> Path:
     """Where the picture of a file goes: below the folder, under the file's own path, so that no two meet."""
     parts = [part.replace(":", "_") if part != ".." else "_up" for part in PurePath(path).parts if part.strip("/\\")]
-    target = folder.joinpath(*parts)
-    return target if suffix is None else target.with_name(target.name + suffix)
+    *parents, name = parts or [""]
+    name += suffix or ""
+    if len(os.fsencode(name)) > LONGEST:
+        name = f"{name[: LONGEST // 8]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix or ''}"
+    return folder.joinpath(*parents, name)
 
 
 def annotate(image: np.ndarray, faces: Sequence[Json], tasks: Iterable[str]) -> np.ndarray:

@@ -55,3 +55,13 @@ def test_what_is_no_video_is_one_line(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as a video"):
         draw_video(tmp_path / "drawn", str(tmp_path / "clip.mp4"), {}, ["age"])
+
+
+def test_the_picture_of_a_file_whose_name_is_as_long_as_can_be_has_a_shorter_one(tmp_path):
+    names = ["a" * 251 + ".jpg", "a" * 250 + "b.jpg", "\N{EURO SIGN}" * 83 + ".jpg"]
+    places = [place(tmp_path, f"/photos/{name}", ".jpg") for name in names]
+    for path in places:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert len(set(places)) == 3
+    assert {path.suffix for path in places} == {".jpg"}
