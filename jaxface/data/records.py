@@ -157,7 +157,8 @@ class Records:
 def record_files(folder: str | Path, split: str) -> list[Path]:
     """The ArrayRecord files of a split, in order. Raises UserError if one is missing or has lost a part."""
     description = Path(folder) / DESCRIPTION
-    check_digest(description)
+    for path in (description, description.with_name("features.json")):  # the latter for others' readers: see above
+        check_digest(path)
     try:
         (entry,) = (entry for entry in json.loads(description.read_bytes())["splits"] if entry["name"] == split)
         count, written = len(entry["shardLengths"]), int(entry["numBytes"])
