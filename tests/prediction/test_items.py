@@ -9,9 +9,10 @@ from faces import write_photo, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxface.data.videos import End
+from jaxface.data.images import Unreadable
+from jaxface.data.videos import End, Frame
 from jaxface.errors import UserError
-from jaxface.prediction.items import Item, find_paths, in_shard, items_of
+from jaxface.prediction.items import Item, Video, find_paths, in_shard, items_of
 
 
 def test_folders_globs_files_and_standard_input_name_each_file_once(tmp_path):
@@ -94,3 +95,20 @@ def test_what_is_done_is_left_out(tmp_path):
     paths = [str(write_path) for write_path in (tmp_path / "a.jpg", tmp_path / "b.jpg")]
     write_photo(tmp_path / "a.jpg", 0)
     assert [item.path for item in items_of(paths, {(paths[0], None)})] == paths[1:]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_video_that_cannot_be_read_on_ends_there_and_one_that_never_could_is_unreadable(monkeypatch, count):
+    def frames(*_):
+        yield from (Frame(number, None, np.zeros((2, 2, 3), np.uint8), "") for number in range(count))
+        raise Unreadable("killed")
+
+    monkeypatch.setattr("jaxface.prediction.items.frames_apart", frames)
+    video = Video("v.mp4")
+    assert [video.read(turn).number for turn in range(count)] == list(range(count))
+    if count:
+        assert video.read(count) == End(count, "killed")
+    else:
+        with pytest.raises(Unreadable, match="killed"):
+            video.read(0)
+    assert video.read(count + 1) is None
