@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from jaxface.data.apart import decode_apart
 from jaxface.data.formats import Bounds, Decoded, format_of, work
 from jaxface.data.images import Unreadable, is_cut_off
 
@@ -25,8 +26,6 @@ def decode_photo(data: bytes, bounds: Bounds = BOUNDS) -> Decoded:
     if is_cut_off(data):
         raise Unreadable("the file is cut off")
     if goes_apart(data, bounds):
-        from jaxface.data.apart import decode_apart
-
         return decode_apart(data, bounds)
     return decode_here(data, bounds)
 
