@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import sys
 import time
@@ -293,4 +294,5 @@ def serve(predictor: Predictor, limits: Limits) -> None:
     )
     host = f"[{limits.host}]" if ":" in limits.host else limits.host
     print(f"http://{host}:{port}  (Ctrl-C stops)", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once all is answered
     Server(config).run(sockets=[listener])
