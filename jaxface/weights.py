@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
@@ -18,7 +19,8 @@ from jaxface.models.encoder import REMAT, Encoder, join_stages
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import EncoderConfig
 from jaxface.ranges import Known, Like, PathLike, checked
-from weights_convert.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from weights_convert.checkpoint import Checkpoint, Classifier, read_checkpoint, write_checkpoint
+from weights_convert.layouts import LAYOUTS
 from weights_convert.tensor_parts import NotFinite, contiguous, finite
 from weights_convert.towers import Heads, Towers
 
@@ -43,6 +45,8 @@ class EncoderKeywords(TypedDict, total=False):
     dtype: Dtype
     config: Towers | EncoderConfig | str | None
     heads: Heads | None
+    averaged: bool | None
+    classifier: Classifier
     remat: str
 
 
@@ -53,20 +57,26 @@ def load_encoder(
     dtype: Dtype = None,
     config: Towers | EncoderConfig | str | None = None,
     heads: Heads | None = None,
+    averaged: bool | None = None,
+    classifier: Classifier = "refuse",
     remat: Annotated[str, Known(REMAT)] = "none",
 ) -> Encoder:
     """A vision tower from a checkpoint in any layout. No random weights are made first.
 
     Args:
-      path: a safetensors or torch file.
+      path: a safetensors or torch file, the index of several, or a folder with them as Hugging Face's libraries write one.
       dtype: of its arrays and of its activations; None is float32, whatever the file has.
       config: what the checkpoint must be; None reads it off the tensors.
-      heads: head counts, for a width that is none of the family's.
+      heads: head counts, for a shape that is none of the family's.
+      averaged: whether to take the moving average (EMA) of a training checkpoint; None takes it if it is there, with a warning.
+      classifier: whether to "drop" or "keep" a trained classifier that stands in the projection's place; else it is refused.
       remat: see `Encoder`.
 
     Raises UserError naming what is missing, too much or misshapen.
     """
-    checkpoint = read_checkpoint(path, config=config, heads=heads)
+    checkpoint = read_checkpoint(path, config=config, heads=heads, averaged=averaged, classifier=classifier)
+    if averaged is None and checkpoint.file.taken:
+        warnings.warn(f"{path}: {checkpoint.file.taken}; averaged=False or True says which", stacklevel=2)
     vision = checkpoint.towers.vision
     dtype = dtype or jnp.float32
     return _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat, dtype=dtype), checkpoint, "visual.", dtype)
@@ -93,19 +103,35 @@ def load_clip(
 
 @checked
 def save_weights(model: Encoder | Clip, path: PathLike, *, layout: str = "jaxface", dtype: Dtype = None) -> None:
-    """Writes an encoder or both towers as a checkpoint; adapters must be merged. Raises UserError if it cannot be written."""
+    """Writes an encoder or both towers as a checkpoint: every array of it, or nothing.
+
+    Raises UserError for adapted kernels and kernels in fewer bits (`jaxface.merge` makes them plain), for a layout that has no place
+    for the text tower, and if the file cannot be written.
+    """
     clip = isinstance(model, Clip)
-    encoder = model.visual if clip else model
-    arrays = {f"visual.{name}": array for name, array in arrays_of(encoder).items() if not name.startswith("stages.")}
-    arrays |= {f"visual.blocks.{name}": array for name, array in arrays_of(join_stages(encoder)).items()}
-    if clip:
-        arrays |= {name: array for name, array in arrays_of(model).items() if not name.startswith("visual.")}
+    towers = {"visual.": model.visual, "text.": model.text} if clip else {"visual.": model}
+    if clip and LAYOUTS.get(layout).text is None:
+        raise UserError(f"layout {layout} has no place for a text tower: write clip.visual, or take another layout")
+    arrays = {name: array for name, array in arrays_of(model).items() if clip and not name.startswith(tuple(towers))}
+    for prefix, tower in towers.items():
+        _require_plain(tower)
+        arrays |= {prefix + name: array for name, array in arrays_of(tower).items() if not name.startswith("stages.")}
+        arrays |= {f"{prefix}blocks.{name}": array for name, array in arrays_of(join_stages(tower)).items()}
     tensors: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         values = np.asarray(array)
         numbered = re.sub(r"^(\w+\.blocks)\.", r"\1.{i}.", name)
         tensors |= {numbered.format(i=i): part for i, part in enumerate(values)} if numbered != name else {name: values}
-    write_checkpoint(path, Towers(encoder.config, model.text.config if clip else None), tensors, layout=layout, dtype=dtype)
+    write_checkpoint(path, Towers(towers["visual."].config, model.text.config if clip else None), tensors, layout=layout, dtype=dtype)
+
+
+def _require_plain(tower: Any) -> None:
+    """Raises UserError for a kernel that is no array."""
+    for path, module in nnx.iter_modules(tower):
+        kernel = getattr(module, "kernel", None)
+        if isinstance(kernel, nnx.Module):
+            name = ".".join(map(str, path))
+            raise UserError(f"{name}: a kernel of kind {type(kernel).__name__} has no place in a checkpoint: write jaxface.merge(model)")
 
 
 def _fill(make: Callable[[], Any], checkpoint: Checkpoint, prefix: str, dtype: Any) -> Any:
@@ -120,7 +146,7 @@ def _fill(make: Callable[[], Any], checkpoint: Checkpoint, prefix: str, dtype: A
 
 def _array(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: Any) -> jax.Array:
     """One array of the module: a tensor, or a stack of the blocks'."""
-    pattern = re.sub(r"\.(?:stages\.0|blocks)\.", ".blocks.{i}.", name)
+    pattern = re.sub(r"\.stages\.0\.", ".blocks.{i}.", name)
     result = np.empty(shape, dtype)
     targets = {pattern.format(i=i): result[i] for i in range(shape[0])} if pattern != name else {name: result}
     for source, target in targets.items():

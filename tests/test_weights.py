@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxface
+from jaxface.adapters.quantized import quantize
 from jaxface.errors import UserError
 from jaxface.models.clip import Clip
 from jaxface.models.encoder import Encoder, split_stages
 from jaxface.models.tree import arrays_of
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
+from jaxface.weights import load_clip, load_encoder
 from small_models import KINDS, random_tensors
 from weights_convert.checkpoint import convert, layout_tensors, read_checkpoint, write_checkpoint
 from weights_convert.layouts import LAYOUTS
@@ -91,7 +93,8 @@ def test_meta_to_ours_to_timm_to_ours_to_meta_gives_back_every_byte(towers, dtyp
     # timm's layout has no text tower; open_clip's carries both
     for through, whole in (("timm", vision), ("open_clip", towers)):
         first = folder / f"first{suffixes[0]}"
-        write_checkpoint(first, whole, read_checkpoint(start, config=towers).tensors, layout="meta")
+        tensors = read_checkpoint(start, config=towers).tensors
+        write_checkpoint(first, whole, {name: tensors[name] for name in whole.shapes()}, layout="meta")
         path = first
         for step, layout in enumerate(("jaxface", through, "jaxface", "meta")):
             target = folder / f"{step}{suffixes[step] if step < 3 else suffixes[0]}"
@@ -148,3 +151,37 @@ def test_a_name_that_the_package_lacks_is_an_attribute_error():
     with pytest.raises(AttributeError, match="load_encodr"):
         jaxface.load_encodr  # noqa: B018
     assert {"load_encoder", "tokenize"} <= set(dir(jaxface))
+
+
+def test_a_writer_writes_every_array_or_nothing(tmp_path):
+    clip = load_clip(written(tmp_path / "clip.safetensors", "core"))
+    adapted, eight = jaxface.adapt(clip, "lora", rank=2), jaxface.merge(clip).visual
+    quantize(eight, "int8")
+    for model, layout, message in (
+        (adapted, "jaxface", r"pool\.mlp\.fc: a kernel of kind LowRank has no place in a checkpoint: write jaxface.merge"),
+        (adapted.visual, "meta", "kind LowRank"),
+        (eight, "timm", "kind Int8"),
+        (jaxface.adapt(clip.visual, "mtlora", rank=2, num_tasks=2), "jaxface", "kind TaskLowRank"),
+        (clip, "timm", "layout timm has no place for a text tower: write clip.visual"),
+    ):
+        with pytest.raises(UserError, match=message):
+            jaxface.save_weights(model, tmp_path / "no.safetensors", layout=layout)
+        assert not (tmp_path / "no.safetensors").exists()
+    towers = KINDS["core"]
+    for spoilt, message in (
+        ({"visual.more": np.zeros(3, np.float32)}, "1 tensor too many: visual.more"),
+        ({"logit_scale": np.zeros(2)}, "wrong shape"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_checkpoint(tmp_path / "no.pt", towers, random_tensors(towers) | spoilt)
+    jaxface.save_weights(jaxface.merge(adapted), tmp_path / "merged.safetensors")
+    pairs = arrays_of(load_clip(tmp_path / "merged.safetensors")).items()
+    assert all(np.array_equal(array, arrays_of(clip)[name]) for name, array in pairs)
+    pooled = jaxface.adapt(load_encoder(written(tmp_path / "lang.safetensors", "lang")), "ap")
+    jaxface.save_weights(pooled, tmp_path / "pooled.safetensors")
+    assert arrays_of(load_encoder(tmp_path / "pooled.safetensors")).keys() == arrays_of(pooled).keys()
+
+
+def written(path, kind):
+    write_checkpoint(path, KINDS[kind], random_tensors(KINDS[kind]))
+    return path

@@ -37,6 +37,8 @@ class Arguments:
       heads: attention heads, where the width is none of the family's.
       pool_heads: of the attention pool (the family has 8).
       text_heads: of the text tower, where its width is none of the family's.
+      averaged: whether to take the moving average (EMA) of a training checkpoint; by default it is taken if it is there.
+      classifier: what to do with a trained classifier in the projection's place: refuse it, drop it, or keep it with its bias.
     """
 
     src: tyro.conf.Positional[Where]
@@ -47,6 +49,8 @@ class Arguments:
     heads: HeadCount | None = None
     pool_heads: HeadCount | None = None
     text_heads: HeadCount | None = None
+    averaged: bool | None = None
+    classifier: Literal["refuse", "drop", "keep"] = "refuse"
 
 
 def main() -> None:
@@ -61,6 +65,8 @@ def main() -> None:
             dtype=DTYPES[arguments.dtype],
             config=arguments.variant,
             heads=Heads(arguments.heads, arguments.pool_heads, arguments.text_heads),
+            averaged=arguments.averaged,
+            classifier=arguments.classifier,
             written=written,
         )
     print(_summary(checkpoint, arguments, count, time.perf_counter() - start))
@@ -90,6 +96,8 @@ def _summary(checkpoint: Checkpoint, arguments: Arguments, count: int, seconds: 
         f"{arguments.src}: {towers.name}{both}, layout {checkpoint.layout.name}, {len(checkpoint.file.tensors)} tensors",
         f"{arguments.dst}: layout {arguments.layout}, {count} tensors, {size / 1e6:,.1f} MB in {seconds:.2f} s",
     ]
+    if checkpoint.file.taken:
+        lines.append(f"{arguments.src}: {checkpoint.file.taken}")
     if towers.text and arguments.layout == "timm":
         lines.append("left out: the text tower, which timm's layout has no place for")
     return "\n".join(lines)

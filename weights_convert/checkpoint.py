@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
-from jaxface.models.variants import TEXT_VARIANTS, EncoderConfig, get_variant
+from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, get_variant
 from weights_convert.layouts import LAYOUTS, LOGIT_SCALE, ZERO, Layout, Row, decode, encode, recognise, table
 from weights_convert.tensor_files import TensorFile, open_tensors, write_tensors
-from weights_convert.tensor_parts import NotFinite, finite, joined_shape
+from weights_convert.tensor_parts import NotFinite, finite, is_floating, joined_shape
 from weights_convert.towers import Heads, Shapes, Towers, infer
 
 CONFIG = "config"
 """The key of a safetensors file's metadata under which the towers' configuration stands."""
+Classifier = Literal["refuse", "drop", "keep"]
 RELEASE = 64 * 2**20
 """Bytes after which the pages read so far are let go."""
 
@@ -45,39 +47,87 @@ class Checkpoint:
         return UserError(f"{self.file.path}: {_some('with NaN or infinity inside', names)}; save a whole checkpoint again")
 
 
-def read_checkpoint(path: str | Path, *, config: Towers | EncoderConfig | str | None = None, heads: Heads | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path,
+    *,
+    config: Towers | EncoderConfig | str | None = None,
+    heads: Heads | None = None,
+    averaged: bool | None = None,
+    classifier: Classifier = "refuse",
+) -> Checkpoint:
     """Opens a checkpoint and checks names and shapes of all its tensors; values are not touched.
 
     Args:
-      path: a safetensors file, or one of torch's, in any layout of `LAYOUTS`.
+      path: a safetensors file, one of torch's, an index of several, or a folder with them, in any layout of `LAYOUTS`.
       config: what it must be: a variant's name or a configuration. None reads it off the metadata or the tensors.
-      heads: head counts, for a width that is none of the family's and where no metadata tells.
+      heads: head counts, for a shape that is none of the family's and where no metadata tells.
+      averaged: whether to take the moving average (EMA) of a training checkpoint; None takes it if it is there.
+      classifier: what to do with a trained classifier in the place of the projection: refuse it, drop it, or keep it with its bias.
 
-    Raises UserError naming every tensor that is missing, too much, or of another shape than its place asks for.
+    Raises UserError naming every tensor that is missing, too much, or of another shape than its place asks for, and for a model
+    whose tensors do not tell whether it is of the family.
     """
-    file = open_tensors(path)
-    theirs = {re.sub(r"^((module|_orig_mod)\.)+", "", name): array for name, array in file.tensors.items()}
-    file.tensors = theirs
-    layout, form, known = recognise(theirs)
+    file = open_tensors(path, averaged=averaged)
+    file.tensors = _without_prefix(file.tensors)
+    layout, form, known = recognise(file.tensors)
     if not known:
-        names = ", ".join(list(theirs)[:3]) or "none"
+        names = ", ".join(name[:80] for name in list(file.tensors)[:3]) or "none"
         raise UserError(f"{path}: no layout of a Perception Encoder ({', '.join(LAYOUTS)}) has its tensors ({names}, ...)")
+    whole = [f"{name} ({array.dtype})" for name, array in file.tensors.items() if not is_floating(array.dtype)]
+    if whole:
+        raise UserError(f"{path}: {_some('of whole numbers, which no weights are', whole)}")
     rows = table(layout, form)
-    ours, surplus = decode(rows, theirs)
     try:
+        _settle_classifier(file, form[0], classifier)
+        ours, surplus = decode(rows, file.tensors)
         towers = _towers(config, file, ours, heads, layout)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    theirs = file.tensors
     text = towers.text is not None
     if not text and any(name == LOGIT_SCALE or name.startswith("text.") for name in ours):
         surplus |= {row.theirs for row in rows if row.ours == LOGIT_SCALE} & set(theirs)
-    problems = _compare(_expected(table(layout, form, text), towers), theirs, surplus)
+    problems = _compare(_expected(layout, table(layout, form, text), towers), theirs, surplus)
     if problems:
         raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}")
-    bias = ours.pop(ZERO, None)
+    bias = None if towers.vision.output_bias else ours.pop(ZERO, None)
     if bias is not None and bias.any():
-        raise UserError(f"{path}: head.bias is not zero: the model has no such bias, and no other layout has a place for it")
+        raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
     return Checkpoint(file, layout, towers, ours)
+
+
+ANCHORS = ("patch_embed.proj.weight", "conv1.weight", "patch.kernel")
+"""The patch embedding in each layout, without what may stand before it."""
+OF_LAYOUTS = ("", "visual.", "visual.trunk.")
+
+
+def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors without what wrappers put before every name (`module.`, `_orig_mod.`, `timm_model.`, `model.`, ...)."""
+    for name in tensors:
+        match = re.fullmatch(rf"((?:[a-zA-Z_]\w*\.)*?)(?:visual\.(?:trunk\.)?)?(?:{'|'.join(map(re.escape, ANCHORS))})", name)
+        if match and match[1] and all(other.startswith(match[1]) for other in tensors):
+            return {other.removeprefix(match[1]): array for other, array in tensors.items()}
+    return dict(tensors)
+
+
+def _settle_classifier(file: TensorFile, prefix: str, classifier: Classifier) -> None:
+    """Keeps or drops timm's `head` where it is a classifier and no projection. Raises UserError where that is not said.
+
+    A projection has a bias of zeros, or none; and a tower without an attention pool has no projection.
+    """
+    weight, bias = (f"{prefix}head.{part}" for part in ("weight", "bias"))
+    if weight not in file.tensors:
+        return
+    trained = bias in file.tensors and bool(np.any(file.tensors[bias]))
+    pooled = any(name.startswith(f"{prefix}attn_pool.") for name in file.tensors)
+    if not trained and pooled:
+        return
+    if classifier == "refuse" or (classifier == "keep" and not pooled):
+        why = "its bias is not zero" if trained else "the tower has no attention pool to project from"
+        hint = "drop leaves it out" + (", keep takes it as the projection with its bias" if pooled else "")
+        raise UserError(f"{prefix}head is a trained classifier, not the projection ({bias}: {why}): say classifier: {hint}")
+    if classifier == "drop":
+        file.tensors = {name: array for name, array in file.tensors.items() if name not in (weight, bias)}
 
 
 def _towers(
@@ -86,28 +136,58 @@ def _towers(
     """What the checkpoint has to be."""
     if isinstance(config, Towers):
         return config
-    if config is None and CONFIG in file.metadata:
-        return Towers.from_json(file.metadata[CONFIG])
+    if config is None and (told := Towers.from_metadata(file.metadata.get(CONFIG))) is not None:
+        return told
+    biased = ZERO in ours and bool(np.any(ours[ZERO]))
     if config is None:
-        return infer(ours, heads, projected=layout.name != "timm")
+        found = infer(ours, heads, projected=layout.name != "timm")
+        found = replace(found, vision=replace(found.vision, output_bias=biased))
+        _require_told(found, heads or Heads())
+        return found
     vision = get_variant(config) if isinstance(config, str) else config
+    if vision.output and "visual.projection.kernel" not in ours and layout.name == "timm":
+        vision = replace(vision, output=None)
+    elif biased:
+        vision = replace(vision, output=ours["visual.projection.kernel"].shape[-1], output_bias=True)
     if not any(name.startswith("text.") for name in ours):
         return Towers(vision)
     known = Heads(vision.heads, vision.pool_heads, heads.text if heads else None)
     return Towers(vision, TEXT_VARIANTS.get(config) if isinstance(config, str) and config in TEXT_VARIANTS else infer(ours, known).text)
 
 
-def _expected(rows: tuple[Row, ...], towers: Towers) -> Shapes:
+def _require_told(towers: Towers, heads: Heads) -> None:
+    """Raises UserError for shapes of no variant, unless their heads are given: another model may have tensors of the same names.
+
+    CLIP's towers have, and what differs (quick GELU, no rotary positions) is in no tensor.
+    """
+
+    def shape(c: EncoderConfig) -> EncoderConfig:
+        return replace(c, image_size=c.patch, output=None, output_bias=False)
+
+    if heads.vision is None and shape(towers.vision) not in map(shape, VARIANTS.values()):
+        c = towers.vision
+        raise UserError(
+            f"no variant of the family has width {c.width}, {c.depth} blocks, patch {c.patch}, {'a' if c.pool else 'no'} pool: its tensors "
+            "do not tell its activation and positions; if it is a Perception Encoder of a shape of its own, give its number of heads"
+        )
+    if towers.text is not None and heads.text is None and towers.text not in TEXT_VARIANTS.values():
+        c = towers.text
+        raise UserError(f"no text tower of the family has width {c.width}, {c.depth} blocks, context {c.context}: give its number of heads")
+
+
+def _expected(layout: Layout, rows: tuple[Row, ...], towers: Towers) -> Shapes:
     """The shapes that a file of these rows has: the table applied to arrays that take no memory."""
     nothing = np.zeros((), np.float32)
-    arrays = _with_zero(towers, lambda shape: np.broadcast_to(nothing, shape))
-    return {name: joined_shape(parts) for name, parts in encode(rows, arrays).items()}
+    arrays = {name: np.broadcast_to(nothing, shape) for name, shape in towers.shapes().items()}
+    return {name: joined_shape(parts) for name, parts in encode(rows, _with_zero(layout, towers, arrays)).items()}
 
 
-def _with_zero(towers: Towers, make: Callable[[tuple[int, ...]], np.ndarray]) -> dict[str, np.ndarray]:
-    """An array for every tensor of the towers, and for the projection's bias that only timm's layout has."""
-    arrays = {name: make(shape) for name, shape in towers.shapes().items()}
-    return arrays | ({ZERO: make((towers.vision.output,))} if towers.vision.output else {})
+def _with_zero(layout: Layout, towers: Towers, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, and zeros for the projection's bias that only timm's layout always has."""
+    output = towers.vision.output
+    if not layout.zero_bias or not output or ZERO in arrays:
+        return arrays
+    return arrays | {ZERO: np.zeros(output, arrays["visual.projection.kernel"].dtype)}
 
 
 def _compare(expected: Shapes, theirs: Mapping[str, np.ndarray], surplus: set[str]) -> list[str]:
@@ -126,7 +206,7 @@ def _compare(expected: Shapes, theirs: Mapping[str, np.ndarray], surplus: set[st
 def _some(what: str, items: list[str], most: int = 6) -> str:
     """ "2 tensors missing: a, b", the first few by name."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return f"{len(items)} tensor{'s' * (len(items) > 1)} {what}: {', '.join(items[:most])}{more}"
+    return f"{len(items)} tensor{'s' * (len(items) > 1)} {what}: {', '.join(item[:160] for item in items[:most])}{more}"
 
 
 def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, list[np.ndarray]], Towers]:
@@ -134,9 +214,13 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     chosen = LAYOUTS.get(layout)
     text = towers.text is not None and chosen.text is not None
     arrays = dict(tensors)
-    if towers.vision.output:
-        arrays[ZERO] = np.zeros(towers.vision.output, tensors["visual.projection.kernel"].dtype)
-    parts = encode(table(chosen, chosen.forms[0 if text else -1], text), arrays)
+    problems = _compare(towers.shapes(), tensors, set())
+    if problems:
+        raise UserError(f"cannot be written as {towers.name}: {'; '.join(problems)}")
+    rows = table(chosen, chosen.forms[0 if text else -1], text)
+    if towers.vision.output_bias and not any(row.ours == ZERO for row in rows):
+        raise UserError(f"layout {layout} has no place for the bias of a classifier: drop it, or take another layout")
+    parts = encode(rows, _with_zero(chosen, towers, arrays))
     return parts, Towers(towers.vision, towers.text if text else None)
 
 
@@ -172,6 +256,8 @@ def convert(
     dtype: DTypeLike | None = None,
     config: Towers | EncoderConfig | str | None = None,
     heads: Heads | None = None,
+    averaged: bool | None = None,
+    classifier: Classifier = "refuse",
     written: Callable[[int], None] = lambda count: None,
 ) -> tuple[Checkpoint, int]:
     """Reads a checkpoint and writes it in a layout, a part at a time: memory does not grow with the file.
@@ -179,7 +265,7 @@ def convert(
     Returns:
       what was read, and the number of tensors written.
     """
-    checkpoint = read_checkpoint(source, config=config, heads=heads)
+    checkpoint = read_checkpoint(source, config=config, heads=heads, averaged=averaged, classifier=classifier)
     since_release = 0
 
     def count(size: int) -> None:

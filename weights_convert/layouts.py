@@ -124,7 +124,7 @@ TIMM_VISION = (
     *_linear("pool.mlp.proj", "attn_pool.mlp.fc2"),
     *_linear("projection", "head"),
 )
-"""timm's head has a bias, which is zero in every published file: the model has no place for another one."""
+"""timm's head has a bias, which is zero in every published file; a trained classifier in its place has another."""
 
 ZERO = "visual.projection.bias"
 LOGIT_SCALE = "logit_scale"
@@ -143,12 +143,14 @@ class Layout:
       vision: the table of the vision tower.
       text: the table of the text tower, or None where the layout has no place for one.
       forms: the prefixes of (vision, text) that files have; the first is written with a text tower, the last without.
+      zero_bias: whether its projection has a bias where the model has none.
     """
 
     name: str
     vision: tuple[Row, ...]
     text: tuple[Row, ...] | None
     forms: tuple[tuple[str, str | None], ...]
+    zero_bias: bool = False
 
 
 LAYOUTS: Registry[Layout] = Registry(
@@ -156,10 +158,15 @@ LAYOUTS: Registry[Layout] = Registry(
     {
         layout.name: layout
         for layout in (
-            Layout("jaxface", _own(META_VISION), _own(META_TEXT), (("visual.", "text."), ("", None))),
+            Layout(
+                "jaxface",
+                _own((*META_VISION, Row("projection.bias", "projection.bias"))),
+                _own(META_TEXT),
+                (("visual.", "text."), ("", None)),
+            ),
             Layout("meta", META_VISION, META_TEXT, (("visual.", ""), ("", None))),
-            Layout("timm", TIMM_VISION, None, (("", None),)),
-            Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),)),
+            Layout("timm", TIMM_VISION, None, (("", None),), zero_bias=True),
+            Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),), zero_bias=True),
         )
     },
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,8 @@ from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.files import aside
 from weights_convert import torch_format
+from weights_convert.bounded import parse_json
+from weights_convert.folders import INDEX, WEIGHTS, require_family, shards, weights_in
 from weights_convert.tensor_parts import Parts, as_bytes, joined_shape, target_dtype
 
 SAFETENSORS_DTYPES = {
@@ -39,28 +42,63 @@ class TensorFile:
     """An opened file.
 
     Attributes:
-      path: of the file.
+      path: of the file, or of the index of several.
       tensors: views of the mapped file by name, in the file's order.
       metadata: what a safetensors file says beside its tensors.
-      mapped: the mapped file, or None where the tensors are in memory.
+      mapped: the mapped files; none where the tensors are in memory.
+      taken: which of several sets of weights in the file it is, in words, or nothing.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str] = field(default_factory=dict)
-    mapped: mmap.mmap | None = None
+    mapped: list[mmap.mmap] = field(default_factory=list)
+    taken: str = ""
 
     def release(self) -> None:
         """Lets go of the pages read so far; they are read again when needed."""
-        if self.mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self.mapped.madvise(mmap.MADV_DONTNEED)
+        for mapped in self.mapped if hasattr(mmap, "MADV_DONTNEED") else ():
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def open_tensors(path: str | Path) -> TensorFile:
-    """Opens a file of tensors, whatever its suffix. Raises UserError if there is none, or it is broken, or it wants to run code."""
+def open_tensors(path: str | Path, *, averaged: bool | None = None) -> TensorFile:
+    """Opens a file of tensors, whatever its suffix; shards through their index; a folder as Hugging Face's libraries write one.
+
+    Args:
+      averaged: where a training checkpoint holds a moving average (EMA) of its weights: whether to take it; None takes it if it is there.
+
+    Raises UserError if there is none, or it is broken, or it wants to run code.
+    """
     path = Path(path)
+    if path.is_dir():
+        found = weights_in(path)
+        if found is None:
+            raise UserError(f"{path}: a folder with none of {', '.join(WEIGHTS)}; expected a checkpoint")
+        require_family(path)
+        path = found
+    opened = _open_shards(path) if path.name.endswith(INDEX) else _open_file(path, averaged)
+    for name in opened.tensors:
+        if not name.isprintable() or len(name) > 300:
+            raise UserError(f"{path}: a tensor's name is {name[:60]!r}: expected up to 300 characters that can be printed")
+    return opened
+
+
+def _open_shards(index: Path) -> TensorFile:
+    """The tensors of all files that an index names. Raises UserError unless each holds what it is to hold, and nothing twice."""
+    whole = TensorFile(index, {})
+    for name, expected in shards(index).items():
+        part = _open_file(index.parent / name, None)
+        if part.tensors.keys() != set(expected):
+            odd = min(part.tensors.keys() ^ set(expected))
+            raise UserError(f"{index}: {odd[:80]} is {'not ' if odd in expected else ''}in {name}, against the index")
+        whole.tensors |= part.tensors
+        whole.mapped += part.mapped
+    return whole
+
+
+def _open_file(path: Path, averaged: bool | None) -> TensorFile:
     if not path.is_file():
-        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a checkpoint")
+        raise UserError(f"{path}: no such file; expected a checkpoint")
     check_digest(path)
     if path.stat().st_size < 8:
         raise UserError(f"{path}: {path.stat().st_size} bytes are no checkpoint")
@@ -68,34 +106,68 @@ def open_tensors(path: str | Path) -> TensorFile:
         start = file.read(9)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if start[:4] == b"PK\x03\x04":
-        return TensorFile(path, torch_format.read_zip(path, mapped), mapped=mapped)
+        tensors, taken = torch_format.read_zip(path, mapped, averaged)
+        return TensorFile(path, tensors, mapped=[mapped], taken=taken)
     if start[8:9] == b"{":
+        if averaged:
+            raise UserError(f"{path}: a safetensors file holds one set of weights, and none beside it that is averaged")
         tensors, metadata = _read_safetensors(path, mapped)
-        return TensorFile(path, tensors, metadata, mapped)
-    return TensorFile(path, torch_format.read_legacy(path))
+        return TensorFile(path, tensors, metadata, [mapped])
+    tensors, taken = torch_format.read_legacy(path, averaged)
+    return TensorFile(path, tensors, taken=taken)
+
+
+HEADER = 8 * 2**20
+"""Bytes of a safetensors header that are read: some hundred a tensor."""
 
 
 def _read_safetensors(path: Path, mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     length = struct.unpack("<Q", mapped[:8])[0]
     if length + 8 > len(mapped):
         raise UserError(f"{path}: truncated: its header says {length} bytes, the file has {len(mapped)}")
+    if length > HEADER:
+        raise UserError(f"{path}: its safetensors header of {length:,} bytes is longer than that of any model ({HEADER:,})")
     try:
-        header = json.loads(mapped[8 : 8 + length])
+        header = parse_json(mapped[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
-        entries = {name: (SAFETENSORS_DTYPES[e["dtype"]], tuple(e["shape"]), *e["data_offsets"]) for name, e in header.items()}
+        entries = [_Entry(name, e["dtype"], e["shape"], *e["data_offsets"]) for name, e in header.items()]
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata is no texts")
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its safetensors header is broken: {error}") from None
+        raise UserError(f"{path}: its safetensors header is broken: {str(error)[:200]}") from None
     except KeyError as error:
-        raise UserError(f"{path}: its safetensors header has the unknown entry or data type {error}") from None
-    tensors = {}
-    for name, (dtype, shape, start, end) in sorted(entries.items(), key=lambda entry: entry[1][2]):
-        count = int(np.prod(shape, dtype=np.int64))
-        if start < 0 or end - start != count * dtype.itemsize:
-            raise UserError(f"{path}: tensor {name} {list(shape)} cannot be {end - start} bytes: the file is broken")
-        if 8 + length + end > len(mapped):
-            raise UserError(f"{path}: truncated: tensor {name} ends at byte {8 + length + end}, the file has {len(mapped)}")
-        tensors[name] = np.frombuffer(mapped, dtype, count, 8 + length + start).reshape(shape)
+        raise UserError(f"{path}: its safetensors header has a tensor without {error}") from None
+    tensors: dict[str, np.ndarray] = {}
+    at = 0
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.end)):
+        tensors[entry.name] = entry.read(path, mapped, 8 + length, at)
+        at = entry.end
+    if 8 + length + at != len(mapped):
+        raise UserError(f"{path}: its tensors end at byte {8 + length + at}, the file has {len(mapped)}: it is broken")
     return tensors, metadata
+
+
+class _Entry:
+    """One tensor as a safetensors header describes it. Raises ValueError for what describes none."""
+
+    def __init__(self, name: str, dtype: Any, shape: Any, start: Any, end: Any) -> None:
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, start, end))
+        if not isinstance(shape, list) or len(shape) > 32 or not whole:
+            raise ValueError(f"tensor {name[:80]!r} has the shape {str(shape)[:60]} and the bytes {str(start)[:30]} to {str(end)[:30]}")
+        if not isinstance(dtype, str) or dtype not in SAFETENSORS_DTYPES:
+            raise ValueError(f"tensor {name[:80]!r} has the unknown data type {str(dtype)[:30]!r}")
+        self.name, self.dtype, self.shape, self.start, self.end = name, SAFETENSORS_DTYPES[dtype], tuple(shape), start, end
+
+    def read(self, path: Path, mapped: mmap.mmap, data: int, at: int) -> np.ndarray:
+        """The tensor's view of a file whose data begin at a byte; the tensor before ends `at` bytes later."""
+        count, size = math.prod(self.shape), self.end - self.start
+        if size != count * self.dtype.itemsize:
+            raise UserError(f"{path}: tensor {self.name[:80]} {list(self.shape)} cannot be {size} bytes: the file is broken")
+        if self.start != at:
+            raise UserError(f"{path}: tensor {self.name[:80]} starts at byte {self.start} of the data, the one before ends at {at}")
+        if data + self.end > len(mapped):
+            raise UserError(f"{path}: truncated: tensor {self.name[:80]} ends at byte {data + self.end}, the file has {len(mapped)}")
+        return np.frombuffer(mapped, self.dtype, count, data + self.start).reshape(self.shape)
 
 
 def write_tensors(

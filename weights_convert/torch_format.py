@@ -35,8 +35,15 @@ STORAGES = {
 }
 
 
-WRAPPERS = ("state_dict", "weights", "model")
+WRAPPERS = ("state_dict", "weights", "model", "model_state_dict", "module")
 """Keys under which checkpoints often hold the state dict."""
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Keys under which training checkpoints hold a moving average of it."""
+
+PICKLE = 2 * 2**20
+"""Bytes of a pickle that are read: some two hundred a tensor."""
+DIRECTORY = 4 * 2**20
+"""Bytes of a zip file's list of entries that are read: about a hundred a tensor."""
 
 
 BROKEN = (
@@ -74,12 +81,43 @@ def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
     return data
 
 
+class _Inert:
+    """What stands for a value that is no part of the weights: it takes whatever a pickle gives it, and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+    def add(self, value: Any) -> None: ...
+
+
+INERT = (
+    *(("argparse", "Namespace"), ("types", "SimpleNamespace"), ("collections", "defaultdict"), ("collections", "Counter")),
+    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("scalar", "_reconstruct")),
+    *(("numpy", "dtype"), ("numpy", "ndarray"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("_codecs", "encode")),
+    *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath")),
+    *(("datetime", name) for name in ("datetime", "timedelta", "date")),
+    *(
+        ("builtins", name)
+        for name in ("set", "frozenset", "complex", "slice", "range", "bytearray", "dict", "list", "int", "float", "bool")
+    ),
+)
+"""Names of what often stands beside weights (arguments, the best metric, the date): read as nothing."""
+
 ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
+    **{("torch", name): name for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")},
+    **dict.fromkeys(INERT, _Inert),
 }
 
 
@@ -102,30 +140,54 @@ class _Unpickler(pickle._Unpickler):
         raise _Refused(f"an object {str(pid)[:60]}")
 
 
-def read_zip(path: Path, mapped: mmap.mmap) -> dict[str, np.ndarray]:
-    """The tensors of a state dict in torch's zip format, as views of the mapped file.
+def read_zip(path: Path, mapped: mmap.mmap, averaged: bool | None = None) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors of a state dict in torch's zip format, as views of the mapped file, and which of several sets of weights it is.
 
-    Dictionaries around it (`state_dict`, `weights`, `model`) are opened; what is no tensor is left out.
-    Raises UserError if the file is broken or its pickle asks for anything but tensors.
+    Dictionaries around it (`WRAPPERS`, `AVERAGED`) are opened; what is no tensor is left out.
+    Raises UserError if the file is broken, larger inside than any model's, or if its pickle asks for anything but tensors.
     """
+    if _directory_size(mapped) > DIRECTORY:
+        raise UserError(f"{path}: its list of entries is longer than that of any model ({DIRECTORY:,} bytes)")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}
+            if len(entries) < len(archive.infolist()):
+                raise UserError(f"{path}: broken: an entry stands in it twice")
             pickles = [name for name in entries if name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise UserError(f"{path}: a zip file, but not one of torch's checkpoints (no data.pkl in it)")
             folder = pickles[0].removesuffix("data.pkl")
+            for name in (pickles[0], f"{folder}byteorder"):
+                if name in entries and entries[name].file_size > PICKLE:
+                    size = entries[name].file_size
+                    raise UserError(f"{path}: its entry {name[:80]} of {size:,} bytes is longer than that of any model ({PICKLE:,})")
             if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
                 raise UserError(f"{path}: written on a big-endian machine, which this reader does not know")
             with archive.open(pickles[0]) as file:
                 value = _Unpickler(file, lambda key, *wanted: _storage(path, mapped, entries, f"{folder}data/{key}", *wanted)).load()
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: truncated or broken: {error}") from None
+        raise UserError(f"{path}: truncated or broken: {_line(error)}") from None
     except _Refused as error:
-        raise UserError(f"{path}: refused: its pickle asks for {error}, which is no part of a state dict") from None
+        raise UserError(
+            f"{path}: refused: its pickle asks for {_line(error)}, which is no part of a state dict; save the state dict alone"
+        ) from None
     except BROKEN as error:
-        raise UserError(f"{path}: its pickle is broken: {type(error).__name__}: {error}") from None
-    return tensors_in(path, value)
+        raise UserError(f"{path}: its pickle is broken: {type(error).__name__}: {_line(error)}") from None
+    return tensors_in(path, value, averaged)
+
+
+def _line(error: Exception) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(error))[:200]
+
+
+def _directory_size(mapped: mmap.mmap) -> int:
+    """Bytes of a zip file's list of entries, or 0 where its end is missing, which the reader will say."""
+    end = mapped.rfind(b"PK\x05\x06", max(0, len(mapped) - 66_000))
+    if end < 0 or end + 16 > len(mapped):
+        return 0
+    size = struct.unpack_from("<I", mapped, end + 12)[0]
+    wide = mapped.rfind(b"PK\x06\x06", max(0, end - 4096), end)
+    return struct.unpack_from("<Q", mapped, wide + 40)[0] if size == 2**32 - 1 and 0 <= wide <= end - 48 else size
 
 
 def _storage(path: Path, mapped: mmap.mmap, entries: Mapping[str, zipfile.ZipInfo], name: str, dtype: np.dtype, count: int) -> np.ndarray:
@@ -142,20 +204,51 @@ def _storage(path: Path, mapped: mmap.mmap, entries: Mapping[str, zipfile.ZipInf
     return np.frombuffer(mapped, dtype, count, start)
 
 
-def tensors_in(path: Path, value: Any) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, out of the dictionaries that often stand around one."""
+def tensors_in(path: Path, value: Any, averaged: bool | None = None) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors of a state dict, out of the dictionaries that often stand around one, and which of several it is, in words.
+
+    Raises UserError if it is none, or if it cannot be told which one is meant.
+    """
+    taken = ""
     for _ in range(4):  # a pickle's dictionary may hold itself
-        wrapped = [value[key] for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)]
-        value = wrapped[0] if wrapped else value
+        plain, means = (
+            [key for key in keys if isinstance(value, dict) and _holds_tensors(value.get(key))] for keys in (WRAPPERS, AVERAGED)
+        )
+        if len(plain) > 1 or len(means) > 1:
+            raise UserError(
+                f"{path}: holds several state dicts ({', '.join(plain if len(plain) > 1 else means)}): save the one meant alone"
+            )
+        chosen = means or plain if averaged is None else means if averaged else plain
+        if (plain or means) and not chosen:
+            kind = "an averaged one" if averaged else "one that is not averaged"
+            raise UserError(f"{path}: holds {', '.join(plain + means)}, not {kind}")
+        if not chosen:
+            break
+        value = value[chosen[0]]
+        if means:
+            others = [key for key in plain + means if key != chosen[0]]
+            taken = f"{chosen[0]} is taken" + (f", not {others[0]}" if others else " (an average of the weights)")
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, expected a dictionary of tensors")
-    return {str(name): array for name, array in value.items() if isinstance(array, np.ndarray)}
+    if averaged and not taken:
+        raise UserError(f"{path}: holds no averaged weights ({', '.join(AVERAGED)})")
+    return {str(name): array for name, array in value.items() if isinstance(array, np.ndarray)}, taken
 
 
-def read_legacy(path: Path) -> dict[str, np.ndarray]:
+def _holds_tensors(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return any(isinstance(item, np.ndarray) or (isinstance(item, dict) and key in WRAPPERS) for key, item in value.items())
+
+
+LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+"""How a file from before torch 1.6 begins: a pickle of torch's magic number."""
+
+
+def read_legacy(path: Path, averaged: bool | None = None) -> tuple[dict[str, np.ndarray], str]:
     """The tensors of a file from before torch 1.6, read by torch. Raises UserError if it is none, or torch is missing."""
     with path.open("rb") as file:
-        if file.read(1) != b"\x80":
+        if file.read(len(LEGACY)) != LEGACY:
             raise UserError(f"{path}: neither a safetensors file nor one of torch's checkpoints")
     try:
         import torch
@@ -164,8 +257,9 @@ def read_legacy(path: Path) -> dict[str, np.ndarray]:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: torch cannot load it without running code: {str(error).splitlines()[0]}") from None
-    return tensors_in(path, _arrays(value))
+        first = _line(Exception(str(error).splitlines()[0] if str(error) else type(error).__name__))
+        raise UserError(f"{path}: torch cannot load it without running code: {first}") from None
+    return tensors_in(path, _arrays(value), averaged)
 
 
 def _arrays(value: Any) -> Any:

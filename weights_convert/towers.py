@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +15,7 @@ import numpy as np
 from jaxface.errors import UserError
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
 from jaxface.ranges import Range, ranged
+from weights_convert.bounded import parse_json
 from weights_convert.layouts import LOGIT_SCALE
 
 Shapes = dict[str, tuple[int, ...]]
@@ -60,16 +61,24 @@ class Towers:
 
     def to_json(self) -> str:
         """For the metadata of a file."""
-        return json.dumps({"vision": dataclasses.asdict(self.vision), "text": self.text and dataclasses.asdict(self.text)})
+        vision = dataclasses.asdict(self.vision)
+        if not self.vision.output_bias:
+            del vision["output_bias"]
+        return json.dumps({"vision": vision, "text": self.text and dataclasses.asdict(self.text)})
 
     @staticmethod
-    def from_json(text: str) -> Towers:
-        """The inverse of `to_json`. Raises UserError if it is not one."""
+    def from_metadata(text: str | None) -> Towers | None:
+        """The inverse of `to_json`; None for what other programs write under the same key. Raises UserError for a spoilt one."""
         try:
-            value = json.loads(text)
+            value = parse_json(text or "")
+        except ValueError:
+            return None
+        if not isinstance(value, dict) or "vision" not in value:
+            return None
+        try:
             return Towers(EncoderConfig(**value["vision"]), TextConfig(**value["text"]) if value.get("text") else None)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the metadata's configuration cannot be read: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the metadata's configuration cannot be read: {str(error)[:200]}") from None
 
 
 def _prefixed(prefix: str, shapes: Shapes) -> Shapes:
@@ -101,7 +110,8 @@ def _vision_shapes(c: EncoderConfig) -> Shapes:
         shapes |= {"pool.probe": (1, width)} | _linear("pool.q", width, width) | _linear("pool.kv", width, 2 * width)
         shapes |= _linear("pool.out", width, width) | _norm("pool.norm", width)
         shapes |= _linear("pool.mlp.fc", width, 4 * width) | _linear("pool.mlp.proj", 4 * width, width)
-    return shapes | ({"projection.kernel": (width, c.output)} if c.output else {})
+    shapes |= {"projection.kernel": (width, c.output)} if c.output else {}
+    return shapes | ({"projection.bias": (c.output,)} if c.output and c.output_bias else {})
 
 
 def _text_shapes(c: TextConfig) -> Shapes:
@@ -176,8 +186,11 @@ def _infer_text(shapes: Shapes, heads: Heads) -> TextConfig:
     )
 
 
-def _depth(shapes: Iterable[str]) -> int:
-    return 1 + max((int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+def _depth(shapes: Shapes) -> int:
+    numbers = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if max(numbers, default=0) > len(shapes):
+        raise UserError(f"cannot tell the number of blocks: it has tensors of block {max(numbers)}, and {len(shapes)} tensors in all")
+    return 1 + max(numbers, default=-1)
 
 
 def _by_width(width: int, known: Mapping[int, int], what: str) -> int:

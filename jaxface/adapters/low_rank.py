@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxface.errors import UserError
 from jaxface.kernels.dropout import drop
 from jaxface.kernels.matmul import NORM_FLOOR, low_rank_product, product, up
+from jaxface.registry import Registry
 
 
 class Adapter(nnx.Param):
@@ -30,6 +34,59 @@ class Constant(nnx.Variable):
     """A value computed once from frozen parameters: neither trained nor counted."""
 
 
+class Frozen(nnx.Module):
+    """A kernel that stands for a frozen array: what may be the base of an adapter. Indexed with `...` it is that array."""
+
+
+class Start(nnx.BatchStat):
+    """Where an update started that is not zero at first: it never changes, and a run keeps it beside what trains."""
+
+
+class Init(Protocol):
+    """(kernel [..., in, out], rank, scaling) -> A [..., in, rank] and B [..., rank, out], of numpy or JAX as the kernel is."""
+
+    def __call__(self, kernel: Any, rank: int, scaling: float) -> tuple[Any, Any]: ...
+
+
+INITS: Registry[Init] = Registry("init", others="or gaussian")
+"""Ways to start an update from its kernel. The sum starts as the kernel all the same: see `LowRank`."""
+
+GAUSSIAN = "gaussian"
+"""The word for A from N(0, std 1 / rank) and B zero."""
+
+
+@INITS.register("pissa")
+def pissa(kernel: Any, rank: int, scaling: float) -> tuple[Any, Any]:
+    """The kernel's largest singular values and their vectors, over the scaling (PiSSA, Meng et al. 2024, eq. 2 and 3)."""
+    xp = kernel.__array_namespace__()
+    if scaling <= 0:
+        raise UserError(f"adapter scaling {scaling:g}: an update that starts as pissa needs one above 0")
+    u, s, vh = xp.linalg.svd(kernel, full_matrices=False)
+    root = xp.sqrt(s[..., :rank] / scaling)
+    return u[..., :rank] * root[..., None, :], root[..., None] * vh[..., :rank, :]
+
+
+@INITS.register("olora")
+def olora(kernel: Any, rank: int, scaling: float) -> tuple[Any, Any]:
+    """The first columns and rows of the QR decomposition of the kernel [out, in] (OLoRA, Büyükakyüz 2024, section 3)."""
+    xp = kernel.__array_namespace__()
+    q, r = xp.linalg.qr(xp.swapaxes(kernel, -1, -2))
+    return xp.swapaxes(r[..., :rank, :], -1, -2), xp.swapaxes(q[..., :rank], -1, -2)
+
+
+def start_from(kernel: Any, init: str, rank: int, groups: int, scaling: float) -> tuple[Any, Any]:
+    """A [..., in, groups * rank] and B [..., rank, out]: a way of `INITS` for each of `groups` equal slices of the outputs.
+
+    Raises UserError for a rank that the kernel does not have.
+    """
+    xp = kernel.__array_namespace__()
+    most = min(kernel.shape[-2], kernel.shape[-1] // groups)
+    if rank > most:
+        raise UserError(f"adapter rank {rank}: a kernel of {kernel.shape[-2]} x {kernel.shape[-1] // groups} has at most {most}")
+    parts = [INITS[init](part, rank, scaling) for part in xp.split(kernel, groups, -1)]
+    return xp.concatenate([a for a, _ in parts], -1), xp.concatenate([b for _, b in parts], -1)
+
+
 def column_norms_squared(w: jax.Array) -> jax.Array:
     """||w||^2 of each output feature: [..., in, out] -> [..., out] float32."""
     return jnp.sum(jnp.square(w.astype(jnp.float32)), -2)
@@ -40,11 +97,14 @@ class LowRank(nnx.Module):
     magnitude * (W + A B) / ||W + A B|| per output feature (DoRA, Liu et al. 2024, eq. 5).
 
     All arrays may have further axes in front (blocks stacked along depth). There is no scaling factor unless `scaling` is given.
+    An update whose A B is not zero at first (PiSSA, OLoRA) is A B - A0 B0 with what it started from: those methods take A0 B0 out of
+    the frozen kernel instead, which is the same sum and costs a second copy of it.
 
     Attributes:
       base: [in, out], frozen: no gradient of it is ever formed. A parameter, or one of `jaxface.adapters.quantized` in its place.
-      a: [in, groups * rank], drawn from N(0, std 1 / rank).
-      b: [rank, out], zero at first; with several groups each equal slice of the outputs has an adapter of its own.
+      a: [in, groups * rank], as a way of `INITS` starts it.
+      b: [rank, out]; with several groups each equal slice of the outputs has an adapter of its own.
+      start_a, start_b: A0 and B0, or None where B starts from zero.
       magnitude: [out], ||W|| at first, or None for LoRA.
       base_norms: [out] ||W||^2, computed once.
       keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout_keys`.
@@ -52,7 +112,7 @@ class LowRank(nnx.Module):
 
     def __init__(
         self,
-        base: jax.Array,
+        base: Any,
         rank: int,
         *,
         dora: bool = False,
@@ -60,16 +120,22 @@ class LowRank(nnx.Module):
         scaling: float = 1.0,
         detach_norm: bool = True,
         dropout: float = 0.0,
+        init: str = GAUSSIAN,
         rngs: nnx.Rngs,
     ) -> None:
-        *front, inputs, outputs = base.shape
+        kernel = base[...] if isinstance(base, Frozen) else base
         self.scaling = scaling
         self.detach_norm = detach_norm
         self.dropout, self.keys = dropout, nnx.data(None)
-        self.base = nnx.Param(base)
-        self.a = DownProjection(jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank)
-        self.b = UpProjection(jnp.zeros((*front, rank, outputs)))
-        norms = column_norms_squared(base) if dora else None
+        self.base = base if isinstance(base, Frozen) else nnx.Param(base)
+        if init == GAUSSIAN:
+            *front, inputs, outputs = kernel.shape
+            a, b = jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank, jnp.zeros((*front, rank, outputs))
+        else:
+            a, b = start_from(kernel.astype(jnp.float32), init, rank, groups, scaling)
+        self.a, self.b = DownProjection(a), UpProjection(b)
+        self.start_a, self.start_b = (nnx.data(None), nnx.data(None)) if init == GAUSSIAN else (Start(a), Start(b))
+        norms = column_norms_squared(kernel) if dora else None
         self.base_norms = None if norms is None else Constant(norms)
         self.magnitude = None if norms is None else Magnitude(jnp.sqrt(norms))
 
@@ -78,10 +144,14 @@ class LowRank(nnx.Module):
         if self.keys is None:
             return self._product(x)
         kept = drop(x, self.keys[...], self.dropout)
-        return product(x - kept, jax.lax.stop_gradient(self.base)) + self._product(kept)
+        y = product(x - kept, jax.lax.stop_gradient(self.base)) + self._product(kept)
+        if self.start_a is None:
+            return y
+        a, b = (start[...].astype(x.dtype) for start in (self.start_a, self.start_b))
+        return y - self.scaling * up((x - kept) @ a, b, a.shape[-1] // b.shape[-2])
 
     def _product(self, x: jax.Array) -> jax.Array:
-        a, b = self.a[...], self._b()
+        a, b = self.factors()
         w = self.base[...].astype(x.dtype) if isinstance(self.base, nnx.Variable) else self.base
         if self.magnitude is None:
             return low_rank_product(x, w, a, b)
@@ -89,8 +159,15 @@ class LowRank(nnx.Module):
             return low_rank_product(x, w, a, b, self.magnitude[...], lengths=self._lengths)
         return low_rank_product(x, w, a, b, self.gain())
 
-    def _b(self) -> jax.Array:
-        return self.b[...] if self.scaling == 1 else self.b[...] * self.scaling
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """A [..., in, groups * R] and B [..., R, out] of the whole update: scaled, and less what it started from."""
+        a, b = self.a[...], self.b[...]
+        if self.start_a is not None:
+            groups = a.shape[-1] // b.shape[-2]
+            a, start = (x.reshape(*x.shape[:-1], groups, -1) for x in (a, self.start_a[...]))
+            a = jnp.concatenate([a, start], -1).reshape(*a.shape[:-2], -1)
+            b = jnp.concatenate([b, -self.start_b[...]], -2)
+        return a, b if self.scaling == 1 else b * self.scaling
 
     def gain(self) -> jax.Array | None:
         """DoRA's factor per output feature, magnitude / ||W + A B||: [..., out] float32, or None for LoRA."""
@@ -106,7 +183,7 @@ class LowRank(nnx.Module):
 
     def _norms_squared(self) -> jax.Array:
         """||W + A B||^2 = ||W||^2 + 2 <W, A B> + ||A B||^2 per output feature, through products of width r only."""
-        w, a, b = (jnp.asarray(v).astype(jnp.float32) for v in (self.base[...], self.a[...], self._b()))
+        w, a, b = (jnp.asarray(v).astype(jnp.float32) for v in (self.base[...], *self.factors()))
         if self.detach_norm:
             a, b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
         rank, outputs = b.shape[-2:]
@@ -120,15 +197,15 @@ class LowRank(nnx.Module):
 
     def update(self) -> jax.Array:
         """A B as a dense array [..., in, out]."""
-        b = self._b()
-        groups = self.a.shape[-1] // b.shape[-2]
+        a, b = self.factors()
+        groups = a.shape[-1] // b.shape[-2]
         if b.ndim == 2:
-            return up(self.a[...], b, groups)
-        return jax.vmap(lambda a, b: up(a, b, groups))(self.a[...], b)
+            return up(a, b, groups)
+        return jax.vmap(lambda a, b: up(a, b, groups))(a, b)
 
     def plain_update(self) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """A [..., in, R], B [..., R, out] and the magnitude [..., out] of the same adapter without groups or scaling, R = groups * rank."""
-        a, b = self.a[...], self._b()
+        a, b = self.factors()
         groups = a.shape[-1] // b.shape[-2]
         blocks = jnp.split(b, groups, -1)
         zero = jnp.zeros_like(blocks[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,36 +12,41 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxface.adapters.low_rank import Constant, LowRank
-from jaxface.adapters.methods import linears, shallow_copy
+from jaxface.adapters.low_rank import Constant, Frozen, LowRank
+from jaxface.adapters.methods import as_base, is_adapted, linears, shallow_copy
 from jaxface.errors import UserError
-from jaxface.models.encoder import Encoder
+from jaxface.kernels.matmul import product
+from jaxface.models.encoder import Encoder, cut_stages
+from jaxface.models.tree import arrays_of
 
 
 class PerSample(nnx.Module):
     """A frozen kernel W with K low-rank updates, of which each sample of a batch takes its own: for inference.
 
     Attributes:
-      base: [in, out]
+      base: [in, out], a parameter or a kernel in fewer bits.
       a: [K, in, r], ranks below r filled with zeros.
       b: [K, r, out]
       gain: [K, out], DoRA's magnitude over the length of each column, computed once; 1 for LoRA. None if all are LoRA.
       index: [B] int32, the update of each sample.
+      pooled: whether an x of two axes is [B, in]; else it is [N, in], the same for every sample.
     """
 
-    def __init__(self, base: jax.Array, a: jax.Array, b: jax.Array, gain: jax.Array | None, index: jax.Array) -> None:
-        self.base = nnx.Param(base)
+    def __init__(self, base: Any, a: jax.Array, b: jax.Array, gain: jax.Array | None, index: jax.Array, pooled: bool) -> None:
+        self.base = base if isinstance(base, Frozen) else nnx.Param(base)
         self.a, self.b = Constant(a), Constant(b)
         self.gain = None if gain is None else Constant(gain)
-        self.index = Constant(index)
+        self.index, self.pooled = Constant(index), pooled
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        """x [B, N, in] -> [B, N, out]; x [N, in], the same for every sample, is repeated."""
+        """x [B, N, in] -> [B, N, out]; [B, in] -> [B, out] where it is pooled, else [N, in] -> [B, N, out]."""
+        if x.ndim == 2 and self.pooled:
+            return (x[:, None] @ self)[:, 0]
         index = self.index[...]
-        w, a, b = (array.astype(x.dtype) for array in (self.base[...], self.a[...][index], self.b[...][index]))
+        a, b = (array[...][index].astype(x.dtype) for array in (self.a, self.b))
         if x.ndim == 2:
             x = jnp.broadcast_to(x, (index.shape[0], *x.shape))
-        y = x @ w + (x @ a) @ b
+        y = product(x, self.base) + (x @ a) @ b
         return y if self.gain is None else y * self.gain[...][index][:, None].astype(x.dtype)
 
 
@@ -100,36 +107,60 @@ class AdapterSet:
 def stack_adapters(adapters: Mapping[str, Encoder]) -> AdapterSet:
     """Several adapted copies of one encoder as one that holds them all: `stack_adapters({"raf": load_peft(encoder, "raf"), ...})`.
 
-    Any mixture of LoRA and DoRA, ranks and adapted kernels; a kernel that only some adapt stays as it was for the others.
+    Any mixture of LoRA and DoRA, ranks, blocks and adapted kernels; a kernel that only some adapt stays as it was for the others.
 
-    Raises UserError if there is none, or if they do not stand on the same frozen weights.
+    Raises UserError if there is none, if one has an update per task, or if they differ in anything but LoRA and DoRA adapters.
     """
     if not adapters:
         raise UserError("no adapter to stack: expected at least one")
-    kernels = {name: _kernels(encoder) for name, encoder in adapters.items()}
-    first = next(iter(adapters.values()))
-    stacked = shallow_copy(first)
+    alike = _cut_alike(adapters)
+    kernels = {name: _kernels(encoder) for name, encoder in alike.items()}
+    first = next(iter(alike))
+    plain = {name: _plain_arrays(encoder) for name, encoder in alike.items()}
+    for name, arrays in plain.items():
+        for path, array in arrays.items():
+            if path not in plain[first] or not _same(array, plain[first][path]) or len(arrays) != len(plain[first]):
+                raise UserError(f"adapter {name!r} stands on another {path} than {first!r}: expected one frozen base, and LoRA or DoRA")
+    stacked = shallow_copy(alike[first])
     for path, linear in linears(stacked):
-        mine = [found.get(path) for found in kernels.values()]
-        bases = [kernel.base if isinstance(kernel, LowRank) else kernel for kernel in mine]
-        for name, base in zip(adapters, bases, strict=True):
-            if not isinstance(base, nnx.Variable) or not _same(base[...], bases[0][...]):
-                raise UserError(f"adapter {name!r} stands on another {path} kernel than {next(iter(adapters))!r}: expected one frozen base")
+        mine = [found[path] for found in kernels.values()]
         if any(isinstance(kernel, LowRank) for kernel in mine):
-            linear.kernel = _stack(bases[0][...], mine)
-    names = tuple(adapters)
-    return AdapterSet(names, dict(adapters), stacked)
+            base = next(kernel.base if isinstance(kernel, LowRank) else kernel for kernel in mine)
+            linear.kernel = _stack(as_base(base), mine, pooled=path == "projection")
+    return AdapterSet(tuple(adapters), alike, stacked)
+
+
+def _cut_alike(adapters: Mapping[str, Encoder]) -> dict[str, Encoder]:
+    """The encoders with their stages cut at the same blocks. Raises UserError for an update per task, which needs a stage of its own."""
+    starts: set[int] = set()
+    for name, encoder in adapters.items():
+        kind = next((type(k).__name__ for k in _kernels(encoder).values() if is_adapted(k) and not isinstance(k, LowRank)), None)
+        if kind is not None:
+            raise UserError(f"adapter {name!r} has a kernel of kind {kind}: only LoRA and DoRA adapters can share an encoder")
+        starts |= set(itertools.accumulate(stage.norm1.scale.shape[0] for stage in encoder.stages))
+    copies = {name: shallow_copy(encoder) for name, encoder in adapters.items()}
+    for encoder in copies.values():
+        cut_stages(encoder, starts)
+    return copies
+
+
+OWN = re.compile(r"\.kernel\.(a|b|magnitude|base_norms|start_a|start_b)$")
+
+
+def _plain_arrays(encoder: Encoder) -> dict[str, jax.Array]:
+    """All arrays but the adapters' own, a frozen kernel under the same name whether it is adapted or not."""
+    return {re.sub(r"\.kernel\.base", ".kernel", name): array for name, array in arrays_of(encoder).items() if not OWN.search(name)}
 
 
 def _same(a: jax.Array, b: jax.Array) -> bool:
-    return a is b or (a.shape == b.shape and bool((a == b).all()))
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all()))
 
 
 def _kernels(encoder: Encoder) -> dict[str, Any]:
     return {path: linear.kernel for path, linear in linears(encoder)}
 
 
-def _stack(base: jax.Array, kernels: Sequence[Any]) -> PerSample:
+def _stack(base: Any, kernels: Sequence[Any], pooled: bool) -> PerSample:
     """One kernel with K updates, on the axis after those of stacked blocks."""
     *front, inputs, outputs = base.shape
     updates = [kernel.plain_update()[:2] if isinstance(kernel, LowRank) else None for kernel in kernels]
@@ -146,4 +177,4 @@ def _stack(base: jax.Array, kernels: Sequence[Any]) -> PerSample:
     gain = None
     if any(value is not None for value in gains):
         gain = jnp.stack([jnp.ones((*front, outputs)) if value is None else value for value in gains], axis)
-    return PerSample(base, jnp.stack(a, axis), jnp.stack(b, axis), gain, jnp.zeros((*front, 1), jnp.int32))
+    return PerSample(base, jnp.stack(a, axis), jnp.stack(b, axis), gain, jnp.zeros((*front, 1), jnp.int32), pooled)

@@ -6,8 +6,6 @@ timm's, because Meta's blocks keep the fused kernel as a bare parameter that PEF
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,17 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import linears, shallow_copy
-from jaxface.digests import check_digest
+from jaxface.adapters.low_rank import GAUSSIAN, LowRank, Start, start_from
+from jaxface.adapters.methods import as_base, is_adapted, linears, shallow_copy
+from jaxface.adapters.peft_config import CONFIG, PATCHES, PeftConfig, read_config
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.models.encoder import Encoder
 from jaxface.ranges import PathLike, checked
 from weights_convert.layouts import TIMM_VISION
 from weights_convert.tensor_files import open_tensors, write_tensors
+from weights_convert.tensor_parts import finite, is_floating
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MODULES = {row.ours.removesuffix(".kernel"): row.theirs.removesuffix(".weight") for row in TIMM_VISION if row.ours.endswith(".kernel")}
 """timm's name of every linear of ours, `{i}` counting blocks."""
@@ -114,18 +113,23 @@ def save_peft(encoder: Encoder, folder: PathLike, *, base: str | None = None) ->
 
 
 def adapter_updates(encoder: Encoder) -> dict[str, Update]:
-    """The adapter of every adapted module by timm's name. Raises UserError for a kernel that is neither plain nor LoRA nor DoRA."""
+    """The adapter of every adapted module by timm's name. Raises UserError for an adapted kernel that PEFT has no place for."""
     updates = {}
+    placed = set()
     for linear, modules in timm_modules(encoder):
         kernel = linear.kernel
+        placed.add(id(linear))
         if isinstance(kernel, LowRank):
             a, b, magnitude = (None if x is None else np.asarray(x, np.float32) for x in kernel.plain_update())
             stacked = a.ndim == 3
             for i, module in enumerate(modules):
                 parts = [x if x is None or not stacked else x[i] for x in (a, b, magnitude)]
                 updates[module] = Update(parts[0].T, parts[1].T, parts[2])
-        elif isinstance(kernel, nnx.Module):
+        elif is_adapted(kernel):
             raise UserError(f"{modules[0]}: a kernel of kind {type(kernel).__name__} has no place in PEFT's files")
+    for name, linear in linears(encoder):
+        if is_adapted(linear.kernel) and id(linear) not in placed:
+            raise UserError(f"{name}: adapted, but no linear layer of timm's model: it has no place in PEFT's files")
     return updates
 
 
@@ -134,88 +138,70 @@ def load_peft(encoder: Encoder, folder: PathLike) -> Encoder:
     """A copy of the encoder with the adapters of a folder that PEFT wrote for timm's model of it; frozen arrays are shared.
 
     Blocks stand stacked: where only some of them are adapted, or ranks differ, the rest is filled with zeros, which changes no output.
+    A kernel in fewer bits stays so below its adapter. What PiSSA and OLoRA take out of the base is computed from the encoder's kernels.
 
     Raises UserError if the folder is not whole, has what cannot be told here, or does not fit the encoder.
     """
     folder = Path(folder)
-    updates = read_updates(folder)
+    config, updates = read_config(folder), read_updates(folder)
     encoder = shallow_copy(encoder)
-    for linear, modules in timm_modules(encoder):
-        mine = {module: updates.pop(module) for module in modules if module in updates}
+    places = list(timm_modules(encoder))
+    targets = config.targets([PATCHES, *(module for _, modules in places for module in modules)])
+    for module in sorted(targets ^ updates.keys()):
+        if module in targets:
+            raise UserError(f"{folder}: the configuration adapts {module}, but {TENSORS} has no tensors of it")
+        raise UserError(
+            f"{folder}: {TENSORS} has tensors of {module}, which the configuration does not adapt, or the encoder does not have"
+        )
+    for linear, modules in places:
+        mine = {module: updates[module] for module in modules if module in updates}
         if not mine:
             continue
-        if isinstance(linear.kernel, nnx.Module):
+        if is_adapted(linear.kernel):
             raise UserError(f"{modules[0]} is adapted already: merge the encoder, or load into a plain one")
-        linear.kernel = _kernel(linear.kernel[...], modules, mine, folder)
-    if updates:
-        raise UserError(f"{folder}: adapts {next(iter(updates))}, which the encoder does not have; expected {', '.join(MODULES.values())}")
+        linear.kernel = _kernel(linear.kernel, modules, mine, config)
     return encoder
 
 
 def read_updates(folder: Path) -> dict[str, Update]:
     """The adapters of a PEFT folder by module, the scaling folded into B. Raises UserError that names what cannot be read."""
-    config = _read_config(folder)
+    config = read_config(folder)
     path = next((path for name in (TENSORS, "adapter_model.bin") if (path := folder / name).exists()), folder / TENSORS)
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in open_tensors(path).tensors.items():
         match = re.fullmatch(rf"(?:{re.escape(PREFIX)})?(.+)\.(lora_A|lora_B|{MAGNITUDE})(?:\.weight)?", name)
         if not match:
             raise UserError(f"{path}: {name} is no part of a LoRA or DoRA adapter of a linear layer")
+        if not is_floating(array.dtype) or not finite(np.ascontiguousarray(array)):
+            raise UserError(f"{path}: {name} holds {array.dtype} {'with NaN or infinity' if is_floating(array.dtype) else 'numbers'}")
         parts.setdefault(match[1], {})[match[2]] = np.array(array, np.float32)
     updates = {}
     for module, found in parts.items():
-        needed = {"lora_A", "lora_B"} | ({MAGNITUDE} if config.get("use_dora") else set())
+        needed = {"lora_A", "lora_B"} | ({MAGNITUDE} if config.dora else set())
         if found.keys() != needed:
             raise UserError(f"{path}: {module} has {', '.join(sorted(found))}; expected {', '.join(sorted(needed))}")
-        a, b = found["lora_A"], found["lora_B"]
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise UserError(f"{path}: {module} has A {a.shape} and B {b.shape}; expected [r, in] and [out, r]")
-        updates[module] = Update(a, b * _scaling(config, module, a.shape[0]), found.get(MAGNITUDE))
+        a, b, rank = found["lora_A"], found["lora_B"], config.rank(module)
+        if a.ndim != 2 or b.ndim != 2 or not a.shape[0] == b.shape[1] == rank:
+            raise UserError(f"{path}: {module} has A {a.shape} and B {b.shape}; expected [{rank}, in] and [out, {rank}]")
+        updates[module] = Update(a, b * np.float32(config.scaling(module)), found.get(MAGNITUDE))
     return updates
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    check_digest(path)
-    try:
-        config = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; expected a folder that PEFT wrote") from None
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise UserError(f"{path}: peft_type {kind!r}; expected 'LORA'")
-    plain = {"bias": "none", "fan_in_fan_out": False, "lora_bias": False, "modules_to_save": None, "target_parameters": None}
-    for key, value in plain.items():
-        if config.get(key) and config[key] != value:
-            raise UserError(f"{path}: {key} is {config[key]!r}; only {value!r} can be read")
-    return config
-
-
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies B A by: alpha over the rank, or over its root; a pattern's key is the end of a module's name."""
-    alpha = float(config.get("lora_alpha") or 8)
-    for key, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{key})", module):
-            alpha = float(value)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _kernel(base: Any, modules: list[str], updates: Mapping[str, Update], folder: Path) -> LowRank:
+def _kernel(base: Any, modules: list[str], updates: Mapping[str, Update], config: PeftConfig) -> LowRank:
     """One kernel [..., in, out] with the updates of its blocks."""
     inputs, outputs = base.shape[-2:]
     for module, update in updates.items():
         shape = (outputs, inputs)
         if (update.b.shape[0], update.a.shape[1]) != shape or (update.magnitude is not None and update.magnitude.shape != (outputs,)):
             got = (update.b.shape[0], update.a.shape[1])
-            raise UserError(f"{folder}: {module} adapts a weight of shape {got}; the encoder's is {shape}")
+            raise UserError(f"{config.path.parent}: {module} adapts a weight of shape {got}; the encoder's is {shape}")
     rank = max(update.a.shape[0] for update in updates.values())
-    dora = any(update.magnitude is not None for update in updates.values())
-    kernel = LowRank(base, rank, dora=dora, rngs=nnx.Rngs(0))
-    a, b = np.zeros((len(modules), inputs, rank), np.float32), np.zeros((len(modules), rank, outputs), np.float32)
-    magnitude = np.array(kernel.magnitude[...]).reshape(len(modules), outputs) if dora else None
+    kernel = LowRank(as_base(base), rank, dora=config.dora, dropout=config.dropout, rngs=nnx.Rngs(0))
+    count = len(modules)
+    a, b = np.zeros((count, inputs, rank), np.float32), np.zeros((count, rank, outputs), np.float32)
+    start_a, start_b = np.zeros_like(a), np.zeros_like(b)
+    magnitude = np.array(kernel.magnitude[...]).reshape(count, outputs) if config.dora else None
+    plain = np.asarray(base[...], np.float64).reshape(count, inputs, outputs) if config.init != GAUSSIAN else None
     for i, module in enumerate(modules):
         if module in updates:
             update = updates[module]
@@ -223,7 +209,20 @@ def _kernel(base: Any, modules: list[str], updates: Mapping[str, Update], folder
             a[i, :, :own], b[i, :own] = update.a.T, update.b.T
             if magnitude is not None:
                 magnitude[i] = update.magnitude
-    kernel.a[...], kernel.b[...] = jnp.asarray(a.reshape(kernel.a.shape)), jnp.asarray(b.reshape(kernel.b.shape))
-    if magnitude is not None and kernel.magnitude is not None:
-        kernel.magnitude[...] = jnp.asarray(magnitude.reshape(kernel.magnitude.shape))
+            if plain is not None:
+                scaling = config.scaling(module)
+                first_a, first_b = start_from(plain[i], config.init, own, 1, scaling)
+                start_a[i, :, :own], start_b[i, :own] = first_a, first_b * scaling
+
+    def fill(place: Any, values: np.ndarray) -> None:
+        place[...] = jnp.asarray(values.reshape(place.shape))
+
+    fill(kernel.a, a)
+    fill(kernel.b, b)
+    if magnitude is not None:
+        fill(kernel.magnitude, magnitude)
+    if plain is not None:
+        kernel.start_a, kernel.start_b = Start(jnp.zeros_like(kernel.a[...])), Start(jnp.zeros_like(kernel.b[...]))
+        fill(kernel.start_a, start_a)
+        fill(kernel.start_b, start_b)
     return kernel

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.low_rank import Constant, column_norms_squared
+from jaxface.adapters.low_rank import Constant, Frozen, column_norms_squared
 from jaxface.adapters.methods import Group, group_of, linears
 from jaxface.errors import UserError
 from jaxface.kernels.matmul import compressed_product
@@ -26,7 +26,7 @@ from jaxface.models.encoder import Encoder
 from jaxface.registry import Registry
 
 
-class Quantized(nnx.Module):
+class Quantized(Frozen):
     """A quantised frozen kernel [..., in, out]. Indexed with `...` it is the array that it stands for, as a parameter is.
 
     Attributes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -104,6 +106,17 @@ def run_blocks(
     return x, None if states is None or others is None else jnp.concatenate([states, others])
 
 
+def run_stages(
+    stages: Sequence[Block], x: jax.Array, angles: jax.Array | None, causal: bool = False, remat: str = "none", every: bool = False
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs one stack of blocks after another, as `run_blocks` runs one."""
+    states = []
+    for stage in stages:
+        x, own = run_blocks(stage, x, angles, causal, remat, every)
+        states.append(own)
+    return x, jnp.concatenate(states) if every else None
+
+
 def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:
     """`depth` blocks as one whose every leaf has a leading axis [depth, ...]."""
 
@@ -138,7 +151,7 @@ class Encoder(nnx.Module):
         self.stages = nnx.List([stack_blocks(c.depth, Block, width, c.heads, c.mlp_width, layer_scale=c.layer_scale, rngs=rngs)])
         self.norm_post = LayerNorm(width) if c.norm_post else None
         self.pool = AttentionPool(width, c.pool_heads, rngs=rngs) if c.pool else None
-        self.projection = Linear(width, c.output, bias=False, rngs=rngs) if c.output else None
+        self.projection = Linear(width, c.output, bias=c.output_bias, rngs=rngs) if c.output else None
 
     def embed(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images [B, H, W, 3] in -1..1 -> the first block's input [B, N, D] and the rotary angles [N, d / 2].
@@ -162,8 +175,7 @@ class Encoder(nnx.Module):
     def tokens(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""
         x, angles = self.embed(images)
-        for stage in self.stages:
-            x, _ = run_blocks(stage, x, angles, remat=self.remat)
+        x, _ = run_stages(self.stages, x, angles, remat=self.remat)
         return x if self.norm_post is None else self.norm_post(x)
 
     def hidden_states(self, images: jax.Array) -> jax.Array:
@@ -203,18 +215,43 @@ def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
     return nnx.jit(lambda: Encoder(config, rngs=nnx.Rngs(seed)))()
 
 
-def split_stages(encoder: Encoder, *starts: int) -> None:
-    """Cuts the blocks so that a stage begins at each of `starts` (negative counts from the end)."""
-    depth = encoder.config.depth
-    edges = sorted({0, depth, *(start % depth for start in starts)})
-    blocks = join_stages(encoder)
-    encoder.stages = nnx.List([jax.tree.map(lambda leaf, s=start, e=end: leaf[s:e], blocks) for start, end in itertools.pairwise(edges)])
+def split_stages(tower: Any, *starts: int) -> None:
+    """Cuts the blocks so that a stage begins at each of `starts` (negative counts from the end), and nowhere else."""
+    tower.stages = nnx.List([join_stages(tower)])
+    cut_stages(tower, [start % tower.config.depth for start in starts])
 
 
-def join_stages(encoder: Encoder) -> Block:
-    """All blocks as one stack. They must be alike: merge adapters first where stages differ."""
-    stages = list(encoder.stages)
-    return stages[0] if len(stages) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stages)
+def cut_stages(tower: Any, starts: Iterable[int]) -> None:
+    """Has stages begin at `starts`, too: adapted or not, whatever stands stacked is cut, and shares the memory of what it was."""
+    stages, first = [], 0
+    for stage in tower.stages:
+        last = first + stage.norm1.scale.shape[0]
+        edges = sorted({first, last, *(start for start in starts if first < start < last)})
+        for start, end in itertools.pairwise(edges):
+            stages.append(jax.tree.map(lambda leaf, s=start - first, e=end - first: rows(leaf, s, e), stage))
+        first = last
+    tower.stages = nnx.List(stages)
+
+
+def rows(stacked: jax.Array, start: int, end: int) -> jax.Array:
+    """stacked[start:end]; on a CPU it is a view of the same memory, since no array ever changes."""
+    if (start, end) == (0, stacked.shape[0]):
+        return stacked
+    concrete = isinstance(stacked, jax.Array) and not isinstance(stacked, jax.core.Tracer) and stacked.is_fully_addressable
+    if not concrete or len(stacked.devices()) > 1 or next(iter(stacked.devices())).platform != "cpu":
+        return stacked[start:end]
+    return jax.device_put(np.asarray(stacked)[start:end], stacked.sharding if stacked.committed else None, may_alias=True)
+
+
+def join_stages(tower: Any) -> Block:
+    """All blocks as one stack. Raises UserError where they are not alike: merge adapters first where stages differ."""
+    stages = list(tower.stages)
+    if len(stages) == 1:
+        return stages[0]
+    try:
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *stages)
+    except ValueError:
+        raise UserError("blocks are adapted in different ways and are no one stack: merge the encoder first (jaxface.merge)") from None
 
 
 def normalize_images(images: jax.Array) -> jax.Array:

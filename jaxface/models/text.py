@@ -7,27 +7,29 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.errors import UserError
-from jaxface.models.encoder import Block, run_blocks, stack_blocks
+from jaxface.models.encoder import Block, run_stages, stack_blocks
 from jaxface.models.layers import LayerNorm, Linear
 from jaxface.models.variants import TextConfig
 
 
 class Text(nnx.Module):
-    """A text tower of the Perception Encoder family (CLIP's, with 4x MLPs and the exact GELU)."""
+    """A text tower of the Perception Encoder family (CLIP's, with 4x MLPs and the exact GELU), its blocks in stages as an encoder's."""
+
+    pool = None
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         width = config.width
         self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocabulary, width)))
         self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (config.context, width)))
-        self.blocks = stack_blocks(config.depth, Block, width, config.heads, 4 * width, rngs=rngs)
+        self.stages = nnx.List([stack_blocks(config.depth, Block, width, config.heads, 4 * width, rngs=rngs)])
         self.norm = LayerNorm(width)
         self.projection = Linear(width, config.output, bias=False, rngs=rngs)
 
     def hidden_states(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> the first block's input and every block's result, [depth + 1, B, L, D]."""
         x = self.embed(ids)
-        return jnp.concatenate([x[None], run_blocks(self.blocks, x, None, causal=True, every=True)[1]])
+        return jnp.concatenate([x[None], run_stages(self.stages, x, None, causal=True, every=True)[1]])
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> [B, L, D]. Raises UserError if L exceeds the context."""
@@ -37,6 +39,7 @@ class Text(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L], zero padded -> features [B, output], at the largest id of each row: the end of its text."""
-        x, _ = run_blocks(self.blocks, self.embed(ids), None, causal=True)
-        last = jnp.take_along_axis(x, ids.argmax(-1)[:, None, None], axis=1)[:, 0]
+        x, _ = run_stages(self.stages, self.embed(ids), None, causal=True)
+        ends = ids.argmax(-1).reshape(*[1] * (x.ndim - 3), -1, 1, 1)
+        last = jnp.take_along_axis(x, ends, axis=-2)[..., 0, :]
         return self.projection(self.norm(last))

@@ -10,6 +10,8 @@ from jaxface.registry import Registry
 
 Size = Annotated[int, Range(1, 2**24)]
 """Of an axis of an array."""
+Depth = Annotated[int, Range(1, 1000)]
+"""Number of blocks."""
 
 
 @ranged("encoder ")
@@ -29,10 +31,11 @@ class EncoderConfig:
       norm_post: whether the tokens are normalised after the last block.
       output: channels of the projected feature, or None for no projection.
       pool_heads: attention heads of the pool.
+      output_bias: whether the projection has a bias: none of the family's has, a trained classifier in its place does.
     """
 
     width: Size
-    depth: Size
+    depth: Depth
     heads: Size
     mlp_width: Size
     patch: Size
@@ -43,6 +46,7 @@ class EncoderConfig:
     norm_post: bool = True
     output: Size | None = None
     pool_heads: Size = 8
+    output_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
@@ -68,11 +72,15 @@ class TextConfig:
     """The shape of a text tower: a causal transformer over byte-pair tokens."""
 
     width: Size
-    depth: Size
+    depth: Depth
     heads: Size
     context: Size
     output: Size
     vocabulary: Size = 49_408
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} is not a multiple of the text tower's {self.heads} heads")
 
 
 def _core(width: int, depth: int, heads: int, mlp: int, patch: int, image: int, output: int, class_token: bool = True) -> EncoderConfig:
@@ -97,6 +105,8 @@ VARIANTS: Registry[EncoderConfig] = Registry(
         "PE-Core-T16-384": _core(192, 12, 3, 768, 16, 384, 512),
         "PE-Lang-G14-448": _lang(1536, 47, 16, 8960, class_token=False),
         "PE-Lang-L14-448": _lang(1024, 23, 16, 4096, class_token=True),
+        "PE-Lang-G14-448-Tiling": _lang(1536, 47, 16, 8960, class_token=False),
+        "PE-Lang-L14-448-Tiling": _lang(1024, 23, 16, 4096, class_token=True),
         "PE-Spatial-G14-448": EncoderConfig(1536, 50, 16, 8960, 14, 448, class_token=False, pool=False, layer_scale=True, norm_post=False),
         "PE-Spatial-L14-448": _spatial(1024, 24, 16, 14, 448),
         "PE-Spatial-B16-512": _spatial(768, 12, 12, 16, 512),

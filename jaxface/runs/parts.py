@@ -26,7 +26,7 @@ class Parts:
     Attributes:
       structure: the model without its arrays.
       trained: what gradients change.
-      statistics: batch norms' running statistics.
+      statistics: what a run keeps though no gradient changes it: batch norms' running statistics, and what updates started from.
       frozen: the rest.
       groups: the learning-rate group of each trained name.
     """
@@ -48,7 +48,7 @@ def take_apart(model: Classifier, groups: Sequence[Group], dtype: DTypeLike = jn
     parameters = [name for name in arrays if issubclass(structure.kinds[name], nnx.Param)]
     found = group_parameters(parameters, groups)
     trained = {name: arrays[name].astype(jnp.float32) for name in found}
-    statistics = {name: leaf for name, leaf in arrays.items() if structure.kinds[name] is nnx.BatchStat}
+    statistics = {name: leaf for name, leaf in arrays.items() if issubclass(structure.kinds[name], nnx.BatchStat)}
     frozen = {
         name: leaf.astype(dtype) if name.endswith(("kernel", "base")) else leaf
         for name, leaf in arrays.items()

@@ -170,8 +170,8 @@ def test_what_cannot_be_read_or_written_is_one_line(plain, tmp_path):
         load_peft(jaxface.adapt(plain, "lora", rank=2), folder)
     config = json.loads((folder / CONFIG).read_text())
     for key, value, message in [
-        ("peft_type", "LOHA", "peft_type 'LOHA'; expected 'LORA'"),
-        ("bias", "all", "bias is 'all'; only 'none'"),
+        ("peft_type", "LOHA", "peft_type is 'LOHA'; expected 'LORA'"),
+        ("bias", "all", "bias is 'all'; expected 'none'"),
         ("use_dora", True, "expected lora_A, lora_B, lora_magnitude_vector"),
     ]:
         (folder / CONFIG).write_text(json.dumps(config | {key: value}))

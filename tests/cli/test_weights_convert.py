@@ -185,7 +185,7 @@ def test_a_head_bias_that_is_not_zero_has_no_place_elsewhere(tmp_path):
     tensors = state_dict("timm", TOWERS, random_tensors(TOWERS))
     assert read_checkpoint(saved(tmp_path / "a.pt", tensors), heads=HEADS).layout.name == "timm"
     tensors["head.bias"][2] = 0.5
-    assert "head.bias is not zero" in complaint(saved(tmp_path / "a.pt", tensors))
+    assert "head.bias: its bias is not zero" in complaint(saved(tmp_path / "a.pt", tensors))
 
 
 class Evil:

@@ -1,0 +1,66 @@
+"""Checkpoints of several files: a folder as Hugging Face's libraries write one, and shards with an index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jaxface.errors import UserError
+from weights_convert.bounded import parse_json, read_small
+
+WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin"),
+)
+"""Files that hold a folder's weights, the first that is there being taken."""
+INDEX = ".index.json"
+LIMIT = 4 * 2**20
+"""Bytes of an index or a configuration: one line a tensor."""
+FAMILY = "vit_pe_"
+"""How timm's names of the family's models begin."""
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file that holds a folder's weights, or None if it has none of `WEIGHTS`."""
+    return next((path for name in WEIGHTS if (path := folder / name).is_file()), None)
+
+
+def require_family(folder: Path) -> None:
+    """Raises UserError if a folder's configuration says that its model is of another family than the Perception Encoder's."""
+    for name in ("config.json", "open_clip_config.json"):
+        if (folder / name).is_file():
+            config = _json(folder / name)
+            vision = config.get("model_cfg", config)
+            vision = vision.get("vision_cfg", vision) if isinstance(vision, dict) else {}
+            found = vision.get("architecture") or vision.get("timm_model_name") if isinstance(vision, dict) else None
+            if found is not None and not str(found).startswith(FAMILY):
+                raise UserError(f"{folder / name}: the model is {str(found)[:60]!r}, none of the Perception Encoder family ({FAMILY}...)")
+
+
+def shards(index: Path) -> dict[str, list[str]]:
+    """The files that an index names, each with the tensors that it is to hold. Raises UserError for an index that is none."""
+    places = _json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{index}: has no weight_map: expected the file of each tensor")
+    files: dict[str, list[str]] = {}
+    for tensor, name in places.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.(safetensors|bin|pt)", name) or name.endswith(INDEX):
+            raise UserError(f"{index}: {tensor[:80]} is to be in {str(name)[:80]!r}: expected a file beside the index")
+        files.setdefault(name, []).append(tensor)
+    for name in files:
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: the shard {name} is missing: fetch every file that the index names")
+    return files
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = parse_json(read_small(path, LIMIT))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, expected a dictionary")
+    return value
