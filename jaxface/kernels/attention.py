@@ -17,6 +17,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.kernels.matmul import PRODUCT
+from jaxface.kernels.plain import is_plain
+from jaxface.kernels.varying import varying_alike
 from jaxface.registry import Registry
 
 
@@ -84,6 +86,10 @@ def attention(
 
     "auto" chooses by platform and shape while the program is traced. Raises UserError if there is no kernel of that name.
     """
+    if is_plain():
+        return _attend_forward(q, k, v, angles, causal, False)[0]
+    if kernel == AUTO and not all(isinstance(size, int) for size in q.shape):  # exported for any batch: a size is a symbol
+        kernel = ANYWHERE
     if kernel == AUTO:
         kernel = choose(Call(_platform(), q.dtype, q.shape[-2], k.shape[-2], q.shape[-1], causal))
     return get_kernel(kernel)(q, k, v, angles=angles, causal=causal)
@@ -200,13 +206,13 @@ _attend.defvjp(_attend_forward, _attend_backward)
 @partial(register, ANYWHERE)
 def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """Plain XLA with a backward pass written out: the scores are formed again instead of kept."""
-    return _attend(q, k, v, angles, causal, False)
+    return _attend(*varying_alike(q, k, v, angles), causal, False)
 
 
 @partial(register, "blocked", suits=lambda call: call.platform == "cpu")
 def blocked_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """The same for a few heads at a time, so that their scores stay in a processor's caches from one pass over them to the next."""
-    return _attend(q, k, v, angles, causal, True)
+    return _attend(*varying_alike(q, k, v, angles), causal, True)
 
 
 def token_major(

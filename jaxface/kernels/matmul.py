@@ -16,7 +16,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from jaxface.kernels.plain import is_plain
+from jaxface.kernels.varying import varying_alike
+
 PRODUCT = "product"
+TINY = 1e-18
+"""What stands for a gain of 0."""
 NORM_FLOOR = 1e-12
 """Floor of a column's squared length: a zero column of the base must not divide by zero."""
 
@@ -44,13 +49,17 @@ def product(x: jax.Array, kernel: Any) -> jax.Array:
     return x @ kernel
 
 
-@jax.custom_vjp
 def compressed_product(x: jax.Array, w: Compressed) -> jax.Array:
     """`x @ w`: x [..., in] times a quantised kernel. The backward pass keeps neither x nor an array of the kernel."""
+    return x @ jax.lax.stop_gradient(dense(w, x.dtype)) if is_plain() else _compressed_product(*varying_alike(x, w))
+
+
+@jax.custom_vjp
+def _compressed_product(x: jax.Array, w: Compressed) -> jax.Array:
     return checkpoint_name(x @ dense(w, x.dtype), PRODUCT)
 
 
-compressed_product.defvjp(lambda x, w: (compressed_product(x, w), w), lambda w, g: (g @ dense(w, g.dtype).T, None))
+_compressed_product.defvjp(lambda x, w: (_compressed_product(x, w), w), lambda w, g: (g @ dense(w, g.dtype).T, None))
 
 
 def _groups(a: jax.Array, b: jax.Array) -> int:
@@ -71,6 +80,8 @@ def sums_kernel(tokens: float, inputs: int, outputs: int, dtype: DTypeLike) -> b
 
     Never in bf16, where the sum would round small updates away.
     """
+    if not isinstance(tokens, int):  # a program for any batch
+        return False
     return dtype == jnp.float32 and tokens * (inputs + outputs) > inputs * outputs
 
 
@@ -97,7 +108,9 @@ def low_rank_product(
     summed = sums_kernel(x.size // x.shape[-1], *w.shape, x.dtype)
     if gain is not None and lengths is not None and not summed:
         gain = gain / lengths()
-    return _low_rank_product(x, w, a, b, gain, summed, summed and lengths is not None)
+    if is_plain():
+        return _forward(x, jax.lax.stop_gradient(dense(w, x.dtype)), a, b, gain, summed, summed and lengths is not None)[0]
+    return _low_rank_product(*varying_alike(x, w, a, b, gain), summed, summed and lengths is not None)
 
 
 def _kernel(
@@ -113,7 +126,8 @@ def _kernel(
 
 def _is_wide(x: jax.Array, w: Any) -> bool:
     """Whether activations x [..., in] are so many that a pass over them, or over the result, costs more than one over the kernel."""
-    return x.size // x.shape[-1] > max(w.shape)
+    count = x.size // x.shape[-1]
+    return isinstance(count, int) and count > max(w.shape)
 
 
 def _both(x: jax.Array, w: jax.Array, xa: jax.Array, b: jax.Array, groups: int) -> jax.Array:
@@ -134,6 +148,8 @@ def _forward(
     x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     if summed:
+        # with a gain of exactly 0 there would be nothing left of y for its gradient, which divides by it
+        gain = None if gain is None else jnp.where(gain == 0, TINY, gain).astype(gain.dtype)
         y = checkpoint_name(x @ _kernel(w, a, b, gain, unit_columns)[0], PRODUCT)
         return y, (x, w, a, b, gain, None if gain is None else y, None)
     wide = _is_wide(x, w)
@@ -158,7 +174,7 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: j
     if summed:  # y is the gain times what it would be without; the scale goes with the narrow arrays
         kernel, scale = _kernel(w, a, b, gain, unit_columns)
         bs = b if scale is None else b * scale
-        d_gain = None if gain is None else jnp.sum(g * y.reshape(g.shape), 0) / jnp.where(gain == 0, 1, gain)
+        d_gain = None if gain is None else jnp.sum(g * y.reshape(g.shape), 0) / gain
     else:
         kernel, scale, bs = None, None, b.astype(g.dtype)
         d_gain = None if gain is None else jnp.sum(g.astype(gain.dtype) * y.reshape(g.shape).astype(gain.dtype), 0)

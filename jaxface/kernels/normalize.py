@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxface.kernels.plain import is_plain
+from jaxface.kernels.varying import varying_alike
+
 EPSILON = 1e-5
 
 
@@ -17,14 +20,20 @@ def _standardize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return centred * inverse, inverse
 
 
-@jax.custom_vjp
 def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """Layer normalisation of x [..., D] with gain and shift [D]; statistics in float32, the result in x's dtype."""
+    return (_value if is_plain() else _normalize)(*varying_alike(x, scale, bias))
+
+
+def _value(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return (_standardize(x)[0] * scale + bias).astype(x.dtype)
 
 
+_normalize = jax.custom_vjp(_value)
+
+
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return normalize(x, scale, bias), (x, scale)
+    return _value(x, scale, bias), (x, scale)
 
 
 def _backward(residuals: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -38,4 +47,4 @@ def _backward(residuals: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array
     return dx.astype(x.dtype), d_scale, d_bias
 
 
-normalize.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)

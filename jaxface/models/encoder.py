@@ -16,9 +16,11 @@ from jax.typing import DTypeLike
 from jaxface.errors import UserError
 from jaxface.kernels.attention import AUTO, attention, require_kernel
 from jaxface.kernels.matmul import PRODUCT, product
+from jaxface.kernels.plain import is_plain
 from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.models.pool import AttentionPool, join_heads, split_heads
 from jaxface.models.rope import resize_positions, rope_angles
+from jaxface.models.sharding import any_mesh
 from jaxface.models.variants import EncoderConfig
 from jaxface.registry import Registry
 
@@ -78,7 +80,6 @@ REMAT: Registry[Any] = Registry(
 The products are the only results that cost much to form again; keeping all else takes twice the memory, and as long to write and read."""
 
 
-@partial(jax.jit, static_argnames=("causal", "remat", "every"), inline=True)
 def run_blocks(
     blocks: Block, x: jax.Array, angles: jax.Array | None, causal: bool = False, remat: str = "none", every: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -88,6 +89,13 @@ def run_blocks(
       the last block's result [..., N, D], and with `every` each block's [depth, ..., N, D], else None.
     """
 
+    return _run_blocks(blocks, x, angles, causal, remat, every, is_plain())
+
+
+@partial(jax.jit, static_argnames=("causal", "remat", "every", "plain"), inline=True)
+def _run_blocks(
+    blocks: Block, x: jax.Array, angles: jax.Array | None, causal: bool, remat: str, every: bool, plain: bool
+) -> tuple[jax.Array, jax.Array | None]:
     def body(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
         x = block(x, angles, causal)
         return x, x if every else None
@@ -159,9 +167,8 @@ class Encoder(nnx.Module):
         Raises UserError if a side is not a multiple of the patch.
         """
         c = self.config
-        batch, height, width, channels = images.shape
-        if height % c.patch or width % c.patch or channels != 3:
-            raise UserError(f"images of shape {images.shape}: expected [B, H, W, 3] with H and W multiples of the patch {c.patch}")
+        require_images(images, c.patch)
+        batch, height, width, _ = images.shape
         rows, columns = height // c.patch, width // c.patch
         patches = images.reshape(batch, rows, c.patch, columns, c.patch, 3).swapaxes(2, 3)
         patches = patches.reshape(batch, rows * columns, c.patch * c.patch * 3)
@@ -172,12 +179,14 @@ class Encoder(nnx.Module):
         x = x + resize_positions(self.positions[...], rows, columns, c.class_token).astype(x.dtype)
         return self.norm_pre(x), jnp.asarray(rope_angles(rows, columns, c.width // c.heads, c.class_token))
 
+    @any_mesh
     def tokens(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""
         x, angles = self.embed(images)
         x, _ = run_stages(self.stages, x, angles, remat=self.remat)
         return x if self.norm_post is None else self.norm_post(x)
 
+    @any_mesh
     def hidden_states(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> the first block's input and every block's result, [depth + 1, B, N, D].
 
@@ -191,14 +200,32 @@ class Encoder(nnx.Module):
         axes = max(states, key=jnp.ndim).shape[1:]
         return jnp.concatenate([jnp.broadcast_to(s if s.shape[1:] == axes else s[:, None], (len(s), *axes)) for s in states])
 
+    @any_mesh
     def pooled(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, N, D] -> features [B, output]; without a pool the tokens as they are."""
         x = tokens if self.pool is None else self.pool(tokens)
         return x if self.projection is None else self.projection(x)
 
+    @any_mesh
     def __call__(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> features [B, output]; variants without a pool return their tokens [B, N, D]."""
         return self.pooled(self.tokens(images))
+
+
+USUAL = 16.0
+"""Far beyond what normalised images reach, and far below what pixels from 0 to 255 do."""
+
+
+def require_images(images: jax.Array, patch: int) -> None:
+    """Raises UserError for what is no batch of images in -1..1; what values a traced array has cannot be told."""
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % patch or images.shape[2] % patch or 0 in images.shape:
+        hint = ": a single image is images[None]" if images.ndim == 3 else ""
+        raise UserError(f"images of shape {images.shape}: expected [B, H, W, 3] with H and W multiples of the patch {patch}{hint}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images of {images.dtype}: expected floating numbers in -1..1, as images / 127.5 - 1 makes them of pixels")
+    if not isinstance(images, jax.core.Tracer) and not jnp.max(jnp.abs(images)) <= USUAL:
+        largest = jnp.max(jnp.abs(images))
+        raise UserError(f"images with values up to {largest:g}: expected -1..1, as images / 127.5 - 1 makes them of pixels")
 
 
 def use_attention(encoder: Encoder, kernel: str) -> None:

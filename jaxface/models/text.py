@@ -9,6 +9,7 @@ from flax import nnx
 from jaxface.errors import UserError
 from jaxface.models.encoder import Block, run_stages, stack_blocks
 from jaxface.models.layers import LayerNorm, Linear
+from jaxface.models.sharding import any_mesh
 from jaxface.models.variants import TextConfig
 
 
@@ -26,17 +27,24 @@ class Text(nnx.Module):
         self.norm = LayerNorm(width)
         self.projection = Linear(width, config.output, bias=False, rngs=rngs)
 
+    @any_mesh
     def hidden_states(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> the first block's input and every block's result, [depth + 1, B, L, D]."""
         x = self.embed(ids)
         return jnp.concatenate([x[None], run_stages(self.stages, x, None, causal=True, every=True)[1]])
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        """Token ids [B, L] -> [B, L, D]. Raises UserError if L exceeds the context."""
+        """Token ids [B, L] -> [B, L, D]. Raises UserError if L exceeds the context, or an id the vocabulary."""
         if ids.ndim != 2 or ids.shape[1] > self.config.context:
             raise UserError(f"token ids of shape {ids.shape}: expected [B, L] with L at most {self.config.context}")
-        return self.embedding[...][ids] + self.positions[...][: ids.shape[1]]
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise UserError(f"token ids of {ids.dtype}: expected whole numbers")
+        if not isinstance(ids, jax.core.Tracer) and ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocabulary:
+            raise UserError(f"token ids from {ids.min()} to {ids.max()}: the vocabulary has 0 to {self.config.vocabulary - 1}")
+        # where ids are traced and cannot be looked at, one beyond the vocabulary gives NaN, not some other token's feature
+        return self.embedding[...].at[ids].get(mode="fill", fill_value=jnp.nan) + self.positions[...][: ids.shape[1]]
 
+    @any_mesh
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L], zero padded -> features [B, output], at the largest id of each row: the end of its text."""
         x, _ = run_stages(self.stages, self.embed(ids), None, causal=True)

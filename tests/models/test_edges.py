@@ -1,0 +1,142 @@
+"""What an encoder is given at the edges of what it takes, and how it is transformed: right, or one clear line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxface
+from jaxface.adapters.low_rank import LowRank
+from jaxface.errors import UserError
+from jaxface.kernels.plain import derivatives
+from jaxface.models.clip import Clip
+from jaxface.models.text import Text
+from jaxface.models.tree import flatten
+from jaxface.models.variants import TextConfig
+from jaxface.weights import load_clip, save_weights
+from tiny_encoder import TINY, random_images, tiny_encoder
+
+TEXT = TextConfig(width=32, depth=1, heads=4, context=6, output=24, vocabulary=40)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((16, 16, 3), np.float32), r"images of shape \(16, 16, 3\): .*: a single image is images\[None\]"),
+        (np.zeros((0, 16, 16, 3), np.float32), r"images of shape \(0, 16, 16, 3\)"),
+        (np.zeros((1, 3, 16, 16), np.float32), r"images of shape \(1, 3, 16, 16\)"),
+        (np.zeros((1, 18, 16, 3), np.float32), "multiples of the patch 4"),
+        (np.zeros((1, 16, 16, 3), np.uint8), "images of uint8: expected floating numbers in -1..1"),
+        (np.full((1, 16, 16, 3), 255, np.float32), r"images with values up to 255: expected -1\.\.1"),
+        (np.full((1, 16, 16, 3), np.nan, np.float32), "images with values up to nan"),
+    ],
+)
+def test_what_is_no_batch_of_normalised_images_is_one_line(images, message):
+    with pytest.raises(UserError, match=message):
+        tiny_encoder()(images)
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused_or_give_no_feature():
+    text = Text(TEXT, rngs=nnx.Rngs(0))
+    for ids, message in (
+        ([[1, 40]], "token ids from 1 to 40: the vocabulary has 0 to 39"),
+        ([[-1, 3]], "from -1 to 3"),
+        ([[0.5]], "float"),
+    ):
+        with pytest.raises(UserError, match=message):
+            text(np.array(ids))
+    assert np.isnan(np.asarray(jax.jit(text)(jnp.array([[1, 40], [1, 39]])))).all(-1).tolist() == [True, False]
+
+
+def test_the_scale_of_similarities_is_not_rounded(tmp_path):
+    clip = Clip(TINY, TEXT, rngs=nnx.Rngs(0))
+    save_weights(clip, tmp_path / "clip.safetensors")
+    found = load_clip(tmp_path / "clip.safetensors", dtype=jnp.bfloat16)
+    assert found.logit_scale.dtype == jnp.float32
+    assert found.visual.pool.out.kernel.dtype == jnp.bfloat16
+    assert float(found.logit_scale[...]) == float(clip.logit_scale[...])
+
+
+@pytest.mark.parametrize("tokens", [3, 300], ids=["thin products", "the sum"])
+def test_a_magnitude_of_exactly_zero_has_the_gradient_that_autodiff_gives_it(tokens):
+    kernel = LowRank(jax.random.normal(jax.random.key(0), (8, 6)), 2, dora=True, rngs=nnx.Rngs(0))
+    kernel.b[...] = jax.random.normal(jax.random.key(1), (2, 6))
+    x = jax.random.normal(jax.random.key(2), (1, tokens, 8))
+    arrays, structure = flatten(kernel)
+    magnitude = arrays["magnitude"].at[3].set(0.0)
+
+    def loss(magnitude):
+        return jnp.sum(jnp.sin(1 + x @ structure.build(arrays, {"magnitude": magnitude})))
+
+    got = jax.grad(loss)(magnitude)
+    with derivatives():
+        assert np.isclose(float(loss(magnitude)), float(jax.jit(loss)(magnitude)))
+    step = 1e-2 * jnp.eye(6)[3]
+    numeric = (loss(magnitude + step) - loss(magnitude - step)) / 2e-2
+    assert abs(float(got[3] - numeric)) < 1e-2 * abs(float(numeric))
+
+
+def test_derivatives_of_any_order_are_jaxs_own_where_they_are_asked_for():
+    encoder = jaxface.adapt(tiny_encoder(), "dora", rank=2)
+    images, direction = random_images(2), random_images(4)[2:]
+    value = encoder(images)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(encoder, (images,), (direction,))
+    with derivatives():
+        again, tangent = jax.jvp(encoder, (images,), (direction,))
+        curve = jax.grad(lambda t: jax.grad(lambda t: jnp.sum(encoder(images + t * direction)))(t))(0.0)
+    assert np.allclose(again, value, atol=1e-5)
+    pulled = jax.vjp(encoder, images)[1](jnp.ones_like(value))[0]
+    assert np.isclose(float(jnp.sum(pulled * direction)), float(tangent.sum()), rtol=1e-4)
+    slope = [float(jnp.sum(jax.vjp(encoder, images + t * direction)[1](jnp.ones_like(value))[0] * direction)) for t in (-1e-2, 1e-2)]
+    assert abs(float(curve) - (slope[1] - slope[0]) / 2e-2) < 2e-2 * abs(float(curve)) + 1e-2
+
+
+@pytest.mark.parametrize("method", ["lp", "lora", "mtlora"])
+def test_any_batch_is_exported_with_the_automatic_choice_of_kernels(method):
+    encoder = tiny_encoder() if method == "lp" else jaxface.adapt(tiny_encoder(), method, rank=2)
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("batch, 16, 16, 3"), jnp.float32)
+    call = jax.export.deserialize(jax.export.export(jax.jit(encoder))(shape).serialize()).call
+    for count in (1, 3):
+        assert np.allclose(call(random_images(count)), encoder(random_images(count)), atol=1e-5)
+
+
+MESH = """
+import jax, numpy as np, jax.numpy as jnp, jaxface
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxface.models.tree import flatten
+from tiny_encoder import tiny_encoder
+images = np.asarray(jax.random.uniform(jax.random.key(5), (8, 16, 16, 3), minval=-1, maxval=1))
+mesh = jax.make_mesh((4,), ("d",))
+assert jax.sharding.AxisType.Explicit in mesh.axis_types
+for method in ("dora",):
+    arrays, structure = flatten(jaxface.adapt(tiny_encoder(), method, **({} if method == "full" else {"rank": 2})))
+    arrays = {n: v + 0.1 * jnp.asarray(np.random.default_rng(0).normal(size=v.shape), v.dtype) for n, v in arrays.items()}
+    train = {n: v for n, v in arrays.items() if method == "full" or n.endswith((".a", ".b", ".magnitude"))}
+    loss = lambda t, a, x: jnp.sum(jnp.sin(structure.build(a, t)(x))) / 8
+    one = jax.jit(jax.grad(loss))(train, arrays, images)
+    whole = [{n: jax.device_put(v, NamedSharding(mesh, P())) for n, v in part.items()} for part in (train, arrays)]
+    split = jax.device_put(images, NamedSharding(mesh, P("d")))
+    summed = lambda t, a, x: jax.grad(lambda t: jax.lax.psum(loss(t, a, x), "d"))(t)
+    with jax.set_mesh(mesh):
+        found = [jax.jit(jax.grad(loss))(*whole, split)]
+    found.append(jax.jit(jax.shard_map(summed, mesh=mesh, in_specs=(P(), P(), P("d")), out_specs=P()))(*whole, split))
+    scale = max(float(jnp.abs(v).max()) for v in one.values())
+    for gradients in found:
+        worst = max(float(np.abs(np.asarray(gradients[n]) - np.asarray(one[n])).max()) for n in one) / scale
+        assert worst < 1e-6, (method, worst)
+        print(method, worst)
+"""
+
+
+def test_gradients_under_an_explicit_mesh_and_under_shard_map_are_those_of_one_device(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=":")
+    done = subprocess.run([sys.executable, "-c", MESH], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 2
