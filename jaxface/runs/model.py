@@ -29,6 +29,7 @@ from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
 from jaxface.runs.parts import Parts, fingerprint, take_apart
 from jaxface.runs.temperatures import read_temperatures
+from weights_convert.folders import weights_in
 
 
 def compute_dtype(config: Config) -> DTypeLike:
@@ -194,7 +195,7 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
 
     Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
     """
-    if Path(path).is_dir():
+    if Path(path).is_dir() and weights_in(Path(path)) is None:
         encoder = load_trained(path, dtype=options.pop("dtype", None) or jnp.float32).merged().encoder
         encoder.remat = options.pop("remat", encoder.remat)
         if options:
