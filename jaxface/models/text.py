@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxface.errors import UserError
@@ -39,8 +40,9 @@ class Text(nnx.Module):
             raise UserError(f"token ids of shape {ids.shape}: expected [B, L] with L at most {self.config.context}")
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise UserError(f"token ids of {ids.dtype}: expected whole numbers")
-        if not isinstance(ids, jax.core.Tracer) and ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocabulary:
-            raise UserError(f"token ids from {ids.min()} to {ids.max()}: the vocabulary has 0 to {self.config.vocabulary - 1}")
+        known = None if isinstance(ids, jax.core.Tracer) or not ids.size else np.asarray(ids)
+        if known is not None and not 0 <= known.min() <= known.max() < self.config.vocabulary:
+            raise UserError(f"token ids from {known.min()} to {known.max()}: the vocabulary has 0 to {self.config.vocabulary - 1}")
         # where ids are traced and cannot be looked at, one beyond the vocabulary gives NaN, not some other token's feature
         return self.embedding[...].at[ids].get(mode="fill", fill_value=jnp.nan) + self.positions[...][: ids.shape[1]]
 

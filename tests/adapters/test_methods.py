@@ -182,7 +182,7 @@ def test_unknown_methods_and_options_are_named():
 
 NOT_AS_USUAL = {
     **{"rank": 3, "scaling": 0.5, "rslora": True, "split_qkv": True, "pool_inputs": True, "detach_norm": False, "dropout": 0.5},
-    **{"train_magnitude": False, "blocks": "1", "num_tasks": 2, "shared_set": True},
+    **{"init": "pissa", "targets": r"pool\..*|blocks\.1\..*", "train_magnitude": False, "blocks": "1", "num_tasks": 2, "shared_set": True},
 }
 
 

@@ -84,5 +84,5 @@ def test_what_cannot_stand_together_is_named(adapters):
         stack_adapters({})
     arrays, structure = flatten(adapters["wide"])
     other = structure.build({name: array + 1 if name == "stages.0.mlp.fc.kernel.base" else array for name, array in arrays.items()})
-    with pytest.raises(UserError, match=r"'other' stands on another stages\.0\.mlp\.fc kernel than 'wide'"):
+    with pytest.raises(UserError, match=r"'other' stands on another stages\.0\.mlp\.fc\.kernel than 'wide'"):
         stack_adapters({"wide": adapters["wide"], "other": other})
