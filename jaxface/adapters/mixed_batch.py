@@ -87,7 +87,8 @@ class AdapterSet:
         """A plain encoder whose kernels are W + sum of weight * (what that adapter makes of W - W)."""
         for name in weights:
             self._number(name)
-        parts = [_kernels(self.adapters[name]) for name in weights]
+        alike = _cut_alike(self.adapters)
+        parts = [_kernels(alike[name]) for name in weights]
         encoder = shallow_copy(self.encoder)
         for path, linear in linears(encoder):
             kernel = linear.kernel
@@ -127,7 +128,7 @@ def stack_adapters(adapters: Mapping[str, Encoder]) -> AdapterSet:
         if any(isinstance(kernel, LowRank) for kernel in mine):
             base = next(kernel.base if isinstance(kernel, LowRank) else kernel for kernel in mine)
             linear.kernel = _stack(as_base(base), mine, pooled=path == "projection")
-    return AdapterSet(tuple(adapters), alike, stacked)
+    return AdapterSet(tuple(adapters), dict(adapters), stacked)
 
 
 def _cut_alike(adapters: Mapping[str, Encoder]) -> dict[str, Encoder]:
