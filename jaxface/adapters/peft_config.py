@@ -124,10 +124,6 @@ class PeftConfig:
     def init(self) -> str:
         return init_of(self.fields.get("init_lora_weights", True)) or ""
 
-    @property
-    def dropout(self) -> float:
-        return float(self.fields.get("lora_dropout") or 0.0)
-
     def rank(self, module: str) -> int:
         """r of a module's adapter."""
         return self._by_pattern("rank_pattern", module, self.fields.get("r", 8))

@@ -196,7 +196,7 @@ def _kernel(base: Any, modules: list[str], updates: Mapping[str, Update], config
             got = (update.b.shape[0], update.a.shape[1])
             raise UserError(f"{config.path.parent}: {module} adapts a weight of shape {got}; the encoder's is {shape}")
     rank = max(update.a.shape[0] for update in updates.values())
-    kernel = LowRank(as_base(base), rank, dora=config.dora, dropout=config.dropout, rngs=nnx.Rngs(0))
+    kernel = LowRank(as_base(base), rank, dora=config.dora, rngs=nnx.Rngs(0))
     count = len(modules)
     a, b = np.zeros((count, inputs, rank), np.float32), np.zeros((count, rank, outputs), np.float32)
     start_a, start_b = np.zeros_like(a), np.zeros_like(b)
