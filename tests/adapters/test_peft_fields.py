@@ -213,7 +213,7 @@ def test_values_of_a_field_are_computed_as_peft_does(plain, tmp_path, options):
         ({"target_modules": None}, "target_modules is null"),
         ({"target_modules": "attn.("}, "target_modules has a wrong regular expression"),
         ({"target_modules": ["qkv"]}, "has tensors of .*, which the configuration does not adapt"),
-        ({"target_modules": r".*(qkv|proj|fc1|fc2)|attn_pool\..*"}, "the configuration adapts patch_embed.proj, but"),
+        ({"target_modules": r".*(qkv|proj|fc1|fc2)|attn_pool\..*"}, r"the configuration adapts [\w.]+, but"),
         ({"lora_dropout": 1.5}, "lora_dropout is 1.5"),
         ({"new_in_a_later_peft": {"anything": 1}}, "new_in_a_later_peft is .*; expected off"),
     ],
@@ -251,7 +251,8 @@ def test_an_update_that_starts_from_the_kernel_changes_nothing_at_first_and_take
     else:
         q, r = np.linalg.qr(w.T)
         start = (q[:, :3] @ r[:3]).T
-    assert np.abs(0.5 * np.asarray(kernel.a[...][1] @ kernel.b[...][1]) - start).max() < 1e-5
+    factor = 0.5 if init == "pissa" else 1.0  # OLoRA's A B is what the decomposition gives, whatever it is scaled by
+    assert np.abs(factor * np.asarray(kernel.a[...][1] @ kernel.b[...][1]) - start).max() < 1e-5
     with pytest.raises(UserError, match="no init 'svd'; known: pissa, olora, or gaussian"):
         jaxface.adapt(plain, method, init="svd")
     with pytest.raises(UserError, match="adapter rank 97: a kernel of 96 x 96 has at most 96"):
