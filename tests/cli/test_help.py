@@ -24,7 +24,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
     [
         ("jaxface.train", ARRAYS),
         ("jaxface.summary", ARRAYS),
-        ("jaxface.prepare", {"pyarrow"}),
+        ("jaxface.prepare", {"pyarrow", "av"}),
         ("jaxface.predict", {"av"}),
         *((f"jaxface.{name}", set()) for name in ("evaluate", "zeroshot", "compare", "export", "bench", "report")),
         ("weights_convert", set()),

@@ -54,7 +54,7 @@ def test_a_text_too_long_is_cut_and_ends_in_the_end_mark():
 
 
 def test_a_context_without_room_is_refused():
-    with pytest.raises(UserError, match="context length 1"):
+    with pytest.raises(UserError, match="context_length 1: expected 2"):
         tokenize("a", context_length=1)
 
 

@@ -222,7 +222,7 @@ def test_head_is_answered_where_get_is(port):
 
 
 def test_an_empty_address_is_refused():
-    with pytest.raises(UserError, match="--host: expected an address"):
+    with pytest.raises(UserError, match="host '': expected an address"):
         listen(Limits(host=""))
 
 

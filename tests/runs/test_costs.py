@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxface.adapters.methods import adapt
+from jaxface.adapters.methods import adapt, get_method
 from jaxface.models.encoder import Encoder, use_attention
 from jaxface.models.heads import Classifier
 from jaxface.models.variants import get_variant
@@ -33,7 +33,8 @@ def test_an_encoders_products_are_those_of_the_formula(variant, gflops):
 
 @pytest.mark.parametrize(("method", "copies"), [("dora", 1), ("mtlora", 3), ("ap_per_task", 3)])
 def test_what_each_task_has_of_its_own_counts_once_for_each_also_in_attention(method, copies):
-    encoder = adapt(tiny_encoder(), method, rank=2, num_tasks=3)
+    options = {"rank": 2, "num_tasks": 3}
+    encoder = adapt(tiny_encoder(), method, **{name: options[name] for name in get_method(method).options if name in options})
     n, d = 17, 32
     own_block = copies if method == "mtlora" else 1
     by_hand = (2 + own_block) * 4 * n * n * d + copies * 4 * n * d

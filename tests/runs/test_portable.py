@@ -60,7 +60,7 @@ def test_a_run_opens_in_another_precision_than_it_was_trained_in(tmp_path, train
     run = written(tmp_path, precision=trained_in)
     first = logits(load_trained(run))
     set_option(run, precision=opened_in)
-    assert_close(logits(load_trained(run)), first, 3e-2)
+    assert_close(logits(load_trained(run)), first, 5e-2)
     assert load_encoder(run).dtype == jnp.float32
 
 
