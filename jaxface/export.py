@@ -33,12 +33,14 @@ def main() -> None:
     """Exports and says what was written."""
     options = parse(Options, prog="python -m jaxface.export")
     from jaxface.exports import export_run, get_exporter  # slow to import: not for --help
+    from jaxface.originals.reference import timm_vision
 
     get_exporter(options.to)
     folder = options.out or options.run / "export" / options.to
-    manifest = export_run(options.run, options.to, folder, options.weights)
+    manifest = export_run(options.run, options.to, folder, options.weights, timm_vision)
     check = manifest["check"]
     print(f"logits of {check['images']} images agree to {check['largest_relative_difference']:.1e} of the largest")
+    print(f"checked by {check['checked_by']}")
     for name in manifest["files"]:
         print(f"wrote {folder / name}")
 

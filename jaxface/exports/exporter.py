@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,7 @@ from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.files import DIGESTS, aside, write_json
 from jaxface.models.encoder import normalize_images
+from jaxface.models.variants import EncoderConfig
 from jaxface.registry import Registry
 from jaxface.runs.model import Trained, load_trained
 
@@ -25,6 +26,9 @@ Answer = Callable[[np.ndarray], Logits]
 
 TOLERANCE = 1e-5
 """Largest difference of a logit over the largest logit that an export may show, in float32."""
+CONSUMER_TOLERANCE = 1e-4
+"""The same where another library computes, whose sums have another order: `jaxface.compare`'s."""
+OWN_READER = "jaxface"
 
 PREPROCESSING = (
     "RGB face crop (square around the face, enlarged by the margin of `jaxface.prepare` and `jaxface.predict`), squashed to the input's "
@@ -32,17 +36,45 @@ PREPROCESSING = (
 )
 
 Exporter = Callable[[Trained, Path], tuple[Answer, dict[str, Any]]]
-"""(model, folder) writes files and returns what they say, read back from the disk, and further entries of the manifest."""
+"""(model, folder) writes files and returns what they say, read back from the disk, and further entries of the manifest.
+
+`checked_by` among these is the library that read them back, where it is not this one.
+"""
 
 EXPORTERS: Registry[Exporter] = Registry("export format")
 register_exporter, get_exporter = EXPORTERS.register, EXPORTERS.get
 
+BuildTimm = Callable[[EncoderConfig], Any]
+"""timm's model of a configuration. Raises UserError where timm is not installed."""
 
-def export_run(run: Path, name: str, folder: Path, weights: Sequence[Path] = ()) -> dict[str, Any]:
+
+class Consumer(NamedTuple):
+    """The library that a format is for.
+
+    Attributes:
+      name: as the manifest says who checked.
+      load: (model, folder, builder) -> the answers of that library with the folder's files; raises MissingConsumer without it.
+    """
+
+    name: str
+    load: Callable[[Trained, Path, BuildTimm], Answer]
+
+
+class MissingConsumer(UserError):
+    """The library that would check an export is not installed."""
+
+
+CONSUMERS: Registry[Consumer] = Registry("consumer")
+"""By export format, for those that the exporter itself does not read back with the library they are for."""
+
+
+def export_run(run: Path, name: str, folder: Path, weights: Sequence[Path] = (), build_timm: BuildTimm | None = None) -> dict[str, Any]:
     """Writes a run's model in a format, checks it, and writes `manifest.json` last. Returns the manifest.
 
     Args:
       weights: where else to look for the run's base weights.
+      build_timm: with it exports for timm and PEFT are checked by these, see `jaxface.originals.reference.timm_vision`; without it, and
+        where they are not installed, by this project's reader, which the manifest says.
 
     Raises UserError for an unknown format, a model that it has no place for, or logits that differ from the model's.
     """
@@ -54,7 +86,7 @@ def export_run(run: Path, name: str, folder: Path, weights: Sequence[Path] = ())
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
     (folder / "manifest.json").unlink(missing_ok=True)
     answer, more = exporter(trained, folder)
-    check = _check(trained, answer, folder)
+    check = _check(trained, answer, folder, more.pop("checked_by", OWN_READER)) | _check_by_consumer(trained, name, folder, build_timm)
     manifest = _describe(trained, name) | more | {"check": check, "files": _digests(folder)}
     write_json(folder / "manifest.json", manifest)
     record_digests(folder, [*(name for name in manifest["files"] if "/" not in name), "manifest.json"])
@@ -76,22 +108,45 @@ def difference(found: np.ndarray, expected: np.ndarray, output: str) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def _check(trained: Trained, answer: Answer, folder: Path) -> dict[str, Any]:
-    """Compares logits for batches of one and of three; keeps images and logits beside the model for whoever deploys it."""
-    images = np.random.default_rng(0).integers(0, 256, (3, trained.image_size, trained.image_size, 3), dtype=np.uint8)
-    expected = model_answer(trained.merged())(images)
-    worst = 0.0
-    for count in (1, 3):
-        for task, logits in answer(images[:count]).items():
-            found = difference(logits, expected[task][:count], trained.model.heads[task].output)
-            worst = found if not found <= worst else worst  # a NaN stays one
+def _check(trained: Trained, answer: Answer, folder: Path, reader: str) -> dict[str, Any]:
+    """Compares the answers, and keeps images and logits beside the model for whoever deploys it."""
     tolerance = TOLERANCE if trained.model.encoder.dtype == jnp.float32 else 2e-2
-    if not worst <= tolerance:
-        raise UserError(f"{folder}: the exported model's logits differ by {worst:.1e} of the largest, more than {tolerance:.0e}")
+    images, expected, worst = _compared(trained, answer, folder, tolerance, reader)
     with aside(folder / "sample.npz") as temporary, temporary.open("wb") as file:
         arrays: dict[str, Any] = {"images": images, **{f"logits_{task}": value for task, value in expected.items()}}
         np.savez_compressed(file, **arrays)
-    return {"images": len(images), "largest_relative_difference": worst, "tolerance": tolerance, "sample": "sample.npz"}
+    found = {"images": len(images), "largest_relative_difference": worst, "tolerance": tolerance, "sample": "sample.npz"}
+    return found | {"checked_by": reader}
+
+
+def _check_by_consumer(trained: Trained, name: str, folder: Path, build_timm: BuildTimm | None) -> dict[str, Any]:
+    """What the check says instead where the library that the format is for is at hand."""
+    if build_timm is None or name not in CONSUMERS:
+        return {}
+    consumer = CONSUMERS.get(name)
+    try:
+        answer = consumer.load(trained, folder, build_timm)
+    except MissingConsumer as error:
+        return {"checked_by": f"{OWN_READER} ({error})"}
+    worst = _compared(trained, answer, folder, CONSUMER_TOLERANCE, consumer.name)[2]
+    return {"largest_relative_difference": worst, "tolerance": CONSUMER_TOLERANCE, "checked_by": consumer.name}
+
+
+def _compared(trained: Trained, answer: Answer, folder: Path, tolerance: float, reader: str) -> tuple[np.ndarray, Logits, float]:
+    """Images, the model's logits for them, and how far the answers are off at most for batches of one and of three."""
+    images = np.random.default_rng(0).integers(0, 256, (3, trained.image_size, trained.image_size, 3), dtype=np.uint8)
+    expected = model_answer(trained.merged())(images)
+    found = [
+        difference(logits, expected[task][:count], trained.model.heads[task].output)
+        for count in (1, 3)
+        for task, logits in answer(images[:count]).items()
+    ]
+    worst = float(np.max(found))  # NaN where one of them is, unlike max()
+    if not worst <= tolerance:
+        raise UserError(
+            f"{folder}: read by {reader}, the exported model's logits differ by {worst:.1e} of the largest, more than {tolerance:.0e}"
+        )
+    return images, expected, worst
 
 
 def _describe(trained: Trained, name: str) -> dict[str, Any]:

@@ -262,6 +262,6 @@ def export_onnx(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
         onnx.save(proto, temporary, save_as_external_data=large, location=f"{FILE}.data")
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    about = {"opset": OPSET, "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
+    about = {"checked_by": "ONNX Runtime", "opset": OPSET, "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
     run: Any = session.run
     return lambda images: dict(zip(names, run(None, {"images": images}), strict=True)), about

@@ -41,6 +41,7 @@ def export_stablehlo(trained: Trained, folder: Path) -> tuple[Answer, dict[str, 
     call = jax.export.deserialize(bytearray((folder / FILE).read_bytes())).call
     today = datetime.date.today()
     about = {
+        "checked_by": "JAX alone",
         "made": today.isoformat(),
         "readable_until": (today + PROMISED).isoformat(),
         "promise": f"JAX promises to read it with versions up to six months newer than the {jax.__version__} that wrote it",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.methods import linears, merge
+from jaxface.adapters.methods import linears, merge, shallow_copy
 from jaxface.adapters.peft_format import load_peft, save_peft
 from jaxface.errors import UserError
 from jaxface.exports.exporter import Answer, Logits, model_answer, register_exporter
 from jaxface.files import write_arrays
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
+from jaxface.models.rope import resize_positions
 from jaxface.models.tree import arrays_of
 from jaxface.runs.base import load_base
 from jaxface.runs.model import Trained
@@ -23,6 +25,7 @@ from jaxface.weights import load_encoder, save_weights
 
 LAYOUTS = ("meta", "timm")
 HEADS = "heads.safetensors"
+BASE = "base.timm.safetensors"
 HEADS_NOTE = (
     "heads.safetensors, per task: norm (BatchNorm1d, eps 1e-5), hidden (Linear, then GELU), out (Linear), where the run has them, on the "
     "encoder's feature; without a pool on the mean of its tokens"
@@ -49,6 +52,23 @@ def torch_heads(model: Classifier) -> dict[str, np.ndarray]:
     return tensors
 
 
+def at_size(encoder: Encoder, size: int) -> Encoder:
+    """The encoder with its positions resampled for images of `size`, which timm would resample otherwise (bicubic, antialiased)."""
+    c, side = encoder.config, size // encoder.config.patch
+    if size == c.image_size:
+        return encoder
+    encoder = shallow_copy(encoder)
+    encoder.positions = nnx.Param(resize_positions(encoder.positions[...], side, side, c.class_token))
+    encoder.config = replace(c, image_size=size)
+    return encoder
+
+
+def timm_arguments(trained: Trained) -> dict[str, Any]:
+    """What `timm.create_model` must be told to have our positions: it scales rotary ones from the grid `ref_feat_shape`."""
+    side = trained.image_size // trained.model.encoder.config.patch
+    return {"img_size": trained.image_size, "ref_feat_shape": [side, side]}
+
+
 def _with_encoder(model: Classifier, encoder: Encoder) -> Answer:
     """The model's answers with another encoder in its place."""
     encoder.dtype = model.encoder.dtype
@@ -65,7 +85,8 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
         raise UserError(f"{trained.folder}: {kept} has an update per task, which no single kernel is: export to stablehlo or onnx")
     files = {layout: f"encoder.{layout}.safetensors" for layout in LAYOUTS}
     for layout, name in files.items():
-        save_weights(model.encoder, folder / name, layout=layout)
+        encoder = at_size(model.encoder, trained.image_size) if layout == "timm" else model.encoder
+        save_weights(encoder, folder / name, layout=layout)
     write_arrays(folder / HEADS, torch_heads(model), {"format": "pt"})
     answers = [_with_encoder(trained.merged(), load_encoder(folder / name)) for name in files.values()]
 
@@ -73,20 +94,25 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
         """The answers of the file that is farther off."""
         found = [answer(images) for answer in answers]
         ours = model_answer(model)(images)
-        return max(found, key=lambda logits: max(np.abs(logits[task] - ours[task]).max() for task in ours))
+        return max(found, key=lambda logits: max(np.nan_to_num(np.abs(logits[task] - ours[task]), nan=np.inf).max() for task in ours))
 
-    return both, {"encoders": files, "heads": HEADS_NOTE}
+    return both, {"encoders": files, "heads": HEADS_NOTE, "timm": timm_arguments(trained)}
 
 
 @register_exporter("peft")
 def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
-    """Writes PEFT's adapter folder for timm's model, the heads, and the base weights in timm's layout where the base is another run."""
+    """Writes PEFT's adapter folder for timm's model, the heads, and the base weights in timm's layout where no file of the user's has them.
+
+    That is where the base is another run, and at another image size than the encoder's, whose positions timm would make otherwise.
+    """
     weights = trained.config.encoder.weights
-    base = load_base(trained.config, trained.base).encoder
-    from_run = trained.base is not None and trained.base.is_dir()
-    save_peft(trained.model.encoder, folder, base="base.timm.safetensors" if from_run else weights)
-    if from_run:
-        save_weights(base, folder / "base.timm.safetensors", layout="timm")
+    base = load_base(trained.config, trained.base, trained.places).encoder
+    own_base = trained.image_size != base.config.image_size or (trained.base is not None and trained.base.is_dir())
+    (folder / BASE).unlink(missing_ok=True)  # an earlier export's
+    save_peft(trained.model.encoder, folder, base=BASE if own_base else weights)
+    if own_base:
+        base = at_size(base, trained.image_size)
+        save_weights(base, folder / BASE, layout="timm")
     write_arrays(folder / HEADS, torch_heads(trained.model), {"format": "pt"})
-    about = {"base": "base.timm.safetensors" if from_run else weights, "heads": HEADS_NOTE}
+    about = {"base": BASE if own_base else weights, "heads": HEADS_NOTE, "timm": timm_arguments(trained)}
     return _with_encoder(trained.merged(), merge(load_peft(base, folder))), about

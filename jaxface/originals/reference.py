@@ -1,6 +1,6 @@
 """The PyTorch originals: Meta's code, timm and open_clip, built for a configuration and filled with the same tensors as ours.
 
-Only comparisons and tests use this; it takes torch and, for Meta's, a checkout of its perception_models repository.
+Only comparisons, the checks of exports and tests use this; it takes torch and, for Meta's, a checkout of its perception_models repository.
 """
 
 from __future__ import annotations
@@ -131,8 +131,11 @@ def timm_name(config: EncoderConfig) -> str | None:
     return None
 
 
-def _timm_vision(config: EncoderConfig) -> Any:
-    """timm's model: the registered one for a variant of the family, else its class with the same arguments as those."""
+def timm_vision(config: EncoderConfig) -> Any:
+    """timm's model: the registered one for a variant of the family, else its class with the same arguments as those.
+
+    Raises UserError where timm is not installed.
+    """
     torch, timm, eva = import_torch("timm", "timm.models.eva")
     pooled = {"num_classes": config.output or 0} if config.pool else {"num_classes": 0, "global_pool": ""}
     if name := timm_name(config):
@@ -162,7 +165,7 @@ def _timm_vision(config: EncoderConfig) -> Any:
 
 @ORIGINALS.register("timm")
 def _timm(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -> Original:
-    model = _timm_vision(towers.vision).eval()
+    model = timm_vision(towers.vision).eval()
     model.load_state_dict(state_dict("timm", towers, tensors))
     return Original(model, model.forward_features, model.norm_pre, list(model.blocks), False, None, [], [model])
 
@@ -182,7 +185,7 @@ def _open_clip(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -
         "layers": text.depth,
     }
     model = open_clip.CustomTextCLIP(text.output, vision_cfg, text_cfg)
-    model.visual.trunk = _timm_vision(towers.vision)
+    model.visual.trunk = timm_vision(towers.vision)
     model.eval().load_state_dict(state_dict("open_clip", towers, tensors))
     trunk = model.visual.trunk
     blocks = list(model.text.transformer.resblocks)

@@ -1,5 +1,6 @@
 """`python -m jaxface.export`: what is written gives the model's logits to whoever has only the originals."""
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -57,7 +58,8 @@ def test_onnx_runs_in_onnxruntime_and_in_the_reference_evaluator(kind, trained_r
     import onnxruntime
     from onnx.reference import ReferenceEvaluator
 
-    export_run(trained_run if kind == "dora" else specific, "onnx", tmp_path)
+    about = export_run(trained_run if kind == "dora" else specific, "onnx", tmp_path)
+    assert about["check"]["checked_by"] == "ONNX Runtime"
     images, expected = sample(tmp_path)
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
@@ -91,14 +93,14 @@ def torch_features(model, images):
         return model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
 
-def timm_model(path):
+def timm_model(path, size=16):
     import torch
     from safetensors.numpy import load_file
 
-    from jaxface.originals.reference import _timm_vision
+    from jaxface.originals.reference import timm_vision
     from tiny_encoder import TINY
 
-    model = _timm_vision(TINY).eval()
+    model = timm_vision(dataclasses.replace(TINY, image_size=size)).eval()
     model.load_state_dict({name: torch.from_numpy(value) for name, value in load_file(path).items()})
     return model
 
@@ -126,6 +128,83 @@ def test_the_adapter_folder_gives_the_same_logits_in_peft(trained_run, tmp_path)
     assert_close(torch_logits(load_file(tmp_path / "heads.safetensors"), torch_features(model.eval(), images)), expected)
 
 
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """A run on images larger than those that the encoder's positions are for."""
+    from trained_run import write_trained_run
+
+    from jaxface.runs.config import EncoderOptions
+
+    folder = tmp_path_factory.mktemp("larger")
+    return write_trained_run(folder, encoder=EncoderOptions(weights=str(folder / "base.safetensors"), image_size=24))
+
+
+@pytest.mark.parametrize("name", ["safetensors", "peft"])
+def test_at_another_image_size_timm_has_the_runs_positions(larger, tmp_path, name):
+    from safetensors.numpy import load_file
+
+    from jaxface.originals.reference import import_torch
+
+    about = export_run(larger, name, tmp_path)
+    assert about["timm"] == {"img_size": 24, "ref_feat_shape": [6, 6]}
+    if name == "peft":
+        _, peft = import_torch("peft")
+        model = peft.PeftModel.from_pretrained(timm_model(tmp_path / about["base"], 24), str(tmp_path)).eval()
+    else:
+        model = timm_model(tmp_path / "encoder.timm.safetensors", 24)
+    images, expected = sample(tmp_path)
+    assert images.shape[1:3] == (24, 24)
+    assert_close(torch_logits(load_file(tmp_path / "heads.safetensors"), torch_features(model, images)), expected)
+
+
+def spoilt(name, file, tensor, change):
+    """The exporter of that name, which changes one tensor of a file after it was read back."""
+    from safetensors.numpy import load_file, save_file
+
+    export = exporter.EXPORTERS.get(name)
+
+    def write(trained, folder):
+        result = export(trained, folder)
+        tensors = load_file(folder / file)
+        save_file({**tensors, tensor: change(tensors[tensor])}, folder / file)
+        return result
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "tensor"),
+    [
+        ("safetensors", "encoder.timm.safetensors", "blocks.1.mlp.fc1.weight"),
+        ("safetensors", "heads.safetensors", "age.hidden.weight"),
+        ("peft", "adapter_model.safetensors", None),
+    ],
+)
+@pytest.mark.parametrize("factor", [1.01, np.nan])
+def test_who_reads_an_export_notices_one_wrong_kernel(trained_run, tmp_path, name, file, tensor, factor):
+    from safetensors.numpy import load_file
+
+    from jaxface.originals.reference import timm_vision
+
+    if tensor is None:
+        export_run(trained_run, name, tmp_path)
+        tensor = next(key for key in load_file(tmp_path / file) if "lora_B" in key)
+    with exporter.EXPORTERS.temporarily():
+        exporter.EXPORTERS.add(name, spoilt(name, file, tensor, lambda kernel: kernel * np.float32(factor)))
+        with pytest.raises(UserError, match=r"read by (timm|PEFT).* differ by"):
+            export_run(trained_run, name, tmp_path, build_timm=timm_vision)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_without_timm_the_manifest_says_who_checked(trained_run, tmp_path):
+    def missing(config):
+        raise UserError("the original takes timm")
+
+    check = export_run(trained_run, "peft", tmp_path, build_timm=missing)["check"]
+    assert check["checked_by"] == "jaxface (the original takes timm)"
+    assert check["tolerance"] == 1e-5
+
+
 def test_the_manifest_says_what_was_written(trained_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export", str(trained_run), "--to", "safetensors", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
@@ -136,6 +215,7 @@ def test_the_manifest_says_what_was_written(trained_run, tmp_path, monkeypatch, 
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
     assert about["input"]["images"]["shape"] == ["batch", 16, 16, 3]
     assert about["check"]["largest_relative_difference"] < 1e-5
+    assert about["check"]["checked_by"].startswith("timm")
     assert "agree to" in capsys.readouterr().out
 
 
