@@ -10,10 +10,10 @@ import numpy as np
 from jaxface.adapters.methods import AdapterOptions
 from jaxface.data.synthetic import DrawnSet
 from jaxface.files import write_json
-from jaxface.runs.base import base_info, load_base
+from jaxface.runs.base import base_info
 from jaxface.runs.best import save_best
 from jaxface.runs.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, to_dict
-from jaxface.runs.model import make_parts
+from jaxface.runs.model import load_base, make_parts
 from jaxface.weights import save_weights
 from tiny_encoder import tiny_encoder
 

@@ -21,10 +21,9 @@ from jaxface.prediction.options import FaceOptions
 from jaxface.prediction.predictor import Predictor
 from jaxface.prediction.stream import predict_stream
 from jaxface.ranges import Count, Items, Known, Place, Range, Rounds, ranged
-from jaxface.runs.base import load_base
 from jaxface.runs.best import save_best
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions, to_dict
-from jaxface.runs.model import make_parts
+from jaxface.runs.model import load_base, make_parts
 from jaxface.timing import interleaved, medians
 
 

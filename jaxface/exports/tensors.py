@@ -19,8 +19,7 @@ from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.rope import resize_positions
 from jaxface.models.tree import arrays_of
-from jaxface.runs.base import load_base
-from jaxface.runs.model import Trained
+from jaxface.runs.model import Trained, load_base
 from jaxface.weights import load_encoder, save_weights
 
 LAYOUTS = ("meta", "timm")

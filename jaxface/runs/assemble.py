@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.files import write_json
-from jaxface.runs.base import base_info, load_base
+from jaxface.runs.base import base_info
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.config import Config, to_dict
 from jaxface.runs.folder import alone_in, read_config
-from jaxface.runs.model import load_trained, make_parts
+from jaxface.runs.model import load_base, load_trained, make_parts
 
 ASSEMBLED = {"lp": "lp", "ap": "ap_per_task"}
 """The methods whose runs share every block, and the method of the model that has the parts of all: heads, or pools and heads."""

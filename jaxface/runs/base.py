@@ -7,7 +7,6 @@ trained and over its own base; of random weights, over what they are drawn from.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxface import weights
 from jaxface.digests import combined
 from jaxface.errors import UserError
 from jaxface.files import DIGESTS
-from jaxface.models.encoder import Encoder, random_encoder
+from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
-from jaxface.models.tree import arrays_of
-from jaxface.models.variants import get_variant
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.parts import fingerprint
 
@@ -50,46 +46,20 @@ class Base(NamedTuple):
     path: Path | None
 
 
-def load_base(config: Config, path: Path | None = None, places: Sequence[Path] = ()) -> Base:
-    """What the configuration says to start from, or, in its place, what lies at `path`.
-
-    Args:
-      places: further places to look for the base of a base.
-
-    Raises UserError if no weights are named for a method that adapts some, or if they cannot be read.
-    """
-    source = config.encoder.weights
-    if source == RANDOM:
-        variant = get_variant(config.encoder.variant)
-        return Base(random_encoder(variant, config.seed), None, _random_fingerprint(dataclasses.asdict(variant), config.seed), None)
-    if source is None:
-        raise UserError(
-            f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"
-        )
-    path = path or Path(source)
-    if path.is_dir():
-        from jaxface.runs.model import load_trained  # a run whose base is a run, and so on
-
-        trained = load_trained(path, places, dtype=np.float32)
-        return Base(trained.merged().encoder, trained.model, trained.fingerprint, path)
-    encoder = weights.load_encoder(path)
-    return Base(encoder, None, fingerprint({name: np.asarray(leaf, np.float32) for name, leaf in arrays_of(encoder).items()}), path)
-
-
-def _random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:
+def random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:
     """Of the random bits that the weights are made of, which are the same on every device."""
     with jax.ensure_compile_time_eval():  # where only shapes are asked for, too
         bits = np.asarray(jax.random.bits(jax.random.key(seed), (64,)))
     return combined({"variant": json.dumps(variant, sort_keys=True), "bits": fingerprint({"bits": bits})})
 
 
-def find_bases(config: Config, folder: Path, info: Mapping[str, Any], places: Sequence[Path] = ()) -> Iterator[Base]:
-    """The base weights that may be a run's: from `places`, the environment, beside the run as when it was trained, the path as given.
+def find_bases(config: Config, folder: Path, info: Mapping[str, Any], places: Sequence[Path] = ()) -> Iterator[Path | None]:
+    """Where a run's base weights may lie: `places`, the environment, beside the run as when it was trained, the path given; None for none.
 
     Raises UserError if there is nothing at any of these places.
     """
     if config.encoder.weights in (None, RANDOM):
-        yield load_base(config)
+        yield None
         return
     recorded = Path(str(config.encoder.weights))
     found = [path for path in _places(recorded, folder, info, places) if path.exists()]
@@ -97,8 +67,7 @@ def find_bases(config: Config, folder: Path, info: Mapping[str, Any], places: Se
         raise UserError(
             f"{folder} was trained on base weights that are not at {recorded}: --weights FILE (or {PLACES}=FILE) says where they are"
         )
-    for path in dict.fromkeys(path.resolve() for path in found):
-        yield load_base(config, path, places)
+    yield from dict.fromkeys(path.resolve() for path in found)
 
 
 def _places(recorded: Path, folder: Path, info: Mapping[str, Any], places: Sequence[Path]) -> Iterator[Path]:

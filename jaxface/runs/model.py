@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -18,12 +20,13 @@ from jaxface.adapters.quantized import quantize
 from jaxface.data.tasks import Task, get_task
 from jaxface.digests import combined
 from jaxface.errors import UserError
-from jaxface.models.encoder import Encoder, use_attention
+from jaxface.models.encoder import Encoder, random_encoder, use_attention
 from jaxface.models.heads import Classifier
-from jaxface.models.tree import flatten
+from jaxface.models.tree import arrays_of, flatten
+from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked
-from jaxface.runs.base import Base, find_bases, load_base
+from jaxface.runs.base import Base, find_bases, random_fingerprint
 from jaxface.runs.best import Best, model_digest, read_best
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
@@ -163,7 +166,8 @@ def load_trained(folder: Path | str, places: Sequence[Path] = (), *, dtype: DTyp
 def _on_its_base(config: Config, folder: Path, best: Best, places: Sequence[Path], dtype: DTypeLike | None) -> tuple[Parts, Base]:
     """The parts of a run's model, on the base weights with the fingerprint that it was trained on."""
     expected, seen = best.info.get("base_sha256"), []
-    for base in find_bases(config, folder, best.info, places):
+    for path in find_bases(config, folder, best.info, places):
+        base = load_base(config, path, places)
         if best.info.get("format", 1) > 1:
             if base.fingerprint == expected:
                 return make_parts(config, base, dtype), base
@@ -202,3 +206,27 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
             raise UserError(f"{path}: a run knows its encoder's {', '.join(options)}: leave that out")
         return encoder
     return weights.load_encoder(path, **options)
+
+
+def load_base(config: Config, path: Path | None = None, places: Sequence[Path] = ()) -> Base:
+    """What the configuration says to start from, or, in its place, what lies at `path`.
+
+    Args:
+      places: further places to look for the base of a base.
+
+    Raises UserError if no weights are named for a method that adapts some, or if they cannot be read.
+    """
+    source = config.encoder.weights
+    if source == RANDOM:
+        variant = get_variant(config.encoder.variant)
+        return Base(random_encoder(variant, config.seed), None, random_fingerprint(dataclasses.asdict(variant), config.seed), None)
+    if source is None:
+        raise UserError(
+            f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"
+        )
+    path = path or Path(source)
+    if path.is_dir():
+        trained = load_trained(path, places, dtype=np.float32)
+        return Base(trained.merged().encoder, trained.model, trained.fingerprint, path)
+    encoder = weights.load_encoder(path)
+    return Base(encoder, None, fingerprint({name: np.asarray(leaf, np.float32) for name, leaf in arrays_of(encoder).items()}), path)

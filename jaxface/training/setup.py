@@ -12,13 +12,13 @@ from jaxface.data.records import set_digest
 from jaxface.devices import replicate
 from jaxface.errors import UserError
 from jaxface.objectives.balancing import get_balancer
-from jaxface.runs.base import Base, base_info, load_base
+from jaxface.runs.base import Base, base_info
 from jaxface.runs.best import read_best
 from jaxface.runs.config import Config, check_run
 from jaxface.runs.data import Images, prepared_sets
 from jaxface.runs.folder import changed_options, is_finished
 from jaxface.runs.inference import make_classify, make_predict
-from jaxface.runs.model import make_parts
+from jaxface.runs.model import load_base, make_parts
 from jaxface.training.batches import Features
 from jaxface.training.labels import check_labels
 from jaxface.training.optimizer import make_optimizer

@@ -19,10 +19,10 @@ from shell import command_lines
 from jaxface.files import write_json
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
 from jaxface.report.thesis_tables import THESIS
-from jaxface.runs.base import base_info, load_base
+from jaxface.runs.base import base_info
 from jaxface.runs.best import save_best
 from jaxface.runs.config import to_dict
-from jaxface.runs.model import make_parts
+from jaxface.runs.model import load_base, make_parts
 from small_models import random_tensors
 from weights_convert.checkpoint import write_checkpoint
 from weights_convert.towers import Towers

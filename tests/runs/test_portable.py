@@ -16,11 +16,11 @@ from jaxface.adapters.methods import linears
 from jaxface.errors import UserError
 from jaxface.exports import export_run
 from jaxface.models.encoder import normalize_images
-from jaxface.runs.base import PLACES, load_base
+from jaxface.runs.base import PLACES
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.config import EncoderOptions
 from jaxface.runs.folder import read_config
-from jaxface.runs.model import load_encoder, load_trained, make_parts
+from jaxface.runs.model import load_base, load_encoder, load_trained, make_parts
 from jaxface.weights import load_encoder as read_encoder
 from jaxface.weights import save_weights
 from tiny_encoder import tiny_encoder
