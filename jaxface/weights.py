@@ -109,7 +109,7 @@ def save_weights(model: Encoder | Clip, path: PathLike, *, layout: str = "jaxfac
     for the text tower, and if the file cannot be written.
     """
     clip = isinstance(model, Clip)
-    towers = {"visual.": model.visual, "text.": model.text} if clip else {"visual.": model}
+    towers: dict[str, Any] = {"visual.": model.visual, "text.": model.text} if clip else {"visual.": model}
     if clip and LAYOUTS.get(layout).text is None:
         raise UserError(f"layout {layout} has no place for a text tower: write clip.visual, or take another layout")
     arrays = {name: array for name, array in arrays_of(model).items() if clip and not name.startswith(tuple(towers))}

@@ -152,7 +152,8 @@ class PeftConfig:
         return {module for module in modules if self._targets(module)}
 
     def _targets(self, module: str) -> bool:
-        wanted, excluded = self.fields.get("target_modules"), self.fields.get("exclude_modules")
+        wanted: Any = self.fields.get("target_modules")
+        excluded = self.fields.get("exclude_modules")
         if excluded and self._named("exclude_modules", excluded, module):
             return False
         if wanted == "all-linear":

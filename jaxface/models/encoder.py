@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
@@ -118,7 +119,7 @@ def run_stages(
     stages: Sequence[Block], x: jax.Array, angles: jax.Array | None, causal: bool = False, remat: str = "none", every: bool = False
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs one stack of blocks after another, as `run_blocks` runs one."""
-    states = []
+    states: list[Any] = []
     for stage in stages:
         x, own = run_blocks(stage, x, angles, causal, remat, every)
         states.append(own)
@@ -193,7 +194,7 @@ class Encoder(nnx.Module):
         Where blocks give every task a result of its own, [depth + 1, tasks, B, N, D]: what comes before them is every task's.
         """
         x, angles = self.embed(images)
-        states = [x[None]]
+        states: list[Any] = [x[None]]
         for stage in self.stages:
             x, every = run_blocks(stage, x, angles, every=True)
             states.append(every)
@@ -223,7 +224,7 @@ def require_images(images: jax.Array, patch: int) -> None:
         raise UserError(f"images of shape {images.shape}: expected [B, H, W, 3] with H and W multiples of the patch {patch}{hint}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images of {images.dtype}: expected floating numbers in -1..1, as images / 127.5 - 1 makes them of pixels")
-    if isinstance(images, jax.core.Tracer) or not getattr(images, "is_fully_addressable", True):
+    if isinstance(images, Tracer) or not getattr(images, "is_fully_addressable", True):
         return
     largest = np.abs(np.asarray(images)).max()  # numpy's: a constant of a traced program must not become part of it
     if not largest <= USUAL:
@@ -266,7 +267,7 @@ def rows(stacked: jax.Array, start: int, end: int) -> jax.Array:
     """stacked[start:end]; on a CPU it is a view of the same memory, since no array ever changes."""
     if (start, end) == (0, stacked.shape[0]):
         return stacked
-    concrete = isinstance(stacked, jax.Array) and not isinstance(stacked, jax.core.Tracer) and stacked.is_fully_addressable
+    concrete = isinstance(stacked, jax.Array) and not isinstance(stacked, Tracer) and stacked.is_fully_addressable
     if not concrete or len(stacked.devices()) > 1 or next(iter(stacked.devices())).platform != "cpu":
         return stacked[start:end]
     return jax.device_put(np.asarray(stacked)[start:end], stacked.sharding if stacked.committed else None, may_alias=True)

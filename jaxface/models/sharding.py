@@ -15,7 +15,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 def any_mesh(method: F) -> F:
     """Decorator of a method (self, x [B, ...]): where x is placed over explicit axes, its results are placed as x's batch is."""
 
-    @functools.wraps(method)
     def call(self: Any, x: Any, *args: Any) -> Any:
         placed = getattr(jax.typeof(x), "sharding", None) if isinstance(x, jax.Array) else None
         if AxisType.Explicit not in getattr(getattr(placed, "mesh", None), "axis_types", ()):
@@ -29,7 +28,8 @@ def any_mesh(method: F) -> F:
         specs = jax.tree.map(spec, found, more)
         return jax.sharding.auto_axes(lambda self, x: method(self, x, *args), out_sharding=specs)(self, x)
 
-    return call  # type: ignore[return-value]
+    wrapped: Any = functools.wraps(method)(call)
+    return wrapped
 
 
 def _shapes(method: Callable[..., Any], self: Any, x: jax.Array, rows: int, args: tuple[Any, ...]) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from jaxface.errors import UserError
 from jaxface.models.encoder import Block, run_stages, stack_blocks
@@ -32,7 +35,8 @@ class Text(nnx.Module):
     def hidden_states(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> the first block's input and every block's result, [depth + 1, B, L, D]."""
         x = self.embed(ids)
-        return jnp.concatenate([x[None], run_stages(self.stages, x, None, causal=True, every=True)[1]])
+        states: Any = run_stages(self.stages, x, None, causal=True, every=True)[1]
+        return jnp.concatenate([x[None], states])
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> [B, L, D]. Raises UserError if L exceeds the context, or an id the vocabulary."""
@@ -40,7 +44,7 @@ class Text(nnx.Module):
             raise UserError(f"token ids of shape {ids.shape}: expected [B, L] with L at most {self.config.context}")
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise UserError(f"token ids of {ids.dtype}: expected whole numbers")
-        known = None if isinstance(ids, jax.core.Tracer) or not ids.size else np.asarray(ids)
+        known = None if isinstance(ids, Tracer) or not ids.size else np.asarray(ids)
         if known is not None and not 0 <= known.min() <= known.max() < self.config.vocabulary:
             raise UserError(f"token ids from {known.min()} to {known.max()}: the vocabulary has 0 to {self.config.vocabulary - 1}")
         # where ids are traced and cannot be looked at, one beyond the vocabulary gives NaN, not some other token's feature
