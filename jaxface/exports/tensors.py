@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxface.adapters.methods import linears, merge, shallow_copy
 from jaxface.adapters.peft_format import load_peft, save_peft
+from jaxface.adapters.task_specific import TaskPools
 from jaxface.errors import UserError
 from jaxface.exports.exporter import Answer, Logits, model_answer, register_exporter
 from jaxface.files import write_arrays
@@ -62,6 +63,12 @@ def at_size(encoder: Encoder, size: int) -> Encoder:
     return encoder
 
 
+def require_one_pool(trained: Trained) -> None:
+    """Raises UserError for an encoder with a pool per task."""
+    if isinstance(trained.model.encoder.pool, TaskPools):
+        raise UserError(f"{trained.folder}: its encoder has a pool per task, and timm's and Meta's have one: export to stablehlo or onnx")
+
+
 def timm_arguments(trained: Trained) -> dict[str, Any]:
     """What `timm.create_model` must be told to have our positions: it scales rotary ones from the grid `ref_feat_shape`."""
     side = trained.image_size // trained.model.encoder.config.patch
@@ -79,6 +86,7 @@ def _with_encoder(model: Classifier, encoder: Encoder) -> Answer:
 def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
     """Writes the merged encoder in every layout, and the heads. Raises UserError for an encoder that cannot be merged."""
     model = trained.merged()
+    require_one_pool(trained)
     kept = next((name for name, linear in linears(model.encoder) if isinstance(linear.kernel, nnx.Module)), None)
     if kept is not None:
         raise UserError(f"{trained.folder}: {kept} has an update per task, which no single kernel is: export to stablehlo or onnx")
@@ -104,6 +112,7 @@ def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
 
     That is where the base is another run, and at another image size than the encoder's, whose positions timm would make otherwise.
     """
+    require_one_pool(trained)
     weights = trained.config.encoder.weights
     base = load_base(trained.config, trained.base, trained.places).encoder
     own_base = trained.image_size != base.config.image_size or (trained.base is not None and trained.base.is_dir())

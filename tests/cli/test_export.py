@@ -236,6 +236,14 @@ def test_updates_per_task_have_no_place_in_one_kernel(specific, tmp_path, name):
         export_run(specific, name, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["safetensors", "peft"])
+def test_a_pool_per_task_has_no_place_in_timm(tmp_path, name):
+    from trained_run import write_trained_run
+
+    with pytest.raises(UserError, match="a pool per task"):
+        export_run(write_trained_run(tmp_path, "ap_per_task"), name, tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("words", "says"), [(["RUN", "--to", "coreml"], "known: "), (["nowhere", "--to", "onnx"], "nowhere"), (["RUN"], "export: --to")]
 )
