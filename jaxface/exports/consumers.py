@@ -15,8 +15,7 @@ from safetensors.numpy import load_file
 from jaxface.errors import UserError
 from jaxface.exports.exporter import CONSUMERS, Answer, BuildTimm, Consumer, Logits, MissingConsumer
 from jaxface.exports.tensors import BASE, HEADS
-from jaxface.runs.base import load_base
-from jaxface.runs.model import Trained
+from jaxface.runs.model import Trained, load_base
 from jaxface.weights import save_weights
 
 
