@@ -65,10 +65,13 @@ ACCEPTED = {  # beside a field's own default, and files and folders anywhere: th
             Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds""",
     },
     "empty": {"the prediction alone": "roofline.Options.cases"},
-    "blank": {"as empty": "AdapterOptions.blocks"},
+    "blank": {"as empty": "AdapterOptions.blocks", "a regular expression like others": "AdapterOptions.targets"},
+    "with control characters": {"a regular expression like others": "AdapterOptions.targets"},
+    "a bool": {"whether, or what is usual": "weights_convert.Arguments.averaged"},
     "path-like": {
         "looked up where it is used, which writes nothing": """EncoderOptions.attention roofline.Step.attention roofline.Options.attention
             step_profile.Options.attention Reading.path_column Reading.age_column export.Options.to""",
+        "a regular expression like others": "AdapterOptions.targets",
     },
 }
 

@@ -382,6 +382,8 @@ def adapt(model: Model, method: Annotated[str, Known(METHODS)], *, seed: Seed = 
 
 def each_tower(change: Callable[[Any], Any], model: Model) -> Model:
     """What a function makes of a tower, or of both towers of a `Clip`, which is copied."""
+    if not isinstance(model, nnx.Module):
+        raise UserError(f"encoder {model!r}: expected Encoder, Text or Clip")
     if not isinstance(model, Clip):
         return change(model)
     clip = shallow_copy(model)

@@ -19,6 +19,8 @@ from jaxface.weights import load_encoder
 from small_models import KINDS, random_images, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT tells what it does not look at
+
 torch, peft = import_torch("peft")
 TOWERS = KINDS["core with heads of 24 channels"]
 IMAGES = random_images(2, 20, 20)

@@ -115,9 +115,15 @@ def belongings(tmp_path_factory):
 @pytest.fixture
 def as_before(monkeypatch, tmp_path):
     """What a page registers and imports is forgotten after it."""
+    from reader import TOWERS
+
+    from jaxface.models.variants import TEXT_VARIANTS, VARIANTS
+
     modules = set(sys.modules)
     monkeypatch.setattr("jaxface.imports._imported", {})
     with all_as_before():
+        VARIANTS.add("PE-Small", TOWERS.vision)  # the checkpoint of a reader is of a known shape
+        TEXT_VARIANTS.add("PE-Small", TOWERS.text)
         yield
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
