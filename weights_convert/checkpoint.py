@@ -98,7 +98,6 @@ def read_checkpoint(
 
 ANCHORS = ("patch_embed.proj.weight", "conv1.weight", "patch.kernel")
 """The patch embedding in each layout, without what may stand before it."""
-OF_LAYOUTS = ("", "visual.", "visual.trunk.")
 
 
 def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ from typing import Any
 from jaxface.errors import UserError
 from jaxface.registry import Registry
 
-PACKAGE = "jax-cuda12-plugin"
 FLAGS = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 """Nothing can be timed where the card is missing: products go to cuBLAS as they do where its kernels win."""
 

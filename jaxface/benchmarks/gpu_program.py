@@ -21,6 +21,7 @@ from rich.table import Table
 from jaxface.adapters.methods import AdapterOptions, options_for
 from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
 from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, trips_of
+from jaxface.benchmarks.roofline import TASKS
 from jaxface.cli import parse
 from jaxface.kernels.attention import KERNELS
 from jaxface.models.variants import VARIANTS, EncoderConfig, get_variant
@@ -28,7 +29,6 @@ from jaxface.ranges import Items, Known, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 
 Case = Literal["lp", "ap", "ft4", "lora", "dora", "mtlora", "full"]
-TASKS = ("age", "gender", "emotion")
 REACHED = {"bandwidth": 0.78, "flops": 0.61}
 """Of what stands on paper, the share that large copies and products reach in practice; the estimate of time rests on it."""
 PRODUCT = re.compile(r"gemm|cublas|cudnn|dot_product|fmha|pallas|triton|^custom-call")

@@ -23,7 +23,7 @@ from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_has
 from jaxface.data.shards import Shard, make_shards
 from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
-from jaxface.digests import record_digests
+from jaxface.digests import file_digest, record_digests
 from jaxface.errors import UserError
 from jaxface.progress import Track
 from jaxface.ranges import Where, ranged
@@ -111,7 +111,7 @@ def _content(shards: dict[str, list[Shard]], skipped: Sequence[Any], cropping: C
     """A hash of all that a set is made of: rows, files, the detector's model, and the sets that it is held against."""
     parts = [shard.stem.name for parts in shards.values() for shard in parts] + [repr(list(skipped))]
     for file in (*cropping.files, *(other / HASHES for other in leakage.against)):
-        parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
+        parts.append(file_digest(file))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -22,6 +22,7 @@ from jaxface.data.duplicates import fingerprint
 from jaxface.data.images import Unreadable
 from jaxface.data.records import Record
 from jaxface.data.tasks import MISSING, TASKS
+from jaxface.digests import file_digest
 from jaxface.errors import UserError
 from jaxface.files import aside, write_json
 
@@ -87,8 +88,7 @@ def _version(image: Path | bytes, content: bool) -> tuple[Any, ...]:
     """Tells whether an image is the one that it was."""
     try:
         if content and isinstance(image, Path):
-            with image.open("rb") as file:
-                return (hashlib.file_digest(file, "sha256").hexdigest(),)
+            return (file_digest(image),)
         if isinstance(image, bytes):
             return (hashlib.sha256(image).hexdigest(),)
         stat = image.stat()

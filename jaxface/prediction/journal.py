@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxface.digests import file_digest
 from jaxface.errors import UserError, os_line, printable
 from jaxface.files import WRITTEN, aside, check_output, to_json, write_json
 
@@ -39,8 +39,7 @@ def stamp_of(path: str, content: bool = False) -> str:
     """
     try:
         if content:
-            with open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_digest(Path(path))
         found = os.stat(path)
     except OSError:
         return ""

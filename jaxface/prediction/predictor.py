@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from jaxface.data.faces import Detector, Face, crop, get_detector
 from jaxface.data.images import Unreadable
 from jaxface.data.tasks import Task
 from jaxface.devices import replicate, shard
+from jaxface.digests import file_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.models.tree import flatten
@@ -95,7 +95,7 @@ class Predictor:
             "margin": 0.0 if self.options.faces == "whole" else self.options.margin,
             "most_faces": self.options.most_faces,
             "damaged": self.options.damaged,
-            "detector": [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.options.detector_files],
+            "detector": [file_digest(path) for path in self.options.detector_files],
         }
 
     def _detector(self) -> Detector:

@@ -16,8 +16,8 @@ from jaxface.report.markup import Cell, left, percent, render
 from jaxface.report.sections.base import Runs
 from jaxface.runs.folder import Run
 
-FACES, HARDEST = 16, 5
-"""How many faces the page shows of each run, right or wrong as they come and wrong ones, and how many of the hardest of each task."""
+FACES = 16
+"""How many faces the page shows of each run, right or wrong as they come, and how many wrong ones."""
 
 
 def _thumbnails(run: Run) -> Callable[[str], str | None]:
