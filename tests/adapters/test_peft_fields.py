@@ -5,27 +5,20 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from peft_on_timm import EVERYTHING, forward, peft, plain_encoder, timm_model, torch
 
 import jaxface
 from jaxface.adapters.methods import merge
 from jaxface.adapters.peft_config import CONFIG
 from jaxface.adapters.peft_format import load_peft, save_peft
 from jaxface.errors import UserError
-from jaxface.originals.reference import build_original, import_torch
-from jaxface.weights import load_encoder
-from small_models import KINDS, random_images, random_tensors
-from weights_convert.checkpoint import write_checkpoint
+from small_models import random_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT tells what it does not look at
 
-torch, peft = import_torch("peft")
-TOWERS = KINDS["core with heads of 24 channels"]
 IMAGES = random_images(2, 20, 20)
-BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-EVERYTHING = BLOCKS + r"|attn_pool\.(q|kv|proj|mlp\.(fc1|fc2))|head"
 
 SAME = "same"
 VALUES = {
@@ -94,20 +87,9 @@ MORE = {
 }
 
 
-@jax.jit
-def forward(encoder, images):
-    return encoder(images)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plain") / "model.safetensors"
-    write_checkpoint(path, TOWERS, random_tensors(TOWERS))
-    return load_encoder(path)
-
-
-def timm_model():
-    return build_original("timm", TOWERS, random_tensors(TOWERS)).modules[0]
+    return plain_encoder(tmp_path_factory.mktemp("plain"))
 
 
 def write_folder(folder, **options):

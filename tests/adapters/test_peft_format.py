@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from peft_on_timm import BLOCKS, EVERYTHING, forward, peft, plain_encoder, timm_model, torch
 
 import jaxface
 from jaxface.adapters.dropout_keys import set_keys
@@ -15,34 +16,16 @@ from jaxface.adapters.methods import linears, merge
 from jaxface.adapters.peft_format import CONFIG, load_peft, save_peft
 from jaxface.errors import UserError
 from jaxface.models.tree import flatten
-from jaxface.originals.reference import build_original, import_torch
-from jaxface.weights import load_encoder
-from small_models import KINDS, OPTIMISED, random_images, random_tensors
-from weights_convert.checkpoint import write_checkpoint
+from small_models import OPTIMISED, random_images
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
-torch, peft = import_torch("peft")
-TOWERS = KINDS["core with heads of 24 channels"]
 IMAGES = random_images(3, 20, 20)
-BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-EVERYTHING = BLOCKS + r"|attn_pool\.(q|kv|proj|mlp\.(fc1|fc2))|head"
-
-
-@jax.jit
-def forward(encoder, images):
-    return encoder(images)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plain") / "model.safetensors"
-    write_checkpoint(path, TOWERS, random_tensors(TOWERS))
-    return load_encoder(path)
-
-
-def timm_model():
-    return build_original("timm", TOWERS, random_tensors(TOWERS)).modules[0]
+    return plain_encoder(tmp_path_factory.mktemp("plain"))
 
 
 def theirs(**options):
