@@ -269,8 +269,6 @@ def strange(request: Request, limits: Limits) -> str | None:
 
 def listen(limits: Limits) -> socket.socket:
     """The socket that the server listens on. Raises UserError if the address is taken or none of this machine's."""
-    if not limits.host:
-        raise UserError("--host: expected an address, such as 127.0.0.1 for this machine alone or 0.0.0.0 for every network")
     try:
         family = socket.AF_INET6 if ":" in limits.host else socket.AF_INET
         listener = socket.create_server((limits.host, limits.port), family=family, backlog=256)
