@@ -28,6 +28,20 @@ def test_raf_db_becomes_records_with_their_labels_and_bytes(tmp_path):
     assert records[0]["image"] == (tmp_path / "raf/basic/Image/aligned/test_00001_aligned.jpg").read_bytes()
 
 
+def test_preparing_leaves_no_folder_behind_and_asks_no_other_machine(tmp_path, monkeypatch):
+    def asked(*_):
+        raise AssertionError("the network was asked")
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("socket.socket.connect", asked)
+    monkeypatch.setattr("socket.getaddrinfo", asked)
+    monkeypatch.setattr("tensorflow_datasets.core.utils.gcs_utils._is_gcs_disabled", False)
+    prepare_synthetic(tmp_path / "out", style="paint", count=4, test_count=2, size=16)
+    assert {path.name for path in tmp_path.iterdir()} == {"temporary", "out"}
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_a_manifest_may_leave_labels_out_and_give_ages_in_years(tmp_path):
     write_manifest(tmp_path / "m", 6)
     table = tmp_path / "m" / "years.csv"
