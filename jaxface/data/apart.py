@@ -14,14 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from jaxface.data.formats import Bounds, Decoded
-from jaxface.data.images import Unreadable
+from jaxface.data.headers import TooLarge, Unreadable
 from jaxface.data.videos import End, Frame
 
 START_SECONDS = 60.0
@@ -32,7 +32,8 @@ Json = dict[str, Any]
 class Worker:
     """The parent's end of a decoding process."""
 
-    def __init__(self) -> None:
+    def __init__(self, nice: int) -> None:
+        self.nice = nice
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -43,6 +44,9 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env=environment
         )
+        if nice:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         os.set_blocking(self._process.stdin.fileno(), False)
         self._left = b""
         self._line(time.monotonic() + START_SECONDS)
@@ -121,12 +125,18 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def worker() -> Iterator[Worker]:
-    """A decoding process, for the caller alone: one that is idle, or a new one. Raises Unreadable if it cannot be started."""
+def worker(nice: int = 0) -> Iterator[Worker]:
+    """A decoding process, for the caller alone: one that is idle, or a new one. Raises Unreadable if it cannot be started.
+
+    Args:
+      nice: how far it steps back behind others.
+    """
     with _lock:
-        found = _idle.pop() if _idle else None
+        found = next((one for one in _idle if one.nice == nice), None)
+        if found is not None:
+            _idle.remove(found)
     try:
-        found = found if found is not None and found.alive else Worker()
+        found = found if found is not None and found.alive else Worker(nice)
     except (OSError, TimeoutError, EOFError) as error:
         raise Unreadable(f"no process to decode it in: {error or type(error).__name__}") from None
     try:
@@ -148,25 +158,29 @@ def _end() -> None:
 os.register_at_fork(after_in_child=_idle.clear)
 
 
+def _refused(answer: Json) -> None:
+    """Raises what the process says is wrong with the file."""
+    if "error" in answer:
+        raise (TooLarge if answer.get("too large") else Unreadable)(answer["error"])
+
+
 def decode_apart(data: bytes, bounds: Bounds) -> Decoded:
     """As `jaxface.data.decoding.decode_here`, within `bounds.seconds` and `bounds.memory_mb`. Raises Unreadable."""
-    with worker() as process:
+    with worker(bounds.nice) as process:
         answer, pixels = process.ask({"do": "photo", "bounds": asdict(bounds)}, data, bounds.seconds)
-    if "error" in answer:
-        raise Unreadable(answer["error"])
+    _refused(answer)
     return Decoded(np.frombuffer(pixels, np.uint8).reshape(answer["shape"]), answer["damage"])
 
 
 def frames_apart(path: str, bounds: Bounds, every: int = 1, done: Collection[int] = ()) -> Iterator[Frame | End]:
     """As `jaxface.data.videos.read_frames` for frames that are asked for, each within `bounds.seconds`. Raises Unreadable."""
     request = {"do": "video", "path": path, "every": every, "done": [*done], "bounds": asdict(bounds)}
-    with worker() as process:
+    with worker(bounds.nice) as process:
         answer, pixels = process.ask(request, b"", bounds.seconds)
         while "shape" in answer:
             if answer["shape"] is not None:
                 image = np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
                 yield Frame(answer["number"], answer["seconds"], image, answer["damage"])
             answer, pixels = process.next(bounds.seconds)
-    if "error" in answer:
-        raise Unreadable(answer["error"])
+    _refused(answer)
     yield End(answer["frames"], answer["broken"])

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxface.data.decoding import decode_photo
 from jaxface.data.faces import CHOICES, DETECTORS, MARGIN, Box, Detector, Face, crop, crop_upright, get_detector, inside
-from jaxface.data.images import Unreadable, encode, is_plain
+from jaxface.data.headers import Unreadable, is_plain
+from jaxface.data.images import encode
 from jaxface.data.records import Record
 from jaxface.errors import UserError
 from jaxface.ranges import Known, Range, Share, Where, ranged

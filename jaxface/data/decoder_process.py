@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxface.data.decoding import decode_here
 from jaxface.data.formats import Bounds
-from jaxface.data.images import Unreadable, header
+from jaxface.data.headers import TooLarge, Unreadable, header
 from jaxface.data.videos import End, read_frames
 
 HARMLESS = re.compile(r"unknown field|unknown tag|not divisible|tag_warning|SRGB is assumed", re.IGNORECASE)
@@ -43,8 +43,8 @@ def limit(megabytes: float | None, seconds: float) -> None:
 
 def allowance(data: bytes, bounds: Bounds) -> float:
     """Megabytes that a file's decoder may take: as many as its picture needs by what its header says of it."""
-    with header(data) as image:
-        return bounds.memory_mb if image is None else min(bounds.memory_mb, 128 + 64e-6 * image.width * image.height)
+    found = header(data)
+    return bounds.memory_mb if found is None else min(bounds.memory_mb, 128 + 64e-6 * found.width * found.height)
 
 
 class Complaints:
@@ -74,6 +74,7 @@ def _answer(out: BinaryIO, answer: Json, data: memoryview | bytes = b"") -> None
 
 
 def _photo(request: Json, data: bytes, bounds: Bounds, complaints: Complaints) -> Iterator[tuple[Json, np.ndarray]]:
+    limit(bounds.memory_mb, 2 * bounds.seconds * (os.cpu_count() or 1))  # a header may be a trap, too
     limit(allowance(data, bounds), 2 * bounds.seconds * (os.cpu_count() or 1))
     pixels, damage = decode_here(data, bounds)
     yield {"shape": pixels.shape, "damage": damage or complaints.take()}, pixels
@@ -126,7 +127,9 @@ def serve() -> None:
             for answer, pixels in JOBS[request["do"]](request, data, bounds, complaints):
                 _answer(out, answer, np.ascontiguousarray(pixels).reshape(-1).data)
         except Unreadable as error:
-            _answer(out, {"error": str(error)})
+            _answer(out, {"error": str(error), "too large": isinstance(error, TooLarge)})
+        except MemoryError:
+            _answer(out, {"error": "does not fit into memory"})
         limit(1e9, 1e6)
         complaints.take()
 

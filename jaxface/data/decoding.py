@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxface.data.apart import decode_apart
 from jaxface.data.formats import Bounds, Decoded, format_of, work
-from jaxface.data.images import Unreadable, is_cut_off
+from jaxface.data.headers import NoPhoto, TooLarge, Unreadable, is_cut_off
 
 BOUNDS = Bounds()
-HEAVY = 150.0
-"""Megapixels, as `work` counts them, from which a file is decoded apart: up to about four seconds, if each scan holds as much as it can."""
 
 
-def decode_photo(data: bytes, bounds: Bounds = BOUNDS) -> Decoded:
+class Plan(NamedTuple):
+    """How a file is decoded.
+
+    Attributes:
+      apart: in a process of its own: its decoder has no bounds, or much to do.
+      work: in megapixels, see `jaxface.data.formats.work`; 0 where the header's word counts for nothing.
+    """
+
+    apart: bool
+    work: float
+
+
+def plan(data: bytes, bounds: Bounds = BOUNDS) -> Plan:
+    """Looks at a file before it is decoded, which takes milliseconds whatever it is.
+
+    Raises Unreadable for what is no whole, still picture within the bounds, as far as that can be seen.
+    """
+    if not data:
+        raise NoPhoto("the file is empty")
+    if len(data) > 1e6 * bounds.megabytes:
+        raise TooLarge(f"too large: {len(data) / 1e6:,.0f} MB, at most {bounds.megabytes:g}")
+    kind = format_of(data)
+    if is_cut_off(data):
+        raise Unreadable("the file is cut off")
+    amount = 0.0 if kind.apart else work(data, bounds)
+    return Plan(kind.apart or amount > bounds.heavy, amount)
+
+
+def decode_photo(data: bytes, bounds: Bounds = BOUNDS, planned: Plan | None = None) -> Decoded:
     """A file's picture, uint8 [H, W, 3] RGB as people see it, and what its decoder complained of.
+
+    Args:
+      planned: the file's `plan`, where that has been made.
 
     Raises Unreadable for what is no whole, still picture within the bounds.
     """
-    if not data:
-        raise Unreadable("the file is empty")
-    if len(data) > 1e6 * bounds.megabytes:
-        raise Unreadable(f"too large: {len(data) / 1e6:,.0f} MB, at most {bounds.megabytes:g}")
-    if is_cut_off(data):
-        raise Unreadable("the file is cut off")
-    if goes_apart(data, bounds):
-        return decode_apart(data, bounds)
-    return decode_here(data, bounds)
-
-
-def goes_apart(data: bytes, bounds: Bounds = BOUNDS) -> bool:
-    """Whether a file is decoded in a process of its own: its decoder has no bounds, or much to do. False for what is no photo."""
-    try:
-        return format_of(data).apart or work(data, bounds) > HEAVY
-    except Unreadable:
-        return False
+    planned = planned or plan(data, bounds)
+    return decode_apart(data, bounds) if planned.apart else decode_here(data, bounds)
 
 
 def decode_here(data: bytes, bounds: Bounds) -> Decoded:
@@ -59,7 +74,7 @@ def read_photo(path: Path, bounds: Bounds = BOUNDS) -> Decoded:
         if not stat.S_ISREG(found.st_mode):
             raise Unreadable("no file but a folder, a pipe or a device")
         if found.st_size > 1e6 * bounds.megabytes:
-            raise Unreadable(f"too large: {found.st_size / 1e6:,.0f} MB, at most {bounds.megabytes:g}")
+            raise TooLarge(f"too large: {found.st_size / 1e6:,.0f} MB, at most {bounds.megabytes:g}")
         data = path.read_bytes()
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None

@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from jaxface.data.images import EXIF_ORIENTATION, JPEG_SCAN, JPEG_START, PNG_START, Unreadable, header
+from jaxface.data.headers import JPEG_SCAN, JPEG_START, PNG_START, Header, NoPhoto, TooLarge, Unreadable, header
 from jaxface.registry import Registry
 
 
@@ -31,6 +31,9 @@ class Bounds:
       scans: of a progressive JPEG: each goes over all pixels, and a camera makes about ten.
       seconds: of a decoder that has no bounds of its own, or much to do; it works in a process that is killed after them.
       memory_mb: of that process.
+      heavy: megapixels, as `work` counts them, from which a file is decoded in such a process: 150 are up to about four seconds, if each
+        scan of a JPEG holds as much as it can.
+      nice: how far that process steps back behind others, as Unix counts it.
     """
 
     megabytes: float = 1000.0
@@ -38,11 +41,13 @@ class Bounds:
     scans: int = 100
     seconds: float = 20.0
     memory_mb: float = 4000.0
+    heavy: float = 150.0
+    nice: int = 0
 
     def check_size(self, width: int, height: int) -> None:
-        """Raises Unreadable for more pixels than are allowed."""
+        """Raises TooLarge for more pixels than are allowed."""
         if width * height > 1e6 * self.megapixels:
-            raise Unreadable(f"too large: {width} x {height} pixels, at most {self.megapixels:g} million")
+            raise TooLarge(f"too large: {width} x {height} pixels, at most {self.megapixels:g} million")
 
 
 class Decoded(NamedTuple):
@@ -76,11 +81,11 @@ FORMATS: Registry[Format] = Registry("image format")
 
 
 def format_of(data: bytes) -> Format:
-    """The kind of a file. Raises Unreadable for none of the known ones."""
+    """The kind of a file. Raises NoPhoto for none of the known ones."""
     for kind in FORMATS.values():
         if kind.matches(data[:64]):
             return kind
-    raise Unreadable("cannot be decoded as an image")
+    raise NoPhoto("cannot be decoded as an image")
 
 
 def suffixes() -> tuple[str, ...]:
@@ -88,23 +93,15 @@ def suffixes() -> tuple[str, ...]:
     return tuple(suffix for kind in FORMATS.values() for suffix in kind.suffixes)
 
 
-def opened(data: bytes, bounds: Bounds) -> tuple[str, int]:
-    """Mode and EXIF orientation as the header says them. Raises Unreadable for a picture that is too large or several in one file."""
-    with header(data) as image:
-        if image is None:
-            raise Unreadable("cannot be decoded as an image")
-        bounds.check_size(*image.size)
-        try:
-            frames = getattr(image, "n_frames", 1) if getattr(image, "is_animated", False) else 1
-        except Exception:  # Pillow raises what it comes upon: then the decoder says what there is
-            frames = 1
-        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second view behind it
-            raise Unreadable(f"{frames} pictures in one file, not one")
-        try:
-            turned = int(image.getexif().get(EXIF_ORIENTATION, 1))
-        except Exception:
-            turned = 1
-        return image.mode, turned
+def checked(data: bytes, bounds: Bounds) -> Header:
+    """What a file says of its picture. Raises Unreadable for a picture that is too large, several in one file, or none."""
+    found = header(data)
+    if found is None:
+        raise Unreadable("cannot be decoded as an image")
+    bounds.check_size(found.width, found.height)
+    if found.pictures > 1:
+        raise Unreadable(f"{found.pictures} pictures in one file, not one")
+    return found
 
 
 SLOW = 4
@@ -112,20 +109,17 @@ SLOW = 4
 
 
 def work(data: bytes, bounds: Bounds) -> float:
-    """Megapixels that decoding a file goes over, each scan of a JPEG for itself. Raises Unreadable for more scans than are allowed."""
+    """Megapixels that decoding a file goes over, each scan of a JPEG for itself. Raises Unreadable as `checked`, or for too many scans."""
+    found = checked(data, bounds)
     scans = data.count(JPEG_SCAN) if data.startswith(JPEG_START) else SLOW
     if data.startswith(JPEG_START) and scans > bounds.scans:
         raise Unreadable(f"{scans:,} scans, at most {bounds.scans}")
-    if scans < 4:  # no picture within the bounds is much work then
-        return 0.0
-    with header(data) as image:
-        return 0.0 if image is None else scans * image.width * image.height / 1e6
+    return scans * found.width * found.height / 1e6
 
 
 def decode_jpeg(data: bytes, bounds: Bounds) -> Decoded:
     """libjpeg-turbo, which tells of damage where OpenCV and Pillow keep silent; four inks are OpenCV's to mix."""
-    mode, turned = opened(data, bounds)
-    work(data, bounds)
+    _, _, mode, turned, _ = checked(data, bounds)
     if mode not in ("RGB", "L"):
         return decode_opencv(data, bounds)
     try:
@@ -157,7 +151,7 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def decode_opencv(data: bytes, bounds: Bounds) -> Decoded:
     """OpenCV's decoder of the kind, which turns by EXIF and brings 16 bits down to 8."""
-    opened(data, bounds)
+    checked(data, bounds)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise Unreadable("cannot be decoded as an image")
@@ -179,7 +173,7 @@ def decode_png(data: bytes, bounds: Bounds) -> Decoded:
 
 def decode_pillow(data: bytes, bounds: Bounds) -> Decoded:
     """Pillow's decoder of the kind, which turns also by the container's own word (AVIF's irot and imir)."""
-    opened(data, bounds)
+    checked(data, bounds)
     with Image.open(io.BytesIO(data)) as image:
         return Decoded(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -23,15 +24,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
-from jaxface.data.decoding import decode_photo, goes_apart
-from jaxface.data.formats import Bounds, format_of
-from jaxface.data.images import Unreadable, header
+from jaxface.data.decoding import Plan, decode_photo, plan
+from jaxface.data.formats import Bounds
+from jaxface.data.headers import NoPhoto, TooLarge, Unreadable
 from jaxface.errors import UserError
 from jaxface.prediction.batching import Batcher
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
+from jaxface.prediction.turns import Turns
 
 try:
     import uvicorn
@@ -58,7 +59,11 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 DOUBTFUL, DOUBTFUL_SECONDS = 2, 10.0
-"""Threads for photos whose decoders know no bounds, so that others never wait for them, and the seconds that each may take."""
+"""Photos that are decoded at once in processes of their own, so that others never wait for them, and the seconds that each may take."""
+QUICK = 16.0
+"""Megapixels of work up to which a photo is decoded in the server's own process: a phone's photo, in at most half a second."""
+BEHIND = 10
+"""How far those processes step back, as Unix counts it."""
 
 
 class Refused(Exception):
@@ -100,9 +105,10 @@ class Service:
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor, self.limits = predictor, limits
         self.under_way, started = 0, time.time()
-        self.threads = ThreadPoolExecutor(thread_name_prefix="photo")
-        self.doubtful = ThreadPoolExecutor(DOUBTFUL, thread_name_prefix="doubtful photo")
-        self.bounds = Bounds(megapixels=limits.megapixels, seconds=min(limits.answer_seconds, DOUBTFUL_SECONDS))
+        self.quick, self.doubtful = Turns(max(2, os.cpu_count() or 1)), Turns(DOUBTFUL)
+        self.threads = ThreadPoolExecutor(self.quick.places + DOUBTFUL, thread_name_prefix="photo")
+        seconds = min(limits.answer_seconds, DOUBTFUL_SECONDS)
+        self.bounds = Bounds(limits.megabytes, limits.megapixels, seconds=seconds, heavy=QUICK, nice=BEHIND)
         self.batcher = Batcher(predictor)
         self.registry = registry = CollectorRegistry()
         self.answered = Counter("jaxface_requests", "Requests by the status of their answer.", ["status"], registry=registry)
@@ -123,8 +129,7 @@ class Service:
             self.predictor.answers(self.predictor.classify([np.zeros((side, side, 3), np.uint8)] * size), size)
 
     def close(self) -> None:
-        for pool in (self.threads, self.doubtful):
-            pool.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)
         self.batcher.close()
 
     async def body(self, request: Request) -> bytes:
@@ -147,28 +152,27 @@ class Service:
             raise Refused(408, f"the photo took longer than {self.limits.upload_seconds:g} s to arrive") from None
         return bytes(data)
 
-    def look(self, data: bytes) -> Photo:
+    async def look(self, data: bytes) -> Photo:
         """Decodes a photo and finds its faces, in a thread. Raises Refused for what is no photo, or too large a one."""
         try:
-            with header(data) as image:
-                self._check_size(image, data)
-            return self.predictor.find(decode_photo(data, self.bounds).pixels)
+            planned = plan(data, self.bounds)
+            async with (self.doubtful if planned.apart else self.quick).turn(planned.work):
+                return await asyncio.get_running_loop().run_in_executor(self.threads, self._look, data, planned)
+        except NoPhoto:
+            raise Refused(415, "no photo of a known format; send the file's bytes as the request's body") from None
+        except TooLarge as error:
+            raise Refused(413, str(error)) from None
         except Unreadable as error:
             raise Refused(422, str(error)) from None
         except MemoryError:
             raise Refused(413, "the photo does not fit into memory") from None
-        except (Refused, UserError):
+        except UserError:
             raise
         except Exception as error:  # whatever a decoder raises is that photo's own
             raise Refused(422, f"the photo cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
 
-    def _check_size(self, image: Image.Image | None, data: bytes) -> None:
-        try:
-            format_of(data)
-        except Unreadable:
-            raise Refused(415, "no photo of a known format; send the file's bytes as the request's body") from None
-        if image is not None and image.width * image.height > self.limits.megapixels * 1e6:
-            raise Refused(413, f"{image.width} x {image.height} pixels are more than {self.limits.megapixels:g} megapixels")
+    def _look(self, data: bytes, planned: Plan) -> Photo:
+        return self.predictor.find(decode_photo(data, self.bounds, planned).pixels)
 
     async def answer(self, request: Request) -> Json:
         """The faces of the photo in the request's body."""
@@ -178,8 +182,7 @@ class Service:
         try:
             data = await self.body(request)
             async with asyncio.timeout(self.limits.answer_seconds):
-                pool = self.doubtful if goes_apart(data, self.bounds) else self.threads
-                photo = await asyncio.get_running_loop().run_in_executor(pool, self.look, data)
+                photo = await self.look(data)
                 del data
                 answers = await asyncio.wrap_future(self.batcher.submit(photo.crops))
             faces = [face_json(face) | answer for face, answer in zip(photo.faces, answers, strict=True)]

@@ -18,7 +18,7 @@ from jaxface.data import apart
 from jaxface.data.cropping import Cropping
 from jaxface.data.decoding import decode_photo, read_photo
 from jaxface.data.formats import FORMATS, Bounds, format_of
-from jaxface.data.images import Unreadable
+from jaxface.data.headers import Unreadable, header
 from jaxface.data.preparation import prepare
 from jaxface.data.synthetic import draw_face
 
@@ -70,6 +70,28 @@ def test_a_turned_photo_is_upright(kind, orientation):
     assert np.abs(upright.astype(int) - seen).mean() < 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "mode"), [*(("JPEG", mode) for mode in ("RGB", "L", "CMYK")), *(("PNG", mode) for mode in ("RGB", "L", "P", "LA", "RGBA"))]
+)
+def test_a_header_says_what_pillow_reads_from_it(kind, mode):
+    image, exif = Image.fromarray(FACE[:, :64]).convert(mode), Image.Exif()
+    exif[0x010F], exif[0x0112] = "a camera", 7
+    buffer = io.BytesIO()
+    image.save(buffer, kind, exif=exif, icc_profile=bytes(200_000))
+    with Image.open(buffer) as opened:
+        expected = (*opened.size, opened.mode, opened.getexif()[0x0112], 1)
+    assert header(buffer.getvalue()) == expected
+
+
+def test_a_file_of_very_many_small_parts_is_refused_before_they_are_gone_through():
+    jpeg, png = saved("JPEG"), saved("PNG")
+    chunk = bytes(4) + b"abCd" + zlib.crc32(b"abCd").to_bytes(4, "big")
+    for data in (jpeg[:2] + b"\xff\xec\x00\x02" * 5000 + jpeg[2:], png[:33] + chunk * 5000 + png[33:]):
+        with pytest.raises(Unreadable, match=r"more than [\d,]+ (segments|chunks)"):
+            decode_photo(data)
+    assert decode_photo(jpeg[:2] + b"\xff\xec\x00\x02" * 500 + jpeg[2:]).pixels.shape == FACE.shape
+
+
 def scanned(times):
     """A progressive JPEG whose last scan comes so often."""
     data = saved("JPEG", progressive=True)
@@ -83,12 +105,11 @@ def test_a_jpeg_of_more_scans_than_a_camera_makes_is_refused_before_it_is_decode
         decode_photo(scanned(200))
 
 
-def test_a_jpeg_that_is_much_work_is_decoded_apart_and_given_up(monkeypatch):
-    monkeypatch.setattr("jaxface.data.decoding.HEAVY", 0.01)
+def test_a_jpeg_that_is_much_work_is_decoded_apart_and_given_up():
     data = saved("JPEG", cv2.resize(FACE, (3000, 3000)), progressive=True)
-    assert decode_photo(data).pixels.shape == (3000, 3000, 3)
+    assert decode_photo(data, Bounds(heavy=0.01)).pixels.shape == (3000, 3000, 3)
     with pytest.raises(Unreadable, match=r"takes longer than 0.05 s"):
-        decode_photo(data, Bounds(seconds=0.05))
+        decode_photo(data, Bounds(seconds=0.05, heavy=0.01))
     assert decode_photo(saved("TIFF")).pixels.shape == FACE.shape  # by another process
 
 

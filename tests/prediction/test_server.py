@@ -1,5 +1,6 @@
 """The server on loopback: answers like the predictor, refuses in one line, outlives its clients."""
 
+import asyncio
 import concurrent.futures
 import http.client
 import json
@@ -20,6 +21,7 @@ from jaxface.prediction.connections import Server, protocol
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import Predictor
 from jaxface.prediction.server import listen, make_app
+from jaxface.prediction.turns import Turns
 
 PATIENCE = 120
 """Seconds that a client waits: no figure that is tested, but the end of a test that hangs."""
@@ -97,7 +99,7 @@ def test_many_callers_at_once_get_their_own_answers(port, predictor, tmp_path):
         (b"", 415, "no photo of a known format"),
         (b"not a photo" * 100, 415, "no photo of a known format"),
         (b"\xff\xd8\xff" + bytes(400_000), 413, "larger than 0.3 MB"),
-        (png_of_zeros(4000, 4000), 413, "4000 x 4000 pixels are more than 0.5 megapixels"),
+        (png_of_zeros(4000, 4000), 413, "too large: 4000 x 4000 pixels, at most 0.5 million"),
         (png_of_zeros(20_000, 20_000)[:200], 4, ""),
         (cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()[:300], 4, ""),
     ],
@@ -231,11 +233,11 @@ def test_photos_whose_decoders_know_no_bounds_have_threads_of_their_own(port, ph
 
     release, waiting, real = threading.Event(), [], server.decode_photo
 
-    def decode_photo(data, bounds):
+    def decode_photo(data, *about):
         if data.startswith(b"II*"):
             waiting.append(data)
             release.wait(PATIENCE)
-        return real(data, bounds)
+        return real(data, *about)
 
     monkeypatch.setattr(server, "decode_photo", decode_photo)
     tiff = cv2.imencode(".tiff", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
@@ -247,3 +249,23 @@ def test_photos_whose_decoders_know_no_bounds_have_threads_of_their_own(port, ph
         assert not any(answer.done() for answer in hostile)
         release.set()
         assert {answer.result()[0] for answer in hostile} == {200}
+
+
+def test_of_photos_that_wait_the_one_with_the_least_work_is_next():
+    async def main():
+        turns, order = Turns(1), []
+
+        async def one(work):
+            async with turns.turn(work):
+                order.append(work)
+                await asyncio.sleep(0)
+
+        async with turns.turn(0):
+            tasks = [asyncio.create_task(one(work)) for work in (9, 5, 7, 1)]
+            await asyncio.sleep(0)
+            tasks[3].cancel()  # who gives up takes no place
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with turns.turn(0):
+            return order
+
+    assert asyncio.run(main()) == [5, 7, 9]
