@@ -54,6 +54,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Prints a line, in the first process alone."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
 def from_first(value: Any) -> Any:
     """The first process's value, in every process; called by all of them together. What the others pass is not looked at."""
     if jax.process_count() == 1:

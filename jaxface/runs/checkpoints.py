@@ -27,8 +27,12 @@ from jaxface.runs.parts import fingerprint
 
 KEPT = 2
 """Checkpoints that are kept: the newest, and the one before in case it cannot be read."""
+FORMAT = 1
+"""Of a save; a higher one is a later version's."""
 CONSTANT = (".key",)
 """Fields that no step changes: a checkpoint from before they were saved goes on with what the run starts from."""
+AVERAGED = (".average[", ".statistics[")
+"""Averages of batch statistics start, where a checkpoint is from before they were saved, from the statistics themselves."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -90,7 +94,9 @@ class Checkpoints:
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: the folder has vanished; the state of step {step} is not saved")
         empty = {name: [array.dtype.name, *array.shape] for name, array in arrays.items() if not array.size}
-        text = json.dumps({"step": step, "host": host, "empty": empty, "sha256": {n: fingerprint({n: a}) for n, a in arrays.items()}})
+        text = json.dumps(
+            {"format": FORMAT, "step": step, "host": host, "empty": empty, "sha256": {n: fingerprint({n: a}) for n, a in arrays.items()}}
+        )
         number = max(self.saves(), default=-1) + 1
         items = ocp.args.Composite(
             arrays=ocp.args.PyTreeSave({name: array for name, array in arrays.items() if array.size}),
@@ -130,24 +136,33 @@ class Checkpoints:
     def restore(self, like: Any) -> Saved | None:
         """The newest state that can be read, shaped as `like`, in every process; None if there is none.
 
-        One that is damaged is passed over, and said. Raises UserError for one that is whole and has other fields or shapes than `like`:
-        nothing is changed then.
+        One that is damaged is passed over, and said. Raises UserError if all are, and for one that is whole and has other fields or shapes
+        than `like`: nothing is changed then.
         """
         return from_first(self._newest(like) if is_first() else None)
 
     def _newest(self, like: Any) -> Saved | None:
+        damaged: list[str] = []
         for name, read in self._candidates():
             try:
                 arrays, host = read()
+            except UserError:
+                raise
             except Exception as error:  # whatever a file cut short or a changed byte makes of a reader
+                damaged.append(f"{name}: {_short(error)}")
                 logging.getLogger(__name__).warning("%s is left out: %s", self.folder / name, _short(error))
                 continue
             return Saved(_shaped(arrays, like, f"{self.folder / name}"), host)
+        if damaged:
+            raise UserError(
+                f"{self.folder}: no state in it is what was saved ({damaged[0]}): put a copy back, or remove that folder to start again at "
+                "step 0, or choose another --name"
+            )
         return None
 
     def _candidates(self) -> Iterator[tuple[str, Callable[[], tuple[Arrays, dict[str, Any]]]]]:
         for number in self.saves():
-            yield f"save_{number:08d}", lambda number=number: self._read(number)
+            yield _name(number), lambda number=number: self._read(number)
         for path in self._old_files():
             yield path.name, lambda path=path: _read_old(path)
 
@@ -160,6 +175,8 @@ class Checkpoints:
         if _sha256(text) != restored["text"]["sha256"]:
             raise Damaged("its text is not what was saved")
         about = json.loads(text)
+        if about.get("format", FORMAT) > FORMAT:
+            raise UserError(f"{self.folder / _name(number)} was saved by a later version: go on with that one")
         arrays = {name: np.asarray(array) for name, array in restored["arrays"].items()}
         arrays |= {name: np.zeros(shape, dtype) for name, (dtype, *shape) in about["empty"].items()}
         wrong = [name for name in {**arrays, **about["sha256"]} if name not in arrays or _hash(name, arrays) != about["sha256"].get(name)]
@@ -170,6 +187,11 @@ class Checkpoints:
 
     def _old_files(self) -> list[Any]:
         return sorted(self.folder.glob("step-*.safetensors"), key=lambda path: path.name, reverse=True)
+
+
+def _name(number: int) -> str:
+    """Of the folder of a save."""
+    return f"save_{number:08d}"
 
 
 def _path(folder: Path | str) -> Any:
@@ -198,17 +220,25 @@ def _named(state: Any) -> list[tuple[str, Any]]:
 def _shaped(arrays: Arrays, like: Any, where: str) -> Any:
     """The arrays as a state. Raises UserError that names a field which only one of the two has, or an array of another shape or type."""
     expected = {name: np.asarray(leaf) for name, leaf in _named(like)}
+    arrays = _of_today(arrays, expected)
     advice = "go on with the version and the options that it was saved by, or choose another --name"
     for name in sorted(set(arrays) ^ set(expected)):
         if name in arrays:
             raise UserError(f"{where} has the field {name}, which this run does not know: {advice}")
-        if name not in CONSTANT:
-            raise UserError(f"{where} lacks the field {name}, which this run has: {advice}")
+        raise UserError(f"{where} lacks the field {name}, which this run has: {advice}")
     for name, leaf in expected.items():
-        found = arrays.get(name, leaf)
+        found = arrays[name]
         if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             raise UserError(f"{where}: {name} is {found.dtype}{list(found.shape)}, this run's is {leaf.dtype}{list(leaf.shape)}: {advice}")
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays.get(name, leaf) for name, leaf in expected.items()])
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
+
+
+def _of_today(arrays: Arrays, expected: Arrays) -> Arrays:
+    """A checkpoint's arrays with the fields that earlier versions did not save (`CONSTANT`, `AVERAGED`)."""
+    later = {name: expected[name] for name in CONSTANT if name in expected}
+    if any(name.startswith(AVERAGED[0]) for name in arrays):
+        later |= {name.replace(AVERAGED[1], AVERAGED[0], 1): array for name, array in arrays.items() if name.startswith(AVERAGED[1])}
+    return {**{name: array for name, array in later.items() if name in expected}, **arrays}
 
 
 def _read_old(path: Any) -> tuple[Arrays, dict[str, Any]]:

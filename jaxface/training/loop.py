@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.cluster import end_together, from_first, is_first
+from jaxface.cluster import end_together, from_first, is_first, say
 from jaxface.data.tasks import get_task, with_coarse
 from jaxface.devices import replicate, shard, unreplicate
-from jaxface.digests import record_digests
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import figures
 from jaxface.evaluation.predictions import Predictions
-from jaxface.files import write_json
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.checkpoints import Checkpoints, Saved
-from jaxface.runs.config import to_dict
-from jaxface.runs.folder import RESULT, alone_in
+from jaxface.runs.folder import alone_in
 from jaxface.runs.inference import predict_all
 from jaxface.runs.metrics_log import MetricsLog
 from jaxface.runs.outcome import write_outcome
 from jaxface.runs.predictions_file import write_predictions
 from jaxface.training.display import EpochDisplay
 from jaxface.training.progress import Progress
-from jaxface.training.setup import Setup, check_identity
+from jaxface.training.setup import Setup
 from jaxface.training.step import model_part
 from jaxface.training.step_log import Line, StepLog
 from jaxface.training.stopping import Stopped
@@ -65,9 +60,9 @@ class Training:
       last_save: when the state was last saved, or taken up.
     """
 
-    def __init__(self, run: Setup, checkpoints: Checkpoints, saved: Saved | None) -> None:
+    def __init__(self, run: Setup, checkpoints: Checkpoints, saved: Saved | None, progress: Progress) -> None:
         self.run, self.config, self.folder, self.checkpoints = run, run.config, run.folder, checkpoints
-        self.progress = Progress.start(run.config) if saved is None else Progress.from_json(saved.host)
+        self.progress = progress
         self.progress.identity = run.identity
         state = run.initial if saved is None else saved.state
         self.done = int(state.step)
@@ -285,24 +280,9 @@ class Run(Setup):
             checkpoints = Checkpoints(self.folder / "checkpoints")
             stack.callback(checkpoints.close)
             saved = checkpoints.restore(self.initial)
+            progress = Progress.start(self.config) if saved is None else Progress.from_json(saved.host)
             if is_first():
-                self._go_on(saved)
-            training = Training(self, checkpoints, saved)
+                self.take_folder(None if saved is None else int(saved.state.step), progress)
+            training = Training(self, checkpoints, saved, progress)
             stack.callback(training.close)
             yield training
-
-    def _go_on(self, saved: Saved | None) -> None:
-        """Makes the folder that of a run that is not done. Raises UserError where that would lose what is there."""
-        if saved is not None:
-            check_identity(self.folder, saved.host.get("identity", {}), self.identity)
-        elif (self.folder / RESULT).exists():
-            raise UserError(f"{self.folder} is done, and checkpoints/ has no state to go on from to {self.config.epochs} epochs")
-        (self.folder / RESULT).unlink(missing_ok=True)
-        write_json(self.folder / "config.json", to_dict(replace(self.config, after=None)))
-        record_digests(self.folder, ["config.json"])
-
-
-def say(text: str) -> None:
-    """Prints a line, in the first process alone."""
-    if is_first():
-        print(text, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jaxface.errors import UserError
 from jaxface.runs.config import Config
 from jaxface.training.optimizer import EarlyStop, Plateau
 
@@ -36,9 +37,14 @@ class Progress:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Progress:
-        """Of what `to_json` gave."""
-        plateau, early = Plateau(**value["plateau"]), EarlyStop(**value["early"])
-        return cls(plateau, early, value["due"], set(value.get("unreadable", ())), value.get("identity", {}))
+        """Of what `to_json` gave. Raises UserError for what another version wrote that this one cannot take up."""
+        try:
+            plateau, early = Plateau(**value["plateau"]), EarlyStop(**value["early"])
+            return cls(**value | {"plateau": plateau, "early": early, "unreadable": set(value.get("unreadable", ()))})
+        except (TypeError, KeyError) as error:
+            raise UserError(
+                f"the saved state has other fields than this version knows ({error}): go on with the version that it was saved by"
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

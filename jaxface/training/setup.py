@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxface.cluster import from_first, is_first
+from jaxface.cluster import from_first, is_first, say
 from jaxface.data.records import set_digest
 from jaxface.devices import replicate
+from jaxface.digests import record_digests
 from jaxface.errors import UserError
+from jaxface.files import write_json
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.base import Base, base_info
 from jaxface.runs.best import read_best
-from jaxface.runs.config import Config, check_run
+from jaxface.runs.config import Config, check_run, to_dict
 from jaxface.runs.data import Images, prepared_sets
-from jaxface.runs.folder import changed_options, is_finished
+from jaxface.runs.folder import RESULT, changed_options, is_finished, read_config
 from jaxface.runs.inference import make_classify, make_predict
 from jaxface.runs.model import load_base, make_parts
 from jaxface.training.batches import Features
 from jaxface.training.labels import check_labels
 from jaxface.training.optimizer import make_optimizer
+from jaxface.training.progress import Progress
 from jaxface.training.step import make_step, start_state
 from jaxface.training.stopping import StopRequest
 
 
 class Setup:
-    """What a configuration makes: data, model and compiled step. Its run folder is looked at and not touched.
+    """What a configuration makes: data, model and compiled step. Its run folder is looked at, and not touched before `take_folder`.
 
     Attributes:
       finished: whether the folder holds this run already, to its end; then there are no other attributes but `config` and `folder`.
@@ -77,6 +81,36 @@ class Setup:
         arrays = replicate({**self.parts.statistics, **self.parts.trained}) | self.frozen
         encode, self.predict = self.predict, make_classify(self.parts.structure)
         return Features(self.images, lambda images: encode(arrays, images)[1])
+
+    def take_folder(self, done: int | None, progress: Progress) -> None:
+        """Makes the folder that of a run that is not done and goes on.
+
+        Args:
+          done: the step of the saved state; None where there is none.
+          progress: what was saved beside it.
+
+        Raises UserError where that would lose what is there.
+        """
+        if done is not None:
+            check_identity(self.folder, progress.identity, self.identity)
+            self._tell_longer_cosine(done)
+        elif (self.folder / RESULT).exists():
+            raise UserError(f"{self.folder} is done, and checkpoints/ has no state to go on from to {self.config.epochs} epochs")
+        elif (self.folder / "metrics.jsonl").exists():
+            say(f"{self.folder}: no state was saved so far: it starts again at step 0")
+        (self.folder / RESULT).unlink(missing_ok=True)
+        write_json(self.folder / "config.json", to_dict(replace(self.config, after=None)))
+        record_digests(self.folder, ["config.json"])
+
+    def _tell_longer_cosine(self, done: int) -> None:
+        """Says what more epochs than before do to a cosine, which knows its end from the first step on."""
+        before, now, options = read_config(self.folder).epochs, self.config.epochs, self.config.optimizer
+        if options.cosine and before != now:
+            old, new = (options.factor_at(done, epochs * self.steps_per_epoch) for epochs in (before, now))
+            say(
+                f"{self.folder}: its cosine came down to the end of epoch {before} and now comes down to that of epoch {now}: at step "
+                f"{done} the rates go from {old:.3g} to {new:.3g} of their full height, unlike in a run of {now} epochs from the start"
+            )
 
 
 def check_devices(config: Config) -> None:

@@ -111,6 +111,42 @@ def test_after_a_damaged_one_was_passed_over_the_next_saves_leave_good_ones_alon
     assert same(checkpoints.restore(state(0)), 2)
 
 
+def test_where_every_state_is_damaged_one_line_says_what_to_do_and_nothing_changes(checkpoints):
+    for save_ in Path(checkpoints.folder).glob("save_*"):
+        for path in data_files(save_):
+            path.write_bytes(b"nothing")
+    before = {path: path.is_file() and path.read_bytes() for path in Path(checkpoints.folder).rglob("*")}
+    with pytest.raises(
+        UserError, match=r"no state in it is what was saved \(save_00000002: .*put a copy back, or remove that folder"
+    ) as caught:
+        checkpoints.restore(state(0))
+    assert "\n" not in str(caught.value)
+    assert {path: path.is_file() and path.read_bytes() for path in Path(checkpoints.folder).rglob("*")} == before
+
+
+def test_averages_of_statistics_that_earlier_versions_did_not_save_start_from_the_statistics(tmp_path):
+    class Averaged(NamedTuple):
+        step: np.ndarray
+        statistics: dict
+        average: dict
+
+    checkpoints, norm = Checkpoints(tmp_path), {"norm.mean": np.arange(3.0)}
+    checkpoints.save(Saved(Averaged(np.int32(7), norm, {"w": np.ones(2)}), {}))
+    checkpoints.wait()
+    saved = checkpoints.restore(Averaged(np.int32(0), {"norm.mean": np.zeros(3)}, {"w": np.zeros(2), "norm.mean": np.zeros(3)}))
+    np.testing.assert_array_equal(saved.state.average["norm.mean"], np.arange(3.0))
+    np.testing.assert_array_equal(saved.state.average["w"], np.ones(2))
+    checkpoints.close()
+
+
+def test_a_state_of_a_later_version_is_refused_by_name(checkpoints, monkeypatch):
+    monkeypatch.setattr("jaxface.runs.checkpoints.FORMAT", 99)
+    save(checkpoints, 4)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"save_00000003 was saved by a later version"):
+        checkpoints.restore(state(0))
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -19,12 +19,14 @@ from jaxface.data.pipeline import TrainBatches
 from jaxface.data.preparation import prepare
 from jaxface.data.records import read_labels
 from jaxface.errors import UserError
+from jaxface.files import write_json
 from jaxface.models.variants import VARIANTS, EncoderConfig
-from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions, to_dict
 from jaxface.runs.data import Images
 from jaxface.runs.folder import read_run
 from jaxface.training.batches import Features
 from jaxface.training.loop import Run, Training
+from jaxface.training.progress import Progress
 from jaxface.training.stopping import Stopped
 
 VARIANTS.add("tiny", EncoderConfig(16, 2, 2, 32, 6, 12, output=16, pool_heads=2))
@@ -288,6 +290,25 @@ def test_more_epochs_than_a_finished_run_had_go_on_from_its_last_state(config, u
     assert_same(Run(replace(short, epochs=2)).run(), undisturbed)
     with pytest.raises(UserError, match=r"belongs to another configuration \(different: epochs\)"):
         Run(short)
+
+
+def test_more_epochs_of_a_cosine_are_told_what_becomes_of_the_rates(config, tmp_path, capsys):
+    cosine = replace(config, out=str(tmp_path), epochs=1, optimizer=OptimizerOptions(head=1e-2, cosine=True))
+    write_json(cosine.folder / "config.json", to_dict(cosine))
+    Run(replace(cosine, epochs=2)).take_folder(3, Progress.start(cosine))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "cosine" in line]
+    assert "at step 3 the rates go from 0 to 0.5 of their full height" in said
+
+
+def test_a_run_all_of_whose_states_are_damaged_is_refused_and_loses_nothing(config, undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    for path in (folder / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="no state in it is what was saved"):
+        Run(replace(config, out=str(tmp_path), epochs=3)).run()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_more_epochs_without_a_state_to_go_on_from_are_refused_and_nothing_is_lost(config, tmp_path):
