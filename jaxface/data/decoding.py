@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxface.data.apart import decode_apart
-from jaxface.data.formats import Bounds, Decoded, format_of, work
+from jaxface.data.formats import Bounds, Decoded, checked, format_of, work
 from jaxface.data.headers import NoPhoto, TooLarge, Unreadable, is_cut_off
 
 BOUNDS = Bounds()
@@ -37,8 +37,11 @@ def plan(data: bytes, bounds: Bounds = BOUNDS) -> Plan:
     kind = format_of(data)
     if is_cut_off(data):
         raise Unreadable("the file is cut off")
-    amount = 0.0 if kind.apart else work(data, bounds)
-    return Plan(kind.apart or amount > bounds.heavy, amount)
+    if kind.apart:
+        return Plan(True, 0.0)
+    found = checked(data, bounds)
+    amount = work(data, found, bounds)
+    return Plan(amount > bounds.heavy or found.mode == "CMYK", amount)  # OpenCV mixes four inks, and tells of damage on standard error
 
 
 def decode_photo(data: bytes, bounds: Bounds = BOUNDS, planned: Plan | None = None) -> Decoded:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from jaxface.data.headers import JPEG_SCAN, JPEG_START, PNG_START, Header, NoPhoto, TooLarge, Unreadable, header
+from jaxface.data.headers import JPEG_SCAN, JPEG_START, PNG_START, Header, NoPhoto, TooLarge, Unreadable, header, png_chunks
 from jaxface.registry import Registry
 
 
@@ -108,9 +109,8 @@ SLOW = 4
 """How many times longer than a scan of a JPEG other decoders may take for a pixel."""
 
 
-def work(data: bytes, bounds: Bounds) -> float:
-    """Megapixels that decoding a file goes over, each scan of a JPEG for itself. Raises Unreadable as `checked`, or for too many scans."""
-    found = checked(data, bounds)
+def work(data: bytes, found: Header, bounds: Bounds) -> float:
+    """Megapixels that decoding a file goes over, each scan of a JPEG for itself. Raises Unreadable for more scans than are allowed."""
     scans = data.count(JPEG_SCAN) if data.startswith(JPEG_START) else SLOW
     if data.startswith(JPEG_START) and scans > bounds.scans:
         raise Unreadable(f"{scans:,} scans, at most {bounds.scans}")
@@ -159,6 +159,8 @@ def decode_opencv(data: bytes, bounds: Bounds) -> Decoded:
 
 
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
+"""The chunks that pixels come from: of faults in others libpng speaks on standard error, and nobody would know of which file."""
 DEFLATE = 1032
 """Bytes that one byte of a deflated stream can become, at most."""
 
@@ -168,7 +170,14 @@ def decode_png(data: bytes, bounds: Bounds) -> Decoded:
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
     if width * height * depth * PNG_CHANNELS.get(colour, 1) > 8 * DEFLATE * len(data):
         raise Unreadable(f"the file is cut off: {len(data):,} bytes for {width} x {height} pixels")
-    return decode_opencv(data, bounds)
+    checked(data, bounds)
+    needed = bytearray(PNG_START)
+    for kind, start, end in png_chunks(data):
+        if kind in PNG_NEEDED:
+            if zlib.crc32(data[start - 4 : end]) != int.from_bytes(data[end : end + 4]):
+                raise Unreadable(f"damaged: the checksum of {kind.decode()} is wrong")
+            needed += data[start - 8 : end + 4]
+    return decode_opencv(bytes(needed), bounds)
 
 
 def decode_pillow(data: bytes, bounds: Bounds) -> Decoded:

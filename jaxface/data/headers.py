@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from PIL import Image
@@ -90,17 +91,30 @@ def _png(data: bytes) -> Header | None:
         return None
     width, height, depth, colour = int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), data[24], data[25]
     mode = PNG_MODES.get(colour, "") if colour or depth == 8 else f"I;{depth}"
-    place, orientation, pictures = len(PNG_START), 1, 1
-    for _ in range(PARTS):
-        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        if kind in (PNG_PIXELS, PNG_LAST, b""):
-            return Header(width, height, mode, orientation, pictures)
+    orientation, pictures = 1, 1
+    for kind, start, end in png_chunks(data):
+        if kind == PNG_PIXELS:
+            break
         if kind == b"eXIf":
-            orientation = exif_orientation(data[place + 8 : place + 8 + length])
+            orientation = exif_orientation(data[start:end])
         if kind == b"acTL":  # of an animated one
-            pictures = int.from_bytes(data[place + 8 : place + 12])
-        place += 12 + length
-    raise Unreadable(f"more than {PARTS:,} chunks before the picture")
+            pictures = int.from_bytes(data[start : start + 4])
+    return Header(width, height, mode, orientation, pictures)
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the content of every chunk that is there whole.
+
+    Raises Unreadable for chunks so many and small that no program writes them.
+    """
+    place, most = len(PNG_START), PARTS + len(data) // 1000
+    for _ in range(most):
+        end = place + 12 + int.from_bytes(data[place : place + 4])
+        if place + 12 > len(data) or end > len(data):
+            return
+        yield data[place + 4 : place + 8], place + 8, end - 4
+        place = end
+    raise Unreadable(f"more than {most:,} chunks in {len(data):,} bytes")
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -141,23 +155,8 @@ def is_plain(data: bytes) -> bool:
 
 
 def is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end: decoders fill the rest with grey, and say nothing."""
+    """Whether a JPEG or PNG lacks its end: decoders fill the rest with grey, and say nothing, or believe a length far beyond the file."""
     if data.startswith(JPEG_START):  # an end marker before the last scan is the thumbnail's
         end = data.rfind(JPEG_END)
         return end < 0 or end < data.rfind(JPEG_SCAN)
-    return data.startswith(PNG_START) and not _reaches_end(data)
-
-
-def _reaches_end(png: bytes) -> bool:
-    """Whether a PNG's chunks follow each other to its last: decoders believe a length that goes far beyond the file.
-
-    Raises Unreadable for chunks so many and small that no program writes them.
-    """
-    place = len(PNG_START)
-    for _ in range(PARTS + len(png) // 1000):
-        if place + 12 > len(png):
-            return False
-        if png[place + 4 : place + 8] == PNG_LAST:
-            return True
-        place += 12 + int.from_bytes(png[place : place + 4])
-    raise Unreadable(f"more than {PARTS + len(png) // 1000:,} chunks in {len(png):,} bytes")
+    return data.startswith(PNG_START) and not any(kind == PNG_LAST for kind, *_ in png_chunks(data))

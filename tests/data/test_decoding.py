@@ -178,7 +178,13 @@ def dangling_tiff():
     return bytes(data)
 
 
-DAMAGED = {"JPEG": zeroed(saved("JPEG", cv2.resize(FACE, (600, 600)))), "TIFF": dangling_tiff()}
+def inks():
+    buffer = io.BytesIO()
+    Image.fromarray(cv2.resize(FACE, (600, 600))).convert("CMYK").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+DAMAGED = {"JPEG": zeroed(saved("JPEG", cv2.resize(FACE, (600, 600)))), "CMYK": zeroed(inks()), "TIFF": dangling_tiff()}
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -187,6 +193,18 @@ def test_what_a_decoder_complains_of_is_told_with_the_pixels(name):
     assert decoded.pixels.ndim == 3
     assert decoded.damage
     assert "\n" not in decoded.damage
+
+
+def test_no_decoder_speaks_past_the_command(capfd):
+    png = bytearray(saved("PNG"))
+    profile = png[:33] + b"\0\0\0\5iCCPabcde" + zlib.crc32(b"iCCPabcde").to_bytes(4, "big") + png[33:]
+    assert np.array_equal(decode_photo(bytes(profile)).pixels, FACE)
+    png[200] ^= 1
+    with pytest.raises(Unreadable, match="the checksum of IDAT is wrong"):
+        decode_photo(bytes(png))
+    for data in DAMAGED.values():
+        decode_photo(data)
+    assert capfd.readouterr().err == ""
 
 
 def test_damaged_images_are_kept_and_listed_or_dropped(tmp_path):
