@@ -9,7 +9,6 @@ GET  /          the page
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -20,8 +19,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -43,6 +40,7 @@ try:
     from starlette.requests import ClientDisconnect
 
     from jaxface.prediction.connections import Server, protocol
+    from jaxface.prediction.refusals import READ, Refusal, Refused, strange
 except ImportError as missing:
     raise UserError(f"the server needs {missing.name}: pip install 'jaxface[serve]'") from None
 
@@ -53,45 +51,12 @@ POLICY = (
 )
 
 
-READ = ["GET", "HEAD"]
-LOCAL = ("127.0.0.1", "localhost", "::1")
-"""Names of this machine for itself."""
-
-
 DOUBTFUL, DOUBTFUL_SECONDS = 2, 10.0
 """Photos that are decoded at once in processes of their own, so that others never wait for them, and the seconds that each may take."""
 QUICK = 16.0
 """Megapixels of work up to which a photo is decoded in the server's own process: a phone's photo, in at most half a second."""
 BEHIND = 10
 """How far those processes step back, as Unix counts it."""
-
-
-class Refused(Exception):
-    """A request that is not answered: status and one line."""
-
-    def __init__(self, status: int, line: str) -> None:
-        super().__init__(line)
-        self.status = status
-
-
-class Refusal(JSONResponse):
-    """Says why, and only then lets the rest of the photo run out for a while: a client that is still sending when the connection is closed
-    would never read the answer."""
-
-    def __init__(self, refused: Refused, limits: Limits) -> None:
-        headers = {"connection": "close"} | ({"retry-after": "1"} if refused.status == 429 else {})
-        super().__init__({"error": str(refused)}, refused.status, headers)
-        self.most, self.seconds = 4e6 * limits.megabytes, min(limits.upload_seconds, 5.0)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        read = 0
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.seconds):
-                while read < self.most and (message := await receive()).get("more_body", False):
-                    read += len(message.get("body", b""))
-        await send({"type": "http.response.body", "body": b""})
 
 
 class Service:
@@ -150,6 +115,7 @@ class Service:
                         raise too_large
         except TimeoutError:
             raise Refused(408, f"the photo took longer than {self.limits.upload_seconds:g} s to arrive") from None
+        request.state.arrived = True
         return bytes(data)
 
     async def look(self, data: bytes) -> Photo:
@@ -215,7 +181,8 @@ def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
             service.seconds.observe(time.perf_counter() - start)
             status = 200
         except Refused as refused:
-            answer, status = Refusal(refused, limits), refused.status
+            arrived, status = getattr(request.state, "arrived", False), refused.status
+            answer = JSONResponse({"error": str(refused)}, status) if arrived else Refusal(refused, limits)
         except ClientDisconnect:
             answer, status = Response(status_code=499), 499  # nobody reads it
         finally:
@@ -249,25 +216,6 @@ def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
         return HTMLResponse(page, headers={"content-security-policy": POLICY, "x-content-type-options": "nosniff"})
 
     return app
-
-
-def strange(request: Request, limits: Limits) -> str | None:
-    """Why a request is not answered that a page of another site may have sent, or None.
-
-    A browser lets any page send requests to this machine, and a site may point a name of its own at it (DNS rebinding).
-    """
-    host = request.headers.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        name = ""
-    known = limits.hosts or (LOCAL if limits.host in LOCAL else ())
-    if known and name not in (*known, limits.host):
-        return f"host {host[:100]!r} is none of this server's names (--hosts NAME allows another)"
-    origin = request.headers.get("origin")
-    if request.method not in READ and origin is not None and urlsplit(origin).netloc != host:
-        return f"a page of {origin[:100]} may not send photos here"
-    return None
 
 
 def listen(limits: Limits) -> socket.socket:

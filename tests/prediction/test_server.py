@@ -206,12 +206,24 @@ def test_a_kept_connection_that_asks_for_nothing_more_is_closed(port, photo, sec
             pass
 
 
+def test_a_kept_connection_survives_a_photo_that_is_refused(port, photo):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    statuses = []
+    for body in (b"no photo", photo.read_bytes()[:-20], photo.read_bytes()):
+        connection.request("POST", "/predict", body)
+        response = connection.getresponse()
+        statuses.append((response.status, response.headers.get("connection"), json.loads(response.read()).keys()))
+    connection.close()
+    assert statuses == [(415, None, {"error"}), (422, None, {"error"}), (200, None, {"width", "height", "faces"})]
+
+
 def test_a_page_of_another_site_reaches_no_server_of_this_machine(port, photo):
     data = photo.read_bytes()
     assert ask(port, data, Host="evil.example:80")[0] == 403
     assert "none of this server's names" in ask(port, None, "/health", "GET", Host="evil.example")[1]["error"]
     status, answer = ask(port, data, Origin="https://evil.example")
     assert (status, "may not send photos" in answer["error"]) == (403, True)
+    assert ask(port, data, Origin="http://[")[0] == ask(port, data, Host="[")[0] == 403
     assert ask(port, data, Origin=f"http://127.0.0.1:{port}")[0] == 200
     assert ask(port, None, "/health", "GET", Host=f"localhost:{port}")[0] == 200
 
