@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxface.cli import parse
 from jaxface.data.records import SPLITS
 from jaxface.errors import UserError, run_command
-from jaxface.files import to_json
+from jaxface.files import alone_in, to_json
 from jaxface.ranges import Count, Items, OneOf, Where, ranged
 
 
@@ -67,22 +67,23 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
     from jaxface.report.pictures import write_pictures
     from jaxface.runs.evaluate_run import evaluate_again, evaluate_run
 
-    if options.recompute:
-        predictions, scores = evaluate_again(options.out or run, options.groups)
-    else:
-        predictions, scores = evaluate_run(
-            run,
-            tuple(map(str, options.data)),
-            options.split,
-            out=options.out,
-            batch_size=options.batch_size,
-            features=options.features,
-            groups=options.groups,
-            keep=not alone,
-        )
-    temperatures = {task: values["calibration"]["temperature"] for task, values in scores["tasks"].items()}
-    fitted = {task: value for task, value in temperatures.items() if value is not None}
-    write_pictures((options.out or run) / "figures", predictions, fitted)
+    with alone_in(options.out or run):
+        if options.recompute:
+            predictions, scores = evaluate_again(options.out or run, options.groups)
+        else:
+            predictions, scores = evaluate_run(
+                run,
+                tuple(map(str, options.data)),
+                options.split,
+                out=options.out,
+                batch_size=options.batch_size,
+                features=options.features,
+                groups=options.groups,
+                keep=not alone,
+            )
+        temperatures = {task: values["calibration"]["temperature"] for task, values in scores["tasks"].items()}
+        fitted = {task: value for task, value in temperatures.items() if value is not None}
+        write_pictures((options.out or run) / "figures", predictions, fitted)
     if options.json:
         print(to_json(scores))
         return

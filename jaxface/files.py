@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -51,6 +52,52 @@ def aside(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what was wrong has been said
             temporary.unlink(missing_ok=True)
+
+
+def held(path: Path, busy: str, flags: int = os.O_RDONLY) -> int:
+    """Opens a file or folder that no other process may hold until it is closed.
+
+    Args:
+      flags: as `os.open` takes them.
+
+    Raises UserError, `busy`, where another process holds it.
+    """
+    while True:
+        handle = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(busy) from None
+        except OSError:  # some network file systems have no locks
+            pass
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)  # who held it has taken it away
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other commands out of a folder, which is made, and clears away what a killed one left half written in it and just below.
+
+    Raises UserError if another command writes there.
+    """
+    handle, made = None, not folder.exists()
+    while handle is None:
+        with written(folder), suppress(FileNotFoundError):  # taken away as soon as it was made
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = held(folder, f"{folder}: another command is writing there: wait for it, or choose another folder")
+    try:
+        for left in (*folder.glob(".*.partial"), *folder.glob("*/.*.partial")):
+            left.unlink(missing_ok=True) if left.is_file() else None
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir() if made else None  # where nothing was written
+        raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

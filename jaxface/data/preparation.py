@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +22,7 @@ from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
 from jaxface.digests import file_digest, record_digests
 from jaxface.errors import UserError
+from jaxface.files import alone_in
 from jaxface.progress import Track
 from jaxface.ranges import Where, ranged
 
@@ -87,7 +85,7 @@ def prepare(
     settings["content"] = _content(shards, skipped, cropping, leakage)
     if standing and _same(out, standing, settings):
         return standing
-    with _held(work):
+    with alone_in(work):
         standing = _standing(out, settings)  # another process may have written it by now
         if standing and _same(out, standing, settings):
             shutil.rmtree(work, ignore_errors=True)
@@ -115,34 +113,6 @@ def _content(shards: dict[str, list[Shard]], skipped: Sequence[Any], cropping: C
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def _held(work: Path) -> Iterator[None]:
-    """The folder of unfinished work, for this process alone; it stays after an error. Raises UserError if another process holds it."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{work}: cannot be written: {error.strerror}") from None
-    while True:
-        with (work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{work} is being written by another process") from None
-            if not _is(lock, work / "lock"):  # the one who held it has finished, and taken it away
-                work.mkdir(parents=True, exist_ok=True)
-                continue
-            yield
-            return
-
-
-def _is(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False
-
-
 def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any], out: Path) -> None:
     """Makes the prepared folder of finished shards, and gives it its name at the very end."""
     from jaxface.data.builder import Faces
@@ -157,9 +127,14 @@ def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any
     np.savez(prepared / HASHES, **dict[str, Any](own_hashes(shards)))
     (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     record_digests(prepared, sorted(path.name for path in prepared.iterdir()))
+    before = work / "before"
     if out.exists():
-        out.rename(work / "before")
-    prepared.rename(out)
+        out.rename(before)
+    try:
+        prepared.rename(out)
+    except OSError:
+        before.rename(out) if before.exists() else None
+        raise
     shutil.rmtree(work, ignore_errors=True)
 
 

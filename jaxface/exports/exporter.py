@@ -13,7 +13,7 @@ import numpy as np
 from jaxface.digests import file_digest, record_digests
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
-from jaxface.files import DIGESTS, aside, write_json
+from jaxface.files import DIGESTS, alone_in, aside, write_json
 from jaxface.models.encoder import normalize_images
 from jaxface.models.variants import EncoderConfig
 from jaxface.registry import Registry
@@ -80,16 +80,13 @@ def export_run(run: Path, name: str, folder: Path, weights: Sequence[Path] = (),
     """
     exporter = get_exporter(name)
     trained = load_trained(run, weights, dtype=jnp.float32)  # bfloat16 has no room for a small update in a merged kernel
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-    (folder / "manifest.json").unlink(missing_ok=True)
-    answer, more = exporter(trained, folder)
-    check = _check(trained, answer, folder, more.pop("checked_by", OWN_READER)) | _check_by_consumer(trained, name, folder, build_timm)
-    manifest = _describe(trained, name) | more | {"check": check, "files": _digests(folder)}
-    write_json(folder / "manifest.json", manifest)
-    record_digests(folder, [*(name for name in manifest["files"] if "/" not in name), "manifest.json"])
+    with alone_in(folder):
+        (folder / "manifest.json").unlink(missing_ok=True)
+        answer, more = exporter(trained, folder)
+        check = _check(trained, answer, folder, more.pop("checked_by", OWN_READER)) | _check_by_consumer(trained, name, folder, build_timm)
+        manifest = _describe(trained, name) | more | {"check": check, "files": _digests(folder)}
+        write_json(folder / "manifest.json", manifest)
+        record_digests(folder, [*(name for name in manifest["files"] if "/" not in name), "manifest.json"])
     return manifest
 
 

@@ -7,7 +7,6 @@ changed since: beside the lines stands what each file was like when it was looke
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 
 from jaxface.digests import file_digest
 from jaxface.errors import UserError, os_line, printable
-from jaxface.files import WRITTEN, aside, check_output, to_json, write_json
+from jaxface.files import WRITTEN, aside, check_output, held, to_json, write_json
 
 Json = dict[str, Any]
 CHUNK = 20_000
@@ -121,15 +120,8 @@ class Journal:
 
     def _open(self) -> BinaryIO:
         """The file of lines, which this process alone may write."""
-        file = self.path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise UserError(f"{self.out}: another command is writing it: wait for it, or choose another --out") from None
-        except OSError:  # some network file systems have no locks
-            pass
-        return file
+        busy = f"{self.out}: another command is writing it: wait for it, or choose another --out"
+        return open(self.path, "ab", opener=lambda path, flags: held(Path(path), busy, flags))
 
     def _recover(self) -> list[Json]:
         """All whole lines; half a line at the end is cut off. Raises UserError for a line that is no result."""

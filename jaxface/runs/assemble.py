@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.files import write_json
+from jaxface.files import alone_in, write_json
 from jaxface.runs.base import base_info
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.config import Config, to_dict
-from jaxface.runs.folder import alone_in, read_config
+from jaxface.runs.folder import read_config
 from jaxface.runs.model import load_base, load_trained, make_parts
 
 ASSEMBLED = {"lp": "lp", "ap": "ap_per_task"}

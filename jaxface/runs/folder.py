@@ -10,12 +10,9 @@ digests.json         a hash of each of the files that are finished
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,24 +147,6 @@ def is_finished(folder: Path, config: Config) -> bool:
     """Whether the folder holds the run to the end of that many epochs, or to its early stop."""
     check_digest(folder / RESULT)
     return (folder / RESULT).exists() and config.epochs <= read_config(folder).epochs
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other commands out of a run folder, and clears away what a killed one left half written. Raises UserError if one is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network file systems have no locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder}: another command is training there: wait for it, or choose another --name") from None
-        for left in folder.rglob(".*.partial"):
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        os.close(handle)
 
 
 def find_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxface.data.tasks import Task, get_task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
-from jaxface.files import write_json
+from jaxface.files import alone_in, write_json
 from jaxface.models.clip import Clip, unit
 from jaxface.models.encoder import Encoder
 from jaxface.models.tokenizer import tokenize
@@ -175,10 +175,11 @@ class ZeroShotRun:
         predictions = replace(predictions, about=self.about())
         options = {"weights": str(self.weights), "variant": None}
         config = {"name": self.folder.name, "tasks": list(self.tasks), "method": {"name": METHOD}, "encoder": options}
-        write_json(self.folder / "config.json", config | {"data": {"sets": list(self.sets)}})
-        write_json(self.folder / "summary.json", self._costs(clip))
-        write_predictions(self.folder / "predictions.parquet", predictions)
-        write_scores(self.folder, predictions, {})
+        with alone_in(self.folder):
+            write_json(self.folder / "config.json", config | {"data": {"sets": list(self.sets)}})
+            write_json(self.folder / "summary.json", self._costs(clip))
+            write_predictions(self.folder / "predictions.parquet", predictions)
+            write_scores(self.folder, predictions, {})
         return predictions
 
     def _costs(self, clip: Clip) -> dict[str, dict[str, float]]:

@@ -19,9 +19,9 @@ from jaxface.devices import replicate, shard, unreplicate
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import figures
 from jaxface.evaluation.predictions import Predictions
+from jaxface.files import alone_in
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.checkpoints import Checkpoints, Saved
-from jaxface.runs.folder import alone_in
 from jaxface.runs.inference import predict_all
 from jaxface.runs.metrics_log import MetricsLog
 from jaxface.runs.outcome import write_outcome

@@ -26,6 +26,7 @@ from jaxface.data.preparation import Leakage, prepare
 from jaxface.data.records import open_records, read_hashes, read_labels
 from jaxface.data.synthetic import draw_face
 from jaxface.errors import UserError
+from jaxface.files import alone_in
 
 FACE = draw_face(0, 0, size=64).image
 
@@ -203,13 +204,8 @@ def test_a_run_that_was_killed_goes_on_and_writes_the_same_bytes(prepared, tmp_p
 
 
 def test_two_runs_into_one_folder_do_not_mix(prepared, tmp_path):
-    import fcntl
-
-    (tmp_path / ".out.partial").mkdir()
-    with (tmp_path / ".out.partial/lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="is being written by another process"):
-            prepare("raf_db", prepared / "raf", tmp_path / "out")
+    with alone_in(tmp_path / ".out.partial"), pytest.raises(UserError, match="another command is writing there"):
+        prepare("raf_db", prepared / "raf", tmp_path / "out")
 
 
 def test_several_workers_write_what_one_writes(prepared, tmp_path):

@@ -1,6 +1,7 @@
 """Whatever the system refuses while a command writes is one line, nothing stands half-written, and the next run is whole."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from faces import write_manifest
 
 from jaxface.data.preparation import prepare
 from jaxface.errors import UserError, run_command
-from jaxface.files import to_json, write_json
+from jaxface.files import alone_in, held, to_json, write_json
 from jaxface.prediction.journal import Journal
 
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -138,6 +139,31 @@ def test_a_target_that_cannot_be_is_one_line(tmp_path, name):
 def test_a_name_of_255_bytes_can_be_written(tmp_path):
     write_json(tmp_path / ("x" * 250 + ".json"), {})
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_who_opened_a_file_that_its_holder_then_replaced_holds_the_new_one(tmp_path, monkeypatch):
+    path, really = tmp_path / "a.jsonl", fcntl.flock
+    path.write_text("old")
+
+    def flock(handle, how):
+        monkeypatch.setattr(fcntl, "flock", really)
+        write_json(path, "new")  # between opening and locking
+        really(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    handle = held(path, "busy", os.O_RDWR)
+    assert os.read(handle, 9) == b'"new"\n'
+    with pytest.raises(UserError, match="busy"):
+        held(path, "busy")
+    os.close(handle)
+
+
+def test_a_folder_that_two_commands_write_is_the_first_ones_and_one_of_a_failure_is_not_left(tmp_path):
+    with alone_in(tmp_path / "a"), pytest.raises(UserError, match="another command is writing there"), alone_in(tmp_path / "a"):
+        pass
+    with pytest.raises(UserError, match="nothing"), alone_in(tmp_path / "b"):
+        raise UserError("nothing")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_what_is_no_number_is_null_in_json():

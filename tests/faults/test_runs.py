@@ -260,7 +260,7 @@ def test_what_a_kill_leaves_half_written_is_cleared_away_and_a_second_command_is
     (run.folder / "best" / ".trained.safetensors.123.partial").write_text("half")
 
     def step(*arguments):
-        with pytest.raises(UserError, match="another command is training there"):
+        with pytest.raises(UserError, match="another command is writing there"):
             other.run()
         return original(*arguments)
 
