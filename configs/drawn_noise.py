@@ -6,7 +6,7 @@ python -m jaxface.train --config configs/drawn_noise.py
 from dataclasses import replace
 from pathlib import Path
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.data.synthetic import DrawnSet
 from jaxface.runs.config import DataOptions, EncoderOptions, MethodOptions, OptimizerOptions, load_config
 

@@ -5,7 +5,7 @@ The thesis's parameter counts say that its DoRA magnitudes stayed frozen.
 python -m jaxface.train --config configs/mtlora.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.runs.config import Config, MethodOptions
 
 config = Config(name="mtlora", method=MethodOptions("mtlora", AdapterOptions(train_magnitude=False)))

@@ -3,7 +3,7 @@
 python -m jaxface.train --config configs/mtlora_ema.py --encoder.weights PE-Core-L14-336.pt --data.sets data/fairface data/lagenda ...
 """
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.runs.config import Config, MethodOptions
 
 config = Config(name="mtlora_ema", method=MethodOptions("mtlora", AdapterOptions(train_magnitude=False)), balancing="ema")

@@ -5,7 +5,7 @@ python -m jaxface.train
 
 from dataclasses import replace
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.data.synthetic import DrawnSet
 from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, OptimizerOptions
 

@@ -18,7 +18,9 @@ import optax
 from flax import nnx
 
 import jaxface
-from jaxface.adapters.methods import AdapterOptions, Group, adapt_with_groups, group_parameters, linears, register_method
+from jaxface.adapters.adapt import adapt_with_groups
+from jaxface.adapters.methods import Group, group_parameters, linears, register_method
+from jaxface.adapters.options import AdapterOptions
 from jaxface.data.synthetic import draw_face
 from jaxface.kernels.matmul import product
 from jaxface.models.encoder import Encoder, normalize_images, random_encoder

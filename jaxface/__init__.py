@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxface import kernels
-    from jaxface.adapters.methods import adapt, merge
+    from jaxface.adapters.adapt import adapt, merge
     from jaxface.adapters.mixed_batch import stack_adapters
     from jaxface.adapters.peft_format import load_peft, save_peft
     from jaxface.models.tokenizer import tokenize
@@ -37,12 +37,12 @@ __all__ = [
 
 _HOME = {
     "Predictor": "jaxface.prediction.predictor",
-    "adapt": "jaxface.adapters.methods",
+    "adapt": "jaxface.adapters.adapt",
     "load_clip": "jaxface.weights",
     "load_encoder": "jaxface.runs.model",
     "load_peft": "jaxface.adapters.peft_format",
     "load_run": "jaxface.runs.model",
-    "merge": "jaxface.adapters.methods",
+    "merge": "jaxface.adapters.adapt",
     "save_peft": "jaxface.adapters.peft_format",
     "save_weights": "jaxface.weights",
     "stack_adapters": "jaxface.adapters.mixed_batch",

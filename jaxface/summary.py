@@ -11,9 +11,10 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import merge, shallow_copy
+from jaxface.adapters.adapt import merge
 from jaxface.errors import run_command
 from jaxface.models.heads import Classifier
+from jaxface.models.tree import shallow_copy
 from jaxface.models.variants import TEXT_VARIANTS
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.command_line import read_command_line

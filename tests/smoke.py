@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import jaxface
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.data.synthetic import DrawnSet
 from jaxface.exports import export_run, load_exported
 from jaxface.models.encoder import random_encoder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.data.synthetic import DrawnSet
 from jaxface.files import write_json
 from jaxface.runs.base import base_info

@@ -10,91 +10,22 @@ frozen. Another method is a function registered from anywhere:
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypedDict, TypeVar, Unpack
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxface.adapters.low_rank import GAUSSIAN, INITS, Frozen, LowRank
+from jaxface.adapters.low_rank import Frozen, LowRank
+from jaxface.adapters.options import AdapterOptions, block_numbers, target_pattern
 from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.errors import UserError
-from jaxface.models.clip import Clip
-from jaxface.models.encoder import Encoder, join_stages, split_stages
+from jaxface.models.encoder import Encoder, split_stages
 from jaxface.models.pool import AttentionPool
-from jaxface.models.text import Text
-from jaxface.ranges import Known, Like, Range, Seed, checked, ranged
+from jaxface.models.tree import shallow_copy
 from jaxface.registry import Registry, require_known
-
-Model = TypeVar("Model", Encoder, Text, Clip)
-"""What can be adapted: a tower, or both. Methods see a text tower as an encoder without a pool."""
-Rank = Annotated[int, Range(1, 4096)]
-"""Of a low-rank update."""
-
-
-def block_numbers(blocks: str) -> set[int]:
-    """`0-2,5` -> {0, 1, 2, 5}. Raises UserError for anything else."""
-    numbers: set[int] = set()
-    for part in filter(None, blocks.replace(" ", "").split(",")):
-        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)) or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"blocks {blocks!r}: expected numbers and ranges from 0, as in '0-11,23'")
-        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return numbers
-
-
-def target_pattern(targets: str) -> re.Pattern[str]:
-    """The regular expression. Raises UserError if it is none."""
-    try:
-        return re.compile(targets)
-    except re.error as error:
-        raise UserError(f"targets {targets!r}: expected a regular expression: {error}") from None
-
-
-@ranged("adapter ")
-class AdapterOptions:
-    """What a method may be told; the defaults are the thesis's (section 3.6).
-
-    Attributes:
-      rank: r of the low-rank updates.
-      scaling: factor of the update; the thesis uses none. PEFT's is `lora_alpha / rank`.
-      rslora: multiply by the root of the rank too, as rsLoRA's `lora_alpha / sqrt(rank)` does (Kalajdzievski 2023).
-      init: how an update starts: gaussian (A random, B zero), pissa or olora (see `jaxface.adapters.low_rank.INITS`).
-      split_qkv: give q, k and v an adapter each instead of one for the fused kernel.
-      pool_inputs: adapt the attention pool's q, k and v kernels too.
-      detach_norm: treat DoRA's norm as a constant in the backward pass.
-      dropout: share of an adapter's inputs that each training step leaves out; the frozen kernels see all of them.
-      train_magnitude: whether DoRA's magnitudes train.
-      targets: which linears LoRA and DoRA adapt, as one regular expression that their whole names match (`blocks.3.attn.qkv`,
-        `pool.kv`, `projection`; the parts of a block are attn.qkv, attn.out, mlp.fc and mlp.proj); empty for the usual ones.
-      blocks: the adapted blocks, as numbers and ranges from 0 (`0-11,23`), empty for all; in MTLoRA the
-        task-specific ones, empty for the last.
-      num_tasks: updates of a task-specific kernel; a run fills in the number of its tasks.
-      shared_set: give task-specific kernels MTLoRA's shared update too, which gets no gradient where nothing shared follows.
-    """
-
-    rank: Rank = 64
-    scaling: Annotated[float, Range(above=0, high=1e4)] = 1.0
-    rslora: bool = False
-    init: Annotated[str, Known(INITS, GAUSSIAN)] = GAUSSIAN
-    split_qkv: bool = False
-    pool_inputs: bool = False
-    detach_norm: bool = True
-    dropout: Annotated[float, Range(0, below=1)] = 0.0
-    train_magnitude: bool = True
-    targets: Annotated[str, Like(target_pattern, "a regular expression")] = ""
-    blocks: Annotated[str, Like(block_numbers, "as in 0-11,23")] = ""
-    num_tasks: Annotated[int, Range(1, 1000)] = 1
-    shared_set: bool = False
-
-    @property
-    def factor(self) -> float:
-        """What A B is multiplied by."""
-        return self.scaling * (math.sqrt(self.rank) if self.rslora else 1.0)
 
 
 @dataclass(frozen=True)
@@ -347,120 +278,6 @@ def as_base(kernel: Any) -> Any:
     if is_adapted(kernel):
         raise UserError(f"the encoder is adapted already ({type(kernel).__name__}): merge it first, or take the adapters off (unload)")
     return kernel if isinstance(kernel, Frozen) else kernel[...]
-
-
-class Keywords(TypedDict, total=False):
-    """The fields of `AdapterOptions` as keywords."""
-
-    rank: int
-    scaling: float
-    rslora: bool
-    init: str
-    split_qkv: bool
-    pool_inputs: bool
-    detach_norm: bool
-    dropout: float
-    train_magnitude: bool
-    targets: str
-    blocks: str
-    num_tasks: int
-    shared_set: bool
-
-
-@checked
-def adapt(model: Model, method: Annotated[str, Known(METHODS)], *, seed: Seed = 0, **options: Unpack[Keywords]) -> Model:
-    """A copy of an encoder adapted by a method: `adapt(encoder, "dora", rank=64)`. The frozen arrays are shared, not copied.
-
-    Of a `Clip` both towers are adapted; `clip.text = adapt(clip.text, "lora")` adapts one of them.
-
-    Raises UserError for an unknown method or option.
-    """
-    made, rngs = make_options(options), nnx.Rngs(seed)
-    require_taken(method, made)
-    return each_tower(lambda tower: adapt_with_groups(tower, method, made, rngs)[0], model)
-
-
-def each_tower(change: Callable[[Any], Any], model: Model) -> Model:
-    """What a function makes of a tower, or of both towers of a `Clip`, which is copied."""
-    if not isinstance(model, nnx.Module):
-        raise UserError(f"encoder {model!r}: expected Encoder, Text or Clip")
-    if not isinstance(model, Clip):
-        return change(model)
-    clip = shallow_copy(model)
-    clip.visual, clip.text = change(clip.visual), change(clip.text)
-    return clip
-
-
-def make_options(options: Mapping[str, Any]) -> AdapterOptions:
-    """AdapterOptions from keywords. Raises UserError that names the unknown one."""
-    require_known("adapter option", options, AdapterOptions.__dataclass_fields__)
-    return replace(AdapterOptions(), **options)
-
-
-def adapt_with_groups(encoder: Encoder, method: str, options: AdapterOptions, rngs: nnx.Rngs) -> tuple[Encoder, Sequence[Group]]:
-    """The adapted copy, and the groups of parameters that train (the heads' first)."""
-    encoder = shallow_copy(encoder)
-    groups = get_method(method).adapt(encoder, options, rngs)
-    return encoder, [HEADS, *groups]
-
-
-def shallow_copy(module: Any) -> Any:
-    """The same module tree around the same arrays."""
-    return jax.tree.map(lambda leaf: leaf, module)
-
-
-@checked
-def merge(model: Model) -> Model:
-    """A copy whose adapted kernels are plain arrays again and whose blocks stand in one stage: it costs what the original costs.
-
-    The adapted one is not changed: to go back is to keep it. What cannot be one kernel (an update per task) stays as it is, in a
-    stage of its own. Merged kernels are float32; warns where the dtype that a tower computes in would round more than a fiftieth of the
-    update away (in bfloat16 a small one): such an encoder is better left as it is, or told to compute in float32.
-    """
-    return each_tower(_merged_tower, model)
-
-
-def unload(model: Model) -> Model:
-    """A copy without its adapters: every kernel is the frozen one below them again, as the arrays that they share."""
-    return each_tower(lambda tower: _replaced(tower, lambda kernel: kernel.base if is_adapted(kernel) else kernel), model)
-
-
-def _merged_tower(tower: Any) -> Any:
-    dtype = getattr(tower, "dtype", jnp.float32)
-    kept, whole = 0.0, 0.0
-
-    def plain(kernel: Any) -> Any:
-        nonlocal kept, whole
-        if not hasattr(kernel, "merge"):
-            return kernel
-        merged = _merged(kernel)
-        if dtype != jnp.float32 and isinstance(kernel, LowRank):
-            base = kernel.base[...].astype(jnp.float32)
-            rounded = merged.astype(dtype).astype(jnp.float32) - base.astype(dtype).astype(jnp.float32)
-            kept, whole = kept + jnp.sum(rounded * (merged - base)), whole + jnp.sum(jnp.square(merged - base))
-        return nnx.Param(merged)
-
-    tower = _replaced(tower, plain)
-    if whole and not 0.98 <= kept / whole <= 1.02:
-        text = f"merged for {jnp.dtype(dtype).name}, {float(100 * kept / whole):.0f} % of the update is left after rounding"
-        warnings.warn(f"{text}: set encoder.dtype to float32, or do not merge", stacklevel=4)
-    return tower
-
-
-def _replaced(tower: Any, change: Callable[[Any], Any]) -> Any:
-    """A copy with other kernels, its blocks in one stage where they are alike."""
-    tower = shallow_copy(tower)
-    for _, linear in linears(tower):
-        linear.kernel = change(linear.kernel)
-    if not any(is_adapted(linear.kernel) for _, linear in linears(tower.stages)):
-        tower.stages = nnx.List([join_stages(tower)])
-    return tower
-
-
-@jax.jit
-def _merged(kernel: Any) -> jax.Array:
-    """One program, in place of one for each operation."""
-    return kernel.merge()
 
 
 def group_of(path: Sequence[Any], groups: Sequence[Group]) -> Group | None:

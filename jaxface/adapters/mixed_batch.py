@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.adapters.low_rank import Constant, Frozen, LowRank
-from jaxface.adapters.methods import as_base, is_adapted, linears, shallow_copy
+from jaxface.adapters.methods import as_base, is_adapted, linears
 from jaxface.errors import UserError
 from jaxface.kernels.matmul import product
 from jaxface.models.encoder import Encoder, cut_stages
-from jaxface.models.tree import arrays_of
+from jaxface.models.tree import arrays_of, shallow_copy
 
 
 class PerSample(nnx.Module):

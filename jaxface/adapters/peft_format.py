@@ -16,11 +16,12 @@ import numpy as np
 from flax import nnx
 
 from jaxface.adapters.low_rank import GAUSSIAN, LowRank, Start, start_from
-from jaxface.adapters.methods import as_base, is_adapted, linears, shallow_copy
+from jaxface.adapters.methods import as_base, is_adapted, linears
 from jaxface.adapters.peft_config import CONFIG, PATCHES, PeftConfig, read_config
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.models.encoder import Encoder
+from jaxface.models.tree import shallow_copy
 from jaxface.ranges import PathLike, checked
 from weights_convert.layouts import TIMM_VISION
 from weights_convert.tensor_files import open_tensors, write_tensors

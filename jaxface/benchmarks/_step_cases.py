@@ -79,7 +79,8 @@ def our_case(name: str, shape: Shape) -> Callable[[], Any]:
 def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], Any]:
     import jax
 
-    from jaxface.adapters.methods import AdapterOptions, options_for
+    from jaxface.adapters.methods import options_for
+    from jaxface.adapters.options import AdapterOptions
     from jaxface.devices import replicate, shard
     from jaxface.objectives.balancing import get_balancer
     from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions

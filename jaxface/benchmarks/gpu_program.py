@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions, options_for
+from jaxface.adapters.methods import options_for
+from jaxface.adapters.options import AdapterOptions
 from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
 from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, trips_of
 from jaxface.benchmarks.roofline import TASKS

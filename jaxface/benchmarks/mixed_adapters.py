@@ -11,9 +11,10 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from jaxface.adapters.adapt import adapt, merge
 from jaxface.adapters.low_rank import UpProjection
-from jaxface.adapters.methods import Rank, adapt, merge
 from jaxface.adapters.mixed_batch import stack_adapters
+from jaxface.adapters.options import Rank
 from jaxface.cli import parse
 from jaxface.models.encoder import Encoder
 from jaxface.models.variants import VARIANTS, get_variant

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions, Rank, options_for
+from jaxface.adapters.methods import options_for
+from jaxface.adapters.options import AdapterOptions, Rank
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import AdapterOptions, options_for
+from jaxface.adapters.methods import options_for
+from jaxface.adapters.options import AdapterOptions
 from jaxface.benchmarks._limits import WORK, Setting
 from jaxface.benchmarks.roofline import compiled_case
 from jaxface.cli import parse

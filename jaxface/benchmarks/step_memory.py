@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import METHODS, AdapterOptions, Rank, options_for
+from jaxface.adapters.methods import METHODS, options_for
+from jaxface.adapters.options import AdapterOptions, Rank
 from jaxface.adapters.quantized import FORMATS, FULL
 from jaxface.benchmarks.roofline import TASKS, compiled_case
 from jaxface.cli import parse

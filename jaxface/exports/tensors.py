@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.methods import linears, merge, shallow_copy
+from jaxface.adapters.adapt import merge
+from jaxface.adapters.methods import linears
 from jaxface.adapters.peft_format import load_peft, save_peft
 from jaxface.adapters.task_specific import TaskPools
 from jaxface.errors import UserError
@@ -19,7 +20,7 @@ from jaxface.files import write_arrays
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.rope import resize_positions
-from jaxface.models.tree import arrays_of
+from jaxface.models.tree import arrays_of, shallow_copy
 from jaxface.runs.model import Trained, load_base
 from jaxface.weights import load_encoder, save_weights
 

@@ -44,3 +44,8 @@ def arrays_of(module: Any) -> dict[str, Any]:
 
 def _name(path: Any) -> str:
     return ".".join(str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", key)))) for key in path)
+
+
+def shallow_copy(module: Any) -> Any:
+    """The same module tree around the same arrays."""
+    return jax.tree.map(lambda leaf: leaf, module)

@@ -19,7 +19,8 @@ import numpy as np
 import optax
 import tyro
 
-from jaxface.adapters.methods import METHODS, AdapterOptions, Group, get_method, options_for, require_taken
+from jaxface.adapters.methods import METHODS, Group, get_method, options_for, require_taken
+from jaxface.adapters.options import AdapterOptions
 from jaxface.cluster import ClusterOptions
 from jaxface.data.augment import Augment
 from jaxface.data.synthetic import DrawnSet

@@ -11,11 +11,12 @@ import jax.extend.core
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.methods import linears, merge, shallow_copy
+from jaxface.adapters.adapt import merge
+from jaxface.adapters.methods import linears
 from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.kernels.attention import ANYWHERE
 from jaxface.models.encoder import Encoder, use_attention
-from jaxface.models.tree import Structure, flatten
+from jaxface.models.tree import Structure, flatten, shallow_copy
 from jaxface.models.variants import EncoderConfig, TextConfig
 from jaxface.runs.parts import Parts
 

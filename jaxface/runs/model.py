@@ -15,14 +15,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxface import weights
-from jaxface.adapters.methods import adapt_with_groups, get_method, merge, shallow_copy
+from jaxface.adapters.adapt import adapt_with_groups, merge
+from jaxface.adapters.methods import get_method
 from jaxface.adapters.quantized import quantize
 from jaxface.data.tasks import Task, get_task
 from jaxface.digests import combined
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder, random_encoder, use_attention
 from jaxface.models.heads import Classifier
-from jaxface.models.tree import arrays_of, flatten
+from jaxface.models.tree import arrays_of, flatten, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked

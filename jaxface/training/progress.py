@@ -40,7 +40,8 @@ class Progress:
         """Of what `to_json` gave. Raises UserError for what another version wrote that this one cannot take up."""
         try:
             plateau, early = Plateau(**value["plateau"]), EarlyStop(**value["early"])
-            return cls(**value | {"plateau": plateau, "early": early, "unreadable": set(value.get("unreadable", ()))})
+            others = {name: value[name] for name in value.keys() - {"plateau", "early", "unreadable"}}
+            return cls(plateau=plateau, early=early, unreadable=set(value.get("unreadable", ())), **others)
         except (TypeError, KeyError) as error:
             raise UserError(
                 f"the saved state has other fields than this version knows ({error}): go on with the version that it was saved by"

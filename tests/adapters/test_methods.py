@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxface.adapters.adapt import adapt, adapt_with_groups, merge
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import METHODS, AdapterOptions, Group, adapt, adapt_with_groups, group_of, linears, merge, register_method
+from jaxface.adapters.methods import METHODS, Group, group_of, linears, register_method
+from jaxface.adapters.options import AdapterOptions
 from jaxface.errors import UserError
 from jaxface.models.tree import flatten
 from tiny_encoder import random_images, randomized, tiny_encoder

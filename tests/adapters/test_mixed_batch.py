@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxface
-from jaxface.adapters.methods import merge
+from jaxface.adapters.adapt import merge
 from jaxface.adapters.mixed_batch import stack_adapters
 from jaxface.errors import UserError
 from jaxface.models.tree import flatten

@@ -10,7 +10,7 @@ import pytest
 from peft_on_timm import EVERYTHING, forward, peft, plain_encoder, timm_model, torch
 
 import jaxface
-from jaxface.adapters.methods import merge
+from jaxface.adapters.adapt import merge
 from jaxface.adapters.peft_config import CONFIG
 from jaxface.adapters.peft_format import load_peft, save_peft
 from jaxface.errors import UserError

@@ -10,9 +10,10 @@ import pytest
 from peft_on_timm import BLOCKS, EVERYTHING, forward, peft, plain_encoder, timm_model, torch
 
 import jaxface
+from jaxface.adapters.adapt import merge
 from jaxface.adapters.dropout_keys import set_keys
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import linears, merge
+from jaxface.adapters.methods import linears
 from jaxface.adapters.peft_format import CONFIG, load_peft, save_peft
 from jaxface.errors import UserError
 from jaxface.models.tree import flatten

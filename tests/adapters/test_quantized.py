@@ -10,8 +10,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxface.adapters.adapt import adapt_with_groups, merge
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import AdapterOptions, adapt_with_groups, group_of, merge
+from jaxface.adapters.methods import group_of
+from jaxface.adapters.options import AdapterOptions
 from jaxface.adapters.quantized import LEVELS, NF4, Int8, Quantized, quantize, quantize_base
 from jaxface.errors import UserError
 from jaxface.models.tree import arrays_of, flatten

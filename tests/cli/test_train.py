@@ -25,7 +25,7 @@ from jaxface.runs.predictions_file import read_predictions
 
 CONFIG = """
 from dataclasses import replace
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.runs.config import *
 from jaxface.models.variants import VARIANTS, EncoderConfig
 from jaxface.training.optimizer import OptimizerOptions

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxlib.mlir import ir
 from jaxlib.triton import dialect
 
-from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
+from jaxface.adapters.adapt import adapt_with_groups
+from jaxface.adapters.options import AdapterOptions
 from jaxface.devices import replicate
 from jaxface.kernels.attention import attention
 from jaxface.models.encoder import use_attention

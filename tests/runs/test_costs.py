@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxface.adapters.methods import adapt, get_method
+from jaxface.adapters.adapt import adapt
+from jaxface.adapters.methods import get_method
 from jaxface.models.encoder import Encoder, use_attention
 from jaxface.models.heads import Classifier
 from jaxface.models.variants import get_variant

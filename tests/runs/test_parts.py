@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
+from jaxface.adapters.adapt import adapt_with_groups
+from jaxface.adapters.options import AdapterOptions
 from jaxface.models.heads import Classifier
 from jaxface.runs.parts import take_apart
 from tiny_encoder import tiny_encoder

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxface.adapters.methods import AdapterOptions
+from jaxface.adapters.options import AdapterOptions
 from jaxface.errors import UserError
 from jaxface.runs.command_line import read_command_line, read_command_lines
 from jaxface.runs.config import Config, MethodOptions, load_configs

@@ -14,7 +14,9 @@ from flax import nnx
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxface.adapters.methods import Group, adapt_with_groups, group_parameters, make_options
+from jaxface.adapters.adapt import adapt_with_groups
+from jaxface.adapters.methods import Group, group_parameters
+from jaxface.adapters.options import make_options
 from jaxface.adapters.peft_format import timm_modules
 from jaxface.data.tasks import AGE, AGE_STARTS, AGE_YEARS
 from jaxface.errors import UserError

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from jaxface.adapters import methods
-from jaxface.adapters.methods import AdapterOptions, adapt_with_groups
+from jaxface.adapters.adapt import adapt_with_groups
+from jaxface.adapters.options import AdapterOptions
 from jaxface.devices import replicate, shard, unreplicate
 from jaxface.models.encoder import normalize_images
 from jaxface.models.heads import Classifier

@@ -11,7 +11,7 @@ import pytest
 from ty import find_ty_bin
 
 import jaxface
-from jaxface.adapters.methods import AdapterOptions, Keywords
+from jaxface.adapters.options import AdapterOptions, Keywords
 from jaxface.weights import EncoderKeywords, load_encoder
 
 HERE = Path(__file__).parent
