@@ -6,9 +6,10 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,8 +19,13 @@ from jaxface.errors import UserError
 from jaxface.launchers import launched
 from jaxface.ranges import Range, Word, ranged
 
+T = TypeVar("T")
+
 SILENCE = 30
 """Seconds without a sign of life after which a process counts as dead."""
+
+PATIENCE = 5
+"""Seconds between two signs of the first process that it is at work."""
 
 PIECE = 2**26
 """Bytes that the first process tells the others at once."""
@@ -72,6 +78,23 @@ def from_first(value: Any) -> Any:
         if piece.size:
             received += multihost_utils.broadcast_one_to_all(piece).astype(np.uint8).tobytes()
     return value if is_first() else pickle.loads(received)
+
+
+def of_first(work: Callable[[], T]) -> T:
+    """What the work gives in the first process, in every process; so with a UserError. Called by all of them together.
+
+    However long it takes: while the first works, they tell each other so every few seconds, since an exchange waits half a minute at most.
+    """
+    if jax.process_count() == 1:
+        return work()
+    with ThreadPoolExecutor(1) as alone:
+        future = alone.submit(work) if is_first() else None
+        while from_first(future is not None and not wait([future], PATIENCE).done):
+            pass
+    error = from_first(None if future is None else future.exception())
+    if error is not None:
+        raise error
+    return from_first(None if future is None else future.result())
 
 
 @cache

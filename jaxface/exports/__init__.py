@@ -1,7 +1,6 @@
 """Models for use without this project: each format is a function that writes a folder and checks what it wrote."""
 
 from jaxface.exports import consumers, onnx, run_folder, stablehlo, tensors
-from jaxface.exports.exporter import EXPORTERS, export_run, get_exporter
-from jaxface.exports.stablehlo import load_exported
+from jaxface.exports.exporter import EXPORTERS, export_run, get_exporter, load_exported
 
 __all__ = ["EXPORTERS", "consumers", "export_run", "get_exporter", "load_exported", "onnx", "run_folder", "stablehlo", "tensors"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.digests import file_digest, record_digests
+from jaxface.digests import check_digest, file_digest, record_digests
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
 from jaxface.files import DIGESTS, alone_in, aside, write_json
@@ -43,6 +47,9 @@ Exporter = Callable[[Trained, Path], tuple[Answer, dict[str, Any]]]
 
 EXPORTERS: Registry[Exporter] = Registry("export format")
 register_exporter, get_exporter = EXPORTERS.register, EXPORTERS.get
+
+LOADERS: Registry[Callable[[Path], Answer]] = Registry("export format that holds a whole model")
+"""By export format: the answers of a folder that an exporter wrote, by the library that the format is for."""
 
 BuildTimm = Callable[[EncoderConfig], Any]
 """timm's model of a configuration. Raises UserError where timm is not installed."""
@@ -88,6 +95,42 @@ def export_run(run: Path, name: str, folder: Path, weights: Sequence[Path] = (),
         write_json(folder / "manifest.json", manifest)
         record_digests(folder, [*(name for name in manifest["files"] if "/" not in name), "manifest.json"])
     return manifest
+
+
+def load_exported(folder: str | Path) -> Answer:
+    """An exported model (stablehlo, onnx, run) as a function: images uint8 [B, S, S, 3] -> logits [B, C] of each task.
+
+    Says when JAX's promise to read it is over. Raises UserError if the folder is none, if any file of it is not what was written, or if
+    it cannot be read here.
+    """
+    folder = Path(folder)
+    path = folder / "manifest.json"
+    if not path.is_file():
+        formats = " or ".join(sorted(LOADERS))
+        raise UserError(f"{folder}: no {path.name}; expected a folder that `python -m jaxface.export RUN --to {formats}` wrote")
+    check_digest(path)
+    try:
+        manifest = json.loads(path.read_bytes())
+        kind, until, by = manifest["format"], manifest.get("readable_until", ""), manifest["versions"]["jax"]
+        damaged = [name for name, digest in manifest["files"].items() if not _is_whole(folder / name, digest)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a manifest ({error}): copy the folder again, or export the run again") from None
+    if damaged:
+        raise UserError(f"{folder / damaged[0]}: missing, damaged or changed: copy the folder again, or export the run again")
+    if until and until < datetime.date.today().isoformat():
+        print(f"note: {folder} was written by JAX {by}, which promised it until {until}: export the run again", file=sys.stderr)
+    load = LOADERS.get(kind)
+    try:
+        return load(folder)
+    except UserError:
+        raise
+    except Exception as error:  # of the reader, whatever it was given
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: cannot be read by JAX {jax.__version__} ({reason}): export the run again") from None
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
 
 
 def model_answer(model: Any) -> Answer:

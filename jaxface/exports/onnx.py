@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
-from jaxface.exports.exporter import Answer, register_exporter
+from jaxface.exports.exporter import LOADERS, Answer, register_exporter
 from jaxface.files import aside
 from jaxface.kernels.matmul import up
 from jaxface.models.encoder import Block, Encoder
@@ -251,7 +251,6 @@ def export_onnx(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
     """Writes the merged model as ONNX. Raises UserError without the extra `onnx`."""
     try:
         import onnx
-        import onnxruntime
     except ImportError as error:
         raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[onnx]'") from None
     model = trained.merged()
@@ -260,8 +259,18 @@ def export_onnx(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
     large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > LARGE
     with aside(folder / FILE) as temporary:
         onnx.save(proto, temporary, save_as_external_data=large, location=f"{FILE}.data")
+    about = {"checked_by": "ONNX Runtime", "opset": OPSET, "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
+    return open_onnx(folder), about
+
+
+@LOADERS.register("onnx")
+def open_onnx(folder: Path) -> Answer:
+    """The answers of ONNX Runtime. Raises UserError without the extra `onnx`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[onnx]'") from None
     session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    about = {"checked_by": "ONNX Runtime", "opset": OPSET, "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
     run: Any = session.run
-    return lambda images: dict(zip(names, run(None, {"images": images}), strict=True)), about
+    return lambda images: dict(zip(names, run(None, {"images": images}), strict=True))

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxface.digests import record_digests
 from jaxface.errors import UserError
-from jaxface.exports.exporter import Answer, model_answer, register_exporter
+from jaxface.exports.exporter import LOADERS, Answer, model_answer, register_exporter
 from jaxface.runs.base import PACKED
 from jaxface.runs.folder import EVALUATION, OUTCOME
 from jaxface.runs.model import Trained, load_trained
@@ -18,7 +20,13 @@ from jaxface.runs.model import Trained, load_trained
 def export_packed(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
     """Writes the run folder without its checkpoints, and below it, in `base/`, the base weights: a file, or a run packed likewise."""
     pack(trained, folder)
-    return model_answer(load_trained(folder, dtype=trained.model.encoder.dtype).merged()), {"base": PACKED}
+    return open_packed(folder), {"base": PACKED}
+
+
+@LOADERS.register("run")
+def open_packed(folder: Path) -> Answer:
+    """The answers of the run, in float32."""
+    return model_answer(load_trained(folder, dtype=jnp.float32).merged())
 
 
 def pack(trained: Trained, folder: Path) -> None:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from safetensors import safe_open
 
-from jaxface.cluster import from_first, is_first
+from jaxface.cluster import is_first, of_first
 from jaxface.errors import UserError
 from jaxface.runs.parts import fingerprint
 
@@ -139,7 +139,7 @@ class Checkpoints:
         One that is damaged is passed over, and said. Raises UserError if all are, and for one that is whole and has other fields or shapes
         than `like`: nothing is changed then.
         """
-        return from_first(self._newest(like) if is_first() else None)
+        return of_first(lambda: self._newest(like))
 
     def _newest(self, like: Any) -> Saved | None:
         damaged: list[str] = []

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.cluster import end_together, from_first, is_first, say
+from jaxface.cluster import end_together, from_first, is_first, of_first, say
 from jaxface.data.tasks import get_task, with_coarse
 from jaxface.devices import replicate, shard, unreplicate
 from jaxface.errors import UserError
@@ -241,15 +241,15 @@ class Training:
     def test(self) -> None:
         """Tests the best model and writes what a report needs."""
         self.checkpoints.wait()
-        best = from_first(read_best(self.folder).arrays if is_first() else None)
+        best = of_first(lambda: read_best(self.folder).arrays)
         arrays = replicate({name: jnp.asarray(leaf) for name, leaf in best.items()}) | self.run.frozen
         predictions = self._predict(self.run.images.test_split(), arrays, "test")
         if self.log:
             self.log.write("test", self.done, self.epoch, figures(predictions))
-            counts = {"steps": self.done, "epochs": self.epoch, "skipped": int(unreplicate(self.state.skipped))}
-            unreadable = {"unreadable": sorted(self.progress.unreadable)}
-            write_outcome(self.folder, self.config, self.run.images, predictions, counts | unreadable)
-        from_first(None)  # the others leave when all is written: the next run may start from this one
+        counts = {"steps": self.done, "epochs": self.epoch, "skipped": int(unreplicate(self.state.skipped))}
+        unreadable = {"unreadable": sorted(self.progress.unreadable)}
+        # the others leave when all is written: the next run may start from this one
+        of_first(lambda: write_outcome(self.folder, self.config, self.run.images, predictions, counts | unreadable))
         self.tested = True
 
 
@@ -281,8 +281,7 @@ class Run(Setup):
             stack.callback(checkpoints.close)
             saved = checkpoints.restore(self.initial)
             progress = Progress.start(self.config) if saved is None else Progress.from_json(saved.host)
-            if is_first():
-                self.take_folder(None if saved is None else int(saved.state.step), progress)
+            of_first(lambda: self.take_folder(None if saved is None else int(saved.state.step), progress))
             training = Training(self, checkpoints, saved, progress)
             stack.callback(training.close)
             yield training

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxface.cluster import from_first, is_first, say
+from jaxface.cluster import from_first, of_first, say
 from jaxface.data.records import set_digest
 from jaxface.devices import replicate
 from jaxface.digests import record_digests
@@ -70,7 +70,7 @@ class Setup:
         self.frozen = replicate(self.parts.frozen)
         self.predict = make_predict(self.parts.structure)
         self.input = self._cached() or self.images
-        self.identity = from_first(identity_of(config, base, self.images.sets) if is_first() else {})
+        self.identity = of_first(lambda: identity_of(config, base, self.images.sets))
         self.stop = StopRequest()
 
     def _cached(self) -> Features | None:

@@ -9,16 +9,26 @@ import sys
 import pytest
 
 PROCESS = """
-import os, signal, sys
+import os, signal, sys, time
 from jaxface import cluster
 from jaxface.runs.config import ClusterOptions
-from jaxface.cluster import connect, end_together, from_first, maximum
+from jaxface.cluster import connect, end_together, from_first, maximum, of_first
+from jaxface.errors import UserError
 from jaxface.training.stopping import StopRequest
 
-cluster.SILENCE = 10  # seconds: it is waited for
+cluster.SILENCE, cluster.PATIENCE = 10, 0.1  # seconds: they are waited for
+
+def refuse():
+    time.sleep(0.5)
+    raise UserError(f"by {number}")
+
 address, number = sys.argv[1], int(sys.argv[2])
 connect(ClusterOptions(address, 2, number))
 print("told", from_first({"by": number, "shapes": [(1,), (2, number)]}))
+try:
+    of_first(refuse)
+except UserError as error:
+    print("refused", error)
 with end_together(), StopRequest() as stop:
     for step in range(4):
         if (step, number) == (1, 1):
@@ -49,6 +59,10 @@ def ended():
 
 def test_all_processes_have_the_first_ones_value(ended):
     assert all("told {'by': 0, 'shapes': [(1,), (2, 0)]}" in output for _, output, _ in ended)
+
+
+def test_what_the_first_one_refuses_after_a_while_all_refuse(ended):
+    assert all("refused by 0\n" in output for _, output, _ in ended)
 
 
 def test_all_processes_hear_of_a_stop_after_the_same_step(ended):

@@ -14,7 +14,7 @@ from trained_run import write_trained_run
 
 from jaxface.adapters.methods import linears
 from jaxface.errors import UserError
-from jaxface.exports import export_run
+from jaxface.exports import export_run, load_exported
 from jaxface.models.encoder import normalize_images
 from jaxface.runs.base import PLACES
 from jaxface.runs.best import read_best, save_best
@@ -144,6 +144,20 @@ def test_a_packed_run_needs_nothing_else_and_holds_a_base_that_is_a_run(tmp_path
     shutil.rmtree(tmp_path / "second")
     shutil.move(tmp_path / "packed", tmp_path / "elsewhere")
     assert_close(logits(load_trained(tmp_path / "elsewhere")), expected, 1e-6)
+
+
+def test_a_changed_bit_in_any_file_of_an_export_is_noticed_when_it_opens(run, tmp_path):
+    export_run(run, "onnx", tmp_path / "onnx")
+    sample = np.load(tmp_path / "onnx/sample.npz")
+    assert_close(
+        load_exported(tmp_path / "onnx")(sample["images"]), {n.removeprefix("logits_"): sample[n] for n in sample if n != "images"}, 1e-5
+    )
+    for path in (tmp_path / "onnx" / name for name in ("model.onnx", "sample.npz", "manifest.json")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :])
+        with pytest.raises(UserError, match=r"damaged or changed"):
+            load_exported(tmp_path / "onnx")
+        path.write_bytes(whole)
 
 
 def test_a_small_update_in_bfloat16_keeps_its_effect_when_the_run_is_opened(tmp_path):
