@@ -141,7 +141,7 @@ def _towers(
     if config is None:
         found = infer(ours, heads, projected=layout.name != "timm")
         found = replace(found, vision=replace(found.vision, output_bias=biased))
-        _require_told(found, heads or Heads())
+        _require_told(found, heads or Heads(), layout)
         return found
     vision = get_variant(config) if isinstance(config, str) else config
     if vision.output and "visual.projection.kernel" not in ours and layout.name == "timm":
@@ -154,7 +154,7 @@ def _towers(
     return Towers(vision, TEXT_VARIANTS.get(config) if isinstance(config, str) and config in TEXT_VARIANTS else infer(ours, known).text)
 
 
-def _require_told(towers: Towers, heads: Heads) -> None:
+def _require_told(towers: Towers, heads: Heads, layout: Layout) -> None:
     """Raises UserError for shapes of no variant, unless their heads are given: another model may have tensors of the same names.
 
     CLIP's towers have, and what differs (quick GELU, no rotary positions) is in no tensor.
@@ -168,6 +168,13 @@ def _require_told(towers: Towers, heads: Heads) -> None:
         raise UserError(
             f"no variant of the family has width {c.width}, {c.depth} blocks, patch {c.patch}, {'a' if c.pool else 'no'} pool: its tensors "
             "do not tell its activation and positions; if it is a Perception Encoder of a shape of its own, give its number of heads"
+        )
+    native = sorted({c.image_size for c in VARIANTS.values() if shape(c) == shape(towers.vision)})
+    if heads.vision is None and layout.zero_bias and towers.vision.image_size not in native:  # timm's
+        size, grid = towers.vision.image_size, towers.vision.grid
+        raise UserError(
+            f"its positions are for images of {size} pixels, not {' or '.join(map(str, native))}: timm scales rotary ones of such a model "
+            f"by its ref_feat_shape, which no tensor tells; if that was [{grid}, {grid}], which scales nothing, give its number of heads"
         )
     if towers.text is not None and heads.text is None and towers.text not in TEXT_VARIANTS.values():
         c = towers.text

@@ -147,8 +147,8 @@ def require_pool(encoder: Encoder, rngs: nnx.Rngs) -> None:
 
 @register_method("ft4")
 def last_blocks(encoder: Encoder, options: AdapterOptions, rngs: nnx.Rngs) -> Sequence[Group]:
-    """FT4: the last four blocks and, where there is one, the attention pool."""
-    split_stages(encoder, -4)
+    """FT4: the last four blocks, all where there are fewer, and, where there is one, the attention pool."""
+    split_stages(encoder, max(encoder.config.depth - 4, 0))
     return [Group(rf"^stages\.{len(encoder.stages) - 1}\.", rate="backbone"), *pool_group(encoder)]
 
 

@@ -110,12 +110,17 @@ def stack_adapters(adapters: Mapping[str, Encoder]) -> AdapterSet:
 
     Any mixture of LoRA and DoRA, ranks, blocks and adapted kernels; a kernel that only some adapt stays as it was for the others.
 
-    Raises UserError if there is none, if one has an update per task, or if they differ in anything but LoRA and DoRA adapters.
+    An encoder without an adapter beside them is one more choice: the base alone.
+
+    Raises UserError if there is none, if no encoder is adapted, if one has an update per task, or if they differ in anything but LoRA
+    and DoRA adapters.
     """
     if not adapters:
         raise UserError("no adapter to stack: expected at least one")
     alike = _cut_alike(adapters)
     kernels = {name: _kernels(encoder) for name, encoder in alike.items()}
+    if not any(is_adapted(kernel) for found in kernels.values() for kernel in found.values()):
+        raise UserError(f"{', '.join(adapters)}: no encoder of these has an adapter: adapt them or load their folders, and merge none")
     first = next(iter(alike))
     plain = {name: _plain_arrays(encoder) for name, encoder in alike.items()}
     for name, arrays in plain.items():

@@ -121,6 +121,10 @@ class PeftConfig:
         return bool(self.fields.get("use_dora"))
 
     @property
+    def dropout(self) -> float:
+        return float(self.fields.get("lora_dropout") or 0)
+
+    @property
     def init(self) -> str:
         return init_of(self.fields.get("init_lora_weights", True)) or ""
 

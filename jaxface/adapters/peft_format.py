@@ -49,16 +49,18 @@ class Update(NamedTuple):
 
 
 def timm_modules(encoder: Encoder) -> Iterator[tuple[Any, list[str]]]:
-    """Every linear of the blocks and the pool, with timm's names for it: one a block where blocks are stacked."""
+    """Every linear of the encoder that timm has one for, with timm's names for it: one a block where blocks are stacked."""
     first = 0
     for stage in encoder.stages:
         depth = stage.norm1.scale.shape[0]
         for name, linear in linears(stage):
-            yield linear, [MODULES[f"blocks.{{i}}.{name}"].format(i=i) for i in range(first, first + depth)]
+            if timms := MODULES.get(f"blocks.{{i}}.{name}"):
+                yield linear, [timms.format(i=i) for i in range(first, first + depth)]
         first += depth
     if encoder.pool is not None:
         for name, linear in linears(encoder.pool):
-            yield linear, [MODULES[f"pool.{name}"]]
+            if timms := MODULES.get(f"pool.{name}"):
+                yield linear, [timms]
     if encoder.projection is not None:
         yield encoder.projection, [MODULES["projection"]]
 
@@ -140,6 +142,7 @@ def load_peft(encoder: Encoder, folder: PathLike) -> Encoder:
 
     Blocks stand stacked: where only some of them are adapted, or ranks differ, the rest is filled with zeros, which changes no output.
     A kernel in fewer bits stays so below its adapter. What PiSSA and OLoRA take out of the base is computed from the encoder's kernels.
+    `lora_dropout` acts in training steps that go on from here.
 
     Raises UserError if the folder is not whole, has what cannot be told here, or does not fit the encoder.
     """
@@ -197,7 +200,7 @@ def _kernel(base: Any, modules: list[str], updates: Mapping[str, Update], config
             got = (update.b.shape[0], update.a.shape[1])
             raise UserError(f"{config.path.parent}: {module} adapts a weight of shape {got}; the encoder's is {shape}")
     rank = max(update.a.shape[0] for update in updates.values())
-    kernel = LowRank(as_base(base), rank, dora=config.dora, rngs=nnx.Rngs(0))
+    kernel = LowRank(as_base(base), rank, dora=config.dora, dropout=config.dropout, rngs=nnx.Rngs(0))
     count = len(modules)
     a, b = np.zeros((count, inputs, rank), np.float32), np.zeros((count, rank, outputs), np.float32)
     start_a, start_b = np.zeros_like(a), np.zeros_like(b)

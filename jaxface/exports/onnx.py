@@ -178,8 +178,9 @@ def pool(graph: Graph, x: str, layer: AttentionPool, tokens: int, width: int) ->
     return graph.add("Add", x, mlp(graph, norm(graph, x, layer.norm), layer.mlp))
 
 
-def features(graph: Graph, images: str, encoder: Encoder, size: int) -> str:
+def features(graph: Graph, images: str, model: Classifier, size: int) -> str:
     """[B, S, S, 3] -> [B, D], or [T, B, D] where tasks have features of their own."""
+    encoder = model.encoder
     x, tokens, angles = embed(graph, images, encoder, size)
     width = encoder.config.width
     for stage in encoder.stages:
@@ -189,6 +190,9 @@ def features(graph: Graph, images: str, encoder: Encoder, size: int) -> str:
     if encoder.pool is not None:
         x = pool(graph, x, encoder.pool, tokens, width)
     x = x if encoder.projection is None else linear(graph, x, encoder.projection)
+    if encoder.pool is None and encoder.config.class_token and model.tokens != "all":
+        first, last = (0, 1) if model.tokens == "class" else (1, tokens)
+        x = graph.add("Slice", x, *(graph.constant([value], np.int64) for value in (first, last, graph.lead)))
     return graph.add("ReduceMean", x, graph.constant([graph.lead], np.int64), keepdims=0)
 
 
@@ -232,7 +236,7 @@ def build(model: Classifier, size: int, classes: dict[str, int]) -> Any:
     from onnx import TensorProto, helper
 
     graph = Graph()
-    x = features(graph, "images", model.encoder, size)
+    x = features(graph, "images", model, size)
     for index, task in enumerate(sorted(model.heads)):
         own = x if graph.tasks is None else graph.add("Gather", x, graph.constant(index, np.int64), axis=0)
         head(graph, own, model.heads[task], task, classes[task])

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxface.digests import record_digests
 from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer, model_answer, register_exporter
-from jaxface.runs.base import PACKED
+from jaxface.runs.base import PACKED, is_run
 from jaxface.runs.folder import EVALUATION, OUTCOME
 from jaxface.runs.model import Trained, load_trained
+from weights_convert.checkpoint import convert
+from weights_convert.folders import INDEX
 
 
 @register_exporter("run")
@@ -40,11 +42,16 @@ def pack(trained: Trained, folder: Path) -> None:
         for name in names:
             shutil.copyfile(trained.folder / name, folder / name)
         record_digests(folder, names)
-        if trained.base is not None and trained.base.is_file():
+        if trained.base is not None and not is_run(trained.base):
             (folder / PACKED).mkdir(exist_ok=True)
-            shutil.copyfile(trained.base, folder / PACKED / trained.base.name)
-            record_digests(folder / PACKED, [trained.base.name])
+            several = trained.base.is_dir() or trained.base.name.endswith(INDEX)
+            name = "base.safetensors" if several else trained.base.name
+            if several:
+                convert(trained.base, folder / PACKED / name)
+            else:
+                shutil.copyfile(trained.base, folder / PACKED / name)
+            record_digests(folder / PACKED, [name])
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be copied: {error.strerror or error}") from None
-    if trained.base is not None and trained.base.is_dir():
+    if trained.base is not None and is_run(trained.base):
         pack(load_trained(trained.base, trained.places), folder / PACKED / trained.base.name)

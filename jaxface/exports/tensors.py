@@ -21,6 +21,7 @@ from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.rope import resize_positions
 from jaxface.models.tree import arrays_of, shallow_copy
+from jaxface.runs.base import is_run
 from jaxface.runs.model import Trained, load_base
 from jaxface.weights import load_encoder, save_weights
 
@@ -29,8 +30,13 @@ HEADS = "heads.safetensors"
 BASE = "base.timm.safetensors"
 HEADS_NOTE = (
     "heads.safetensors, per task: norm (BatchNorm1d, eps 1e-5), hidden (Linear, then GELU), out (Linear), where the run has them, on the "
-    "encoder's feature; without a pool on the mean of its tokens"
+    "encoder's feature"
 )
+WITHOUT_POOL = {
+    "patches": "the mean of its tokens without the class token",
+    "class": "its class token, the first",
+    "all": "the mean of its tokens, the class token among them",
+}
 TORCH_NAMES = (
     (r"\.kernel$", ".weight"),
     (r"norm\.scale$", "norm.weight"),
@@ -62,6 +68,11 @@ def at_size(encoder: Encoder, size: int) -> Encoder:
     encoder.positions = nnx.Param(resize_positions(encoder.positions[...], side, side, c.class_token))
     encoder.config = replace(c, image_size=size)
     return encoder
+
+
+def heads_note(model: Classifier) -> str:
+    """What the manifest says of the heads' file."""
+    return HEADS_NOTE if model.encoder.pool is not None else f"{HEADS_NOTE}: {WITHOUT_POOL.get(model.tokens, model.tokens)}"
 
 
 def require_one_pool(trained: Trained) -> None:
@@ -104,7 +115,7 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
         ours = model_answer(model)(images)
         return max(found, key=lambda logits: max(np.nan_to_num(np.abs(logits[task] - ours[task]), nan=np.inf).max() for task in ours))
 
-    return both, {"encoders": files, "heads": HEADS_NOTE, "timm": timm_arguments(trained)}
+    return both, {"encoders": files, "heads": heads_note(model), "timm": timm_arguments(trained)}
 
 
 @register_exporter("peft")
@@ -116,12 +127,12 @@ def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
     require_one_pool(trained)
     weights = trained.config.encoder.weights
     base = load_base(trained.config, trained.base, trained.places).encoder
-    own_base = trained.image_size != base.config.image_size or (trained.base is not None and trained.base.is_dir())
+    own_base = trained.image_size != base.config.image_size or (trained.base is not None and is_run(trained.base))
     (folder / BASE).unlink(missing_ok=True)  # an earlier export's
     save_peft(trained.model.encoder, folder, base=BASE if own_base else weights)
     if own_base:
         base = at_size(base, trained.image_size)
         save_weights(base, folder / BASE, layout="timm")
     write_arrays(folder / HEADS, torch_heads(trained.model), {"format": "pt"})
-    about = {"base": BASE if own_base else weights, "heads": HEADS_NOTE, "timm": timm_arguments(trained)}
+    about = {"base": BASE if own_base else weights, "heads": heads_note(trained.model), "timm": timm_arguments(trained)}
     return _with_encoder(trained.merged(), merge(load_peft(base, folder))), about

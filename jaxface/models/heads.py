@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxface.errors import UserError
 from jaxface.kernels.dropout import keep_only
 from jaxface.kernels.gelu import gelu
 from jaxface.models.encoder import Encoder
 from jaxface.models.layers import Linear
+from jaxface.registry import Registry
 
 
 class Training(NamedTuple):
@@ -138,8 +140,25 @@ def keep_mask(training: Training, share: float, shape: tuple[int, ...]) -> jax.A
     return jax.lax.dynamic_slice_in_dim(whole, rows * jax.lax.axis_index(training.axis_name), rows)
 
 
+TOKENS: Registry[Callable[[Any, int], Any]] = Registry(
+    "choice of tokens",
+    {
+        "patches": lambda tokens, first: tokens[..., first:, :].mean(-2),
+        "class": lambda tokens, first: tokens[..., 0, :],
+        "all": lambda tokens, first: tokens.mean(-2),
+    },
+)
+"""What heads read of an encoder without a pool: (tokens [..., N, D] of any library, class tokens before the patches) -> [..., D].
+
+The mean over the patches is what the literature classifies by (He et al. 2022, "Masked Autoencoders", appendix A; timm's "avg")."""
+
+
 class Classifier(nnx.Module):
-    """An encoder with one head per task."""
+    """An encoder with one head per task.
+
+    Attributes:
+      tokens: what the heads read of an encoder without a pool, an entry of `TOKENS`.
+    """
 
     def __init__(
         self,
@@ -150,9 +169,14 @@ class Classifier(nnx.Module):
         batch_norm: bool = True,
         dropout: float = 0.1,
         outputs: Mapping[str, str] | None = None,
+        tokens: str = "patches",
         rngs: nnx.Rngs,
     ) -> None:
-        self.encoder = encoder
+        self.class_tokens = int(getattr(encoder.config, "class_token", False))
+        if tokens == "class" and (encoder.pool is not None or not self.class_tokens):
+            has = "has an attention pool, whose feature they read" if encoder.pool is not None else "has no class token"
+            raise UserError(f"head.tokens class: the heads' encoder {has}: leave it out")
+        self.encoder, self.tokens = encoder, tokens
         options: dict[str, Any] = {"deep": deep, "batch_norm": batch_norm, "dropout": dropout, "rngs": rngs}
         kinds = dict.fromkeys(classes, "classes") | dict(outputs or {})
         self.heads = nnx.Dict(
@@ -160,9 +184,12 @@ class Classifier(nnx.Module):
         )
 
     def features(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, 3] in -1..1 -> [B, D], or [T, B, D] where the encoder has a feature per task; without a pool the tokens' mean."""
-        features = self.encoder(images)
-        return features if self.encoder.pool is not None else features.mean(-2)
+        """[B, H, W, 3] in -1..1 -> [B, D], or [T, B, D] where the encoder has a feature per task."""
+        return self.reduced(self.encoder(images))
+
+    def reduced(self, features: Any) -> Any:
+        """What the encoder gives -> a feature of each image: without a pool, where it gives tokens, what `TOKENS` makes of them."""
+        return features if self.encoder.pool is not None else TOKENS.get(self.tokens)(features, self.class_tokens)
 
     def classify(self, features: jax.Array, training: Training | None = None) -> dict[str, jax.Array]:
         """Features [B, D] (or [T, B, D], one per task in alphabetical order) -> logits [B, C] of each task.

@@ -23,6 +23,7 @@ from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.parts import fingerprint
+from weights_convert.folders import weights_in
 
 PACKED = "base"
 """Where a run that was packed has its base weights (`python -m jaxface.export RUN --to run`)."""
@@ -44,6 +45,11 @@ class Base(NamedTuple):
     previous: Classifier | None
     fingerprint: str
     path: Path | None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder, and no checkpoint: these are folders, too, as Hugging Face's libraries write them."""
+    return path.is_dir() and weights_in(path) is None
 
 
 def random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:
@@ -74,7 +80,7 @@ def _places(recorded: Path, folder: Path, info: Mapping[str, Any], places: Seque
     packed = folder / PACKED
     yield from sorted(path for path in packed.iterdir() if path.name != DIGESTS) if packed.is_dir() else ()
     for place in (*places, *map(Path, filter(None, os.environ.get(PLACES, "").split(os.pathsep)))):
-        inside = place.is_dir() and not (place / "config.json").is_file()
+        inside = is_run(place) and not (place / "config.json").is_file()
         yield place / recorded.name if inside else place
     if info.get("base_relative"):
         yield folder / info["base_relative"]

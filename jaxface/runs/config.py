@@ -27,6 +27,7 @@ from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
 from jaxface.imports import remember, run_file
+from jaxface.models.heads import TOKENS
 from jaxface.models.variants import VARIANTS
 from jaxface.objectives.balancing import BALANCERS
 from jaxface.objectives.losses import LOSSES
@@ -69,13 +70,18 @@ class EncoderOptions:
 
 @ranged("head.")
 class HeadOptions:
-    """The classifiers: `deep` is dropout, linear, GELU, linear; otherwise dropout and one linear (thesis, section 3.3).
+    """The classifiers (thesis, section 3.3).
 
-    The thesis does not say how much dropout; 0.1 is this project's choice.
+    Attributes:
+      deep: dropout, linear, GELU, linear; otherwise dropout and one linear.
+      dropout: the thesis does not say how much; 0.1 is this project's choice.
+      tokens: what they read of an encoder without an attention pool: the mean of the patches' tokens, as the literature does, the "class"
+        token, or the mean of "all", the class token among them.
     """
 
     deep: bool = True
     dropout: Annotated[float, Range(0, below=1)] = 0.1
+    tokens: Annotated[str, Known(TOKENS)] = "patches"
 
 
 @ranged("data.")
@@ -88,7 +94,7 @@ class DataOptions:
       sampling: "shuffle", or "balanced": rare classes more often (thesis, section 3.2).
       augment: flip, color jitter, affine, erasing on training images.
       changes: how strong those are, and how many of RandAugment's operations come before them.
-      workers: processes that decode and augment; 0 does it in threads of this one.
+      workers: processes that decode and augment training images; 0 does it in threads of this one, as evaluation always does.
       cache_features: encode each image once where no later pass could see other features: the encoder is frozen (LP) and nothing
         augments. With augmentation every epoch has other pixels, and the encoder runs on each of them.
     """

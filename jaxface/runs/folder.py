@@ -25,7 +25,7 @@ from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
 from jaxface.imports import require_imports
-from jaxface.runs.config import Config, differences, from_dict, to_dict
+from jaxface.runs.config import Config, HeadOptions, differences, from_dict, to_dict
 from jaxface.runs.predictions_file import read_predictions
 from jaxface.runs.temperatures import read_temperatures
 
@@ -45,6 +45,10 @@ FREE = (
 """Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains.
 
 `accumulate` is not among them: batch norm and dropout see a piece at a time."""
+
+
+ALL_TOKENS = "all"
+"""`head.tokens` of runs from before it could be chosen."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def read_config(folder: str | Path) -> Config:
     try:
         value = json.loads(path.read_text())
         require_imports(dict(value.get("imports") or {}), str(folder))
+        value.get("head", {}).setdefault("tokens", ALL_TOKENS)
         return from_dict(Config, value)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a configuration of this version ({error})") from error
@@ -140,6 +145,8 @@ def changed_options(folder: Path, config: Config) -> list[str]:
     """
     saved = read_config(folder)
     names = [name for name in differences(to_dict(config), to_dict(saved)) if not name.startswith(FREE)]
+    if saved.head.tokens == ALL_TOKENS and config.head == HeadOptions(config.head.deep, config.head.dropout):
+        names = [name for name in names if name != "head.tokens"]  # whether there is a pool, and so no difference, is known later
     return [name for name in names if not (name == "epochs" and config.epochs > saved.epochs)]
 
 

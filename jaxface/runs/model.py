@@ -27,13 +27,12 @@ from jaxface.models.tree import arrays_of, flatten, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked
-from jaxface.runs.base import Base, find_bases, random_fingerprint
+from jaxface.runs.base import Base, find_bases, is_run, random_fingerprint
 from jaxface.runs.best import Best, model_digest, read_best
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
 from jaxface.runs.parts import Parts, fingerprint, take_apart
 from jaxface.runs.temperatures import read_temperatures
-from weights_convert.folders import weights_in
 
 
 def compute_dtype(config: Config) -> DTypeLike:
@@ -62,7 +61,7 @@ def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None
     classes = {task: get_task(task).num_classes for task in config.tasks}
     outputs = {task: get_loss(name).output for task, name in config.losses.items()}
     head = {"deep": config.head.deep, "batch_norm": method.batch_norm, "dropout": config.head.dropout, "outputs": outputs}
-    model = Classifier(encoder, classes, **head, rngs=rngs)
+    model = Classifier(encoder, classes, **head, tokens=config.head.tokens, rngs=rngs)
     if previous is not None:
         _take_heads(model, previous)
     return take_apart(model, groups, dtype)
@@ -200,7 +199,7 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
 
     Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
     """
-    if Path(path).is_dir() and weights_in(Path(path)) is None:
+    if is_run(Path(path)):
         encoder = load_trained(path, dtype=options.pop("dtype", None) or jnp.float32).merged().encoder
         encoder.remat = options.pop("remat", encoder.remat)
         if options:
@@ -226,7 +225,7 @@ def load_base(config: Config, path: Path | None = None, places: Sequence[Path] =
             f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"
         )
     path = path or Path(source)
-    if path.is_dir():
+    if is_run(path):
         trained = load_trained(path, places, dtype=np.float32)
         return Base(trained.merged().encoder, trained.model, trained.fingerprint, path)
     encoder = weights.load_encoder(path)

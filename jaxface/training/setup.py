@@ -17,11 +17,12 @@ from jaxface.files import write_json
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.base import Base, base_info
 from jaxface.runs.best import read_best
-from jaxface.runs.config import Config, check_run, to_dict
+from jaxface.runs.config import Config, HeadOptions, check_run, to_dict
 from jaxface.runs.data import Images, prepared_sets
 from jaxface.runs.folder import RESULT, changed_options, is_finished, read_config
 from jaxface.runs.inference import make_classify, make_predict
 from jaxface.runs.model import load_base, make_parts
+from jaxface.runs.parts import Parts
 from jaxface.training.batches import Features
 from jaxface.training.labels import check_labels
 from jaxface.training.optimizer import make_optimizer
@@ -59,6 +60,7 @@ class Setup:
         self.steps_per_epoch = max(1, self.images.epoch_size() // int(config.batch_size))
         base = load_base(config)
         self.parts = make_parts(config, base)
+        check_tokens(self.folder, config, self.parts)
         self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size
         self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
         options = config.optimizer
@@ -121,6 +123,15 @@ def check_devices(config: Config) -> None:
             f"batch_size {config.batch_size} is not a multiple of {pieces}: {jax.device_count()} devices, "
             f"each in {config.accumulate} pieces"
         )
+
+
+def check_tokens(folder: Path, config: Config, parts: Parts) -> None:
+    """Raises UserError for a choice of tokens that an attention pool leaves no room for, or that is not the one of a run's part so far."""
+    tokens, pool = config.head.tokens, parts.build().encoder.pool
+    if pool is not None and tokens != HeadOptions().tokens:
+        raise UserError(f"head.tokens {tokens}: the heads' encoder has an attention pool, whose feature they read: leave it out")
+    if pool is None and (folder / "config.json").exists() and (before := read_config(folder).head.tokens) != tokens:
+        raise UserError(f"{folder} was trained with --head.tokens {before} so far: say so again, or choose another --name")
 
 
 def belongs(folder: Path, config: Config) -> bool:

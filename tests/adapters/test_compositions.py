@@ -146,6 +146,19 @@ def test_peft_files_go_onto_kernels_in_fewer_bits_and_come_from_there(tmp_path, 
     assert close(forward(again, IMAGES), forward(base, IMAGES))
 
 
+def test_peft_folders_go_onto_encoders_with_pools_per_task_but_their_pools_into_none(tmp_path):
+    pools = jaxface.adapt(tiny_encoder(), "ap_per_task", num_tasks=2)
+    with pytest.raises(UserError, match="no LoRA or DoRA adapter to write"):
+        jaxface.save_peft(pools, tmp_path / "a")
+    jaxface.save_peft(changed(jaxface.adapt(tiny_encoder(), "lora", rank=2, targets=r"blocks\..*", dropout=0.25)), tmp_path / "b")
+    loaded = jaxface.load_peft(pools, tmp_path / "b")
+    assert loaded.stages[0].mlp.fc.kernel.dropout == 0.25  # training goes on with it
+    assert forward(loaded, IMAGES).shape == (2, 3, 24)
+    jaxface.save_peft(jaxface.adapt(tiny_encoder(), "lora", rank=2), tmp_path / "c")
+    with pytest.raises(UserError, match=r"has tensors of attn_pool\.\w+"):
+        jaxface.load_peft(pools, tmp_path / "c")
+
+
 @pytest.mark.parametrize("word", ["full", "int8"])
 def test_adapters_of_different_blocks_methods_and_linears_share_an_encoder(word):
     base = tiny_encoder()
@@ -172,6 +185,10 @@ def test_adapters_that_cannot_share_an_encoder_are_named():
     other.norm_pre.bias[...] = other.norm_pre.bias[...] + 1
     with pytest.raises(UserError, match=r"adapter 'b' stands on another norm_pre\.bias than 'a'"):
         jaxface.stack_adapters({"a": lora, "b": other})
+    with pytest.raises(UserError, match="a, b: no encoder of these has an adapter"):
+        jaxface.stack_adapters({"a": base, "b": jaxface.merge(base)})
+    with_base = jaxface.stack_adapters({"none": base, "a": changed(lora)})
+    assert close(forward(with_base.pick(["a", "none", "none"]), IMAGES)[1:], forward(base, IMAGES)[1:])
     quantize(base, "int8")
     with pytest.raises(UserError, match="adapter 'b' stands on another"):
         jaxface.stack_adapters({"a": lora, "b": jaxface.adapt(base, "lora", rank=2)})

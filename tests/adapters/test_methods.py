@@ -68,6 +68,9 @@ def test_ft4_trains_the_last_four_blocks_and_the_pool():
     assert [stage.norm1.scale.shape[0] for stage in adapted.stages] == [8, 4]
     trained = {name for name in arrays if group_of(name.split("."), groups)}
     assert trained == {name for name in arrays if name.startswith(("stages.1.", "pool."))}
+    shallow, groups = adapt_with_groups(tiny_encoder(), "ft4", AdapterOptions(), nnx.Rngs(0))  # of three blocks: all of them
+    trained = {name for name in flatten(shallow)[0] if group_of(name.split("."), groups)}
+    assert trained == {name for name in flatten(tiny_encoder())[0] if name.startswith(("stages.0.", "pool."))}
 
 
 def test_lora_plus_gives_b_its_own_group_and_a_and_magnitude_the_slow_one():

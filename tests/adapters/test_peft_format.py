@@ -133,11 +133,14 @@ def test_scalings_ranks_and_single_blocks_of_peft_are_read(plain, tmp_path, opti
     assert difference(forward(merge(load_peft(plain, tmp_path)), IMAGES), model(torch_images())) < 1e-5
 
 
-def test_adapters_of_a_folder_drop_nothing_out(plain, tmp_path):
-    save_peft(jaxface.adapt(plain, "lora", rank=2, dropout=0.5), tmp_path)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_training_that_goes_on_from_a_folder_drops_out_what_it_says_and_nothing_else_does(plain, tmp_path, share):
+    save_peft(jaxface.adapt(plain, "lora", rank=2, dropout=share), tmp_path)
     loaded = load_peft(plain, tmp_path)
     set_keys(loaded, jax.random.key(0), jnp.arange(3))
-    assert all(linear.kernel.keys is None for _, linear in linears(loaded) if isinstance(linear.kernel, LowRank))
+    kernels = [linear.kernel for _, linear in linears(loaded) if isinstance(linear.kernel, LowRank)]
+    assert kernels
+    assert all((kernel.keys is not None) == (share > 0) for kernel in kernels)
 
 
 def test_what_cannot_be_read_or_written_is_one_line(plain, tmp_path):

@@ -1,6 +1,7 @@
 """Quantised frozen kernels: against the rounding rules by hand, and against an adapter on the plain array that they stand for."""
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,9 @@ from jaxface.adapters.methods import group_of
 from jaxface.adapters.options import AdapterOptions
 from jaxface.adapters.quantized import LEVELS, NF4, Int8, Quantized, quantize, quantize_base
 from jaxface.errors import UserError
+from jaxface.models.encoder import random_encoder
 from jaxface.models.tree import arrays_of, flatten
-from tiny_encoder import random_images, tiny_encoder
+from tiny_encoder import TINY, random_images, tiny_encoder
 
 
 def normal(*shape, seed=0):
@@ -52,9 +54,14 @@ def test_nf4_takes_an_eighth_of_the_bytes_and_int8_a_quarter_but_for_their_scale
     assert sizes[NF4] == pytest.approx(1 / 8 + 2 / (4 * 64))
 
 
+def encoder_for(method):
+    """The tiny encoder; one with blocks that stay frozen where the last four train."""
+    return random_encoder(replace(TINY, depth=5), 0) if method == "ft4" else tiny_encoder()
+
+
 @pytest.mark.parametrize(("word", "method"), [("nf4", "dora"), ("int8", "mtlora"), ("int8", "ft4"), ("nf4", "lp")])
 def test_an_adapted_encoder_computes_what_it_would_on_the_rounded_kernels(word, method):
-    encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
+    encoder, groups = adapt_with_groups(encoder_for(method), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
     quantize(encoder, word, groups)
     plain, _ = adapt_with_groups(encoder, "lp", AdapterOptions(), nnx.Rngs(0))
     kernels = [m for _, m in nnx.iter_modules(plain) if hasattr(m, "kernel") or isinstance(getattr(m, "base", None), Quantized)]
@@ -110,7 +117,7 @@ def test_gradients_are_those_of_the_plain_adapter_and_none_is_formed_or_kept_in_
 @pytest.mark.parametrize("method", ["ft4", "mtlora"])  # whose shared blocks are DoRA's
 def test_a_step_keeps_no_more_for_its_backward_pass_than_on_full_kernels(method):
     def temporary_bytes(word):
-        encoder, groups = adapt_with_groups(tiny_encoder(), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
+        encoder, groups = adapt_with_groups(encoder_for(method), method, AdapterOptions(rank=4, num_tasks=2), nnx.Rngs(0))
         quantize(encoder, word, groups)
         trained = {name: leaf for name, leaf in arrays_of(encoder).items() if group_of([name], groups)}
         frozen = {name: leaf for name, leaf in arrays_of(encoder).items() if name not in trained}

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxface.models.heads import BatchNorm, Classifier, Training
+from jaxface.errors import UserError
+from jaxface.exports.onnx import build
+from jaxface.models.encoder import normalize_images, random_encoder
+from jaxface.models.heads import TOKENS, BatchNorm, Classifier, Training
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.originals.reference import import_torch
+from small_models import KINDS
 from tiny_encoder import TINY, tiny_encoder
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -71,3 +75,28 @@ def test_a_sample_of_the_batch_keeps_its_mask_on_whichever_device_it_is():
     parts = jax.vmap(dropped("devices"), axis_name="devices")(features.reshape(4, 2, -1))
     for task, kept in whole.items():
         assert np.array_equal(parts[task].reshape(kept.shape), kept)
+
+
+def test_heads_read_the_choice_of_tokens_of_an_encoder_without_a_pool_and_so_does_onnx():
+    import onnxruntime
+
+    encoder = random_encoder(KINDS["spatial"].vision, 0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    tokens = np.asarray(jax.jit(encoder)(normalize_images(jnp.asarray(images))), np.float64)
+    assert tokens.shape == (2, 1 + 16, 64)
+    wanted = {"patches": tokens[:, 1:].mean(1), "class": tokens[:, 0], "all": tokens.mean(1)}
+    assert set(wanted) == set(TOKENS)
+    for choice, features in wanted.items():
+        model = Classifier(encoder, {"gender": 64}, deep=False, batch_norm=False, tokens=choice, rngs=nnx.Rngs(0))
+        model.heads["gender"].out.kernel = nnx.Param(jnp.eye(64))
+        np.testing.assert_allclose(model.classify(model.reduced(jnp.asarray(tokens, jnp.float32)))["gender"], features, atol=1e-5)
+        session = onnxruntime.InferenceSession(build(model, 32, {"gender": 64}).SerializeToString())
+        np.testing.assert_allclose(session.run(None, {"images": images})[0], features, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "has"), [("core", "has an attention pool"), ("lang without class token", "has no class token")])
+def test_a_class_token_is_asked_only_of_an_encoder_that_gives_one(kind, has):
+    encoder = nnx.eval_shape(lambda: random_encoder(KINDS[kind].vision, 0))
+    with pytest.raises(UserError, match=f"head.tokens class: the heads' encoder {has}"):
+        Classifier(encoder, {"gender": 2}, tokens="class", rngs=nnx.Rngs(0))
+    assert Classifier(encoder, {"gender": 2}, rngs=nnx.Rngs(0)).tokens == "patches"

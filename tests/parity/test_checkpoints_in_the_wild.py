@@ -82,6 +82,10 @@ def test_shards_and_folders_of_hugging_face_are_read_whole_or_not_at_all(tmp_pat
             "the model is 'vit_base_patch32_clip_224', none of the Perception Encoder family",
         ),
         ('{"architecture": ', "no JSON"),
+        (
+            '{"architecture": "vit_pe_core_tiny_patch16_384", "model_args": {"img_size": 448, "ref_feat_shape": [24, 24]}}',
+            "it says ref_feat_shape of its model, which is not known here",
+        ),
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match=message):
@@ -177,12 +181,25 @@ def test_metadata_of_others_is_passed_over_and_whole_numbers_are_no_weights(tmp_
         read(saved(tmp_path / "a.pt", tensors))
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch32_clip_224", "vit_base_patch16_clip_224", "vit_large_patch14_clip_336"])
-def test_another_familys_model_with_tensors_of_the_same_names_is_refused(tmp_path, name):
+FAMILY = "no variant of the family has width .*: its tensors do not tell its activation and positions"
+SIZE = r"its positions are for images of 224 pixels, not 384: .* if that was \[14, 14\], which scales nothing, give its number of heads"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        *(
+            (f"vit_{name}", {"num_classes": 0}, FAMILY)
+            for name in ("base_patch32_clip_224", "base_patch16_clip_224", "large_patch14_clip_336")
+        ),
+        ("vit_pe_core_tiny_patch16_384", {"img_size": 224}, SIZE),
+    ],
+)
+def test_another_model_with_tensors_of_the_same_names_is_refused(tmp_path, name, options, message):
     with torch.device("meta"):
-        shapes = {n: tuple(t.shape) for n, t in timm.create_model(name, num_classes=0).state_dict().items()}
+        shapes = {n: tuple(t.shape) for n, t in timm.create_model(name, **options).state_dict().items()}
     path = saved(tmp_path / "a.pt", {n: torch.zeros(1).expand(shape) for n, shape in shapes.items()})
-    with pytest.raises(UserError, match=r"no variant of the family has width .*: its tensors do not tell its activation and positions"):
+    with pytest.raises(UserError, match=message):
         read_checkpoint(path)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,18 @@ from trained_run import write_trained_run
 from jaxface.adapters.methods import linears
 from jaxface.errors import UserError
 from jaxface.exports import export_run, load_exported
-from jaxface.models.encoder import normalize_images
+from jaxface.models.encoder import normalize_images, random_encoder
+from jaxface.models.variants import VARIANTS
 from jaxface.runs.base import PLACES
 from jaxface.runs.best import read_best, save_best
-from jaxface.runs.config import EncoderOptions
-from jaxface.runs.folder import read_config
+from jaxface.runs.config import EncoderOptions, HeadOptions
+from jaxface.runs.folder import changed_options, read_config
 from jaxface.runs.model import load_base, load_encoder, load_trained, make_parts
+from jaxface.training.setup import check_tokens
 from jaxface.weights import load_encoder as read_encoder
 from jaxface.weights import save_weights
-from tiny_encoder import tiny_encoder
+from small_models import KINDS
+from tiny_encoder import TINY, tiny_encoder
 
 IMAGES = normalize_images(jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)))
 
@@ -158,6 +162,53 @@ def test_a_changed_bit_in_any_file_of_an_export_is_noticed_when_it_opens(run, tm
         with pytest.raises(UserError, match=r"damaged or changed"):
             load_exported(tmp_path / "onnx")
         path.write_bytes(whole)
+
+
+def test_a_base_of_several_files_in_a_folder_trains_opens_and_is_packed_as_one(tmp_path):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    save_weights(tiny_encoder(), tmp_path / "timm.safetensors", layout="timm")
+    tensors = load_file(tmp_path / "timm.safetensors")
+    places = {name: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for file in set(places.values()):
+        save_file({name: array for name, array in tensors.items() if places[name] == file}, hub / file)
+    (hub / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (hub / "config.json").write_text(json.dumps({"architecture": "vit_pe_core_base_patch16_224"}))
+    with VARIANTS.temporarily():
+        VARIANTS.add("tiny", TINY)
+        run = written(tmp_path / "made", weights=str(hub))
+        expected = logits(load_trained(run))
+        save_weights(tiny_encoder(), tmp_path / "whole.safetensors")
+        shutil.move(hub, tmp_path / "moved")
+        assert_close(logits(load_trained(run, [tmp_path / "moved"])), expected, 0)
+        assert_close(logits(load_trained(run, [tmp_path / "whole.safetensors"])), expected, 0)
+        export_run(run, "run", tmp_path / "packed", [tmp_path / "moved"])
+        shutil.rmtree(tmp_path / "moved")
+        assert_close(logits(load_trained(tmp_path / "packed")), expected, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["spatial", "core"])
+def test_a_run_from_before_tokens_could_be_chosen_reads_the_mean_of_all_as_it_did(tmp_path, kind):
+    save_weights(random_encoder(KINDS[kind].vision, 0), tmp_path / "kind.safetensors")
+    run = written(tmp_path, "lp", weights=str(tmp_path / "kind.safetensors"))
+    config = json.loads((run / "config.json").read_text())
+    assert config["head"].pop("tokens") == "patches"
+    (run / "config.json").write_text(json.dumps(config))
+    model, images = load_trained(run).model, IMAGES[:, :32, :32]
+    assert model.tokens == "all"
+    pooled = np.asarray(model.encoder(jnp.tile(images, (1, 2, 2, 1))))
+    expected = pooled.mean(1) if kind == "spatial" else pooled
+    np.testing.assert_allclose(model.features(jnp.tile(images, (1, 2, 2, 1))), expected, atol=1e-5)
+    now = replace(read_config(run), head=HeadOptions(dropout=0.0))
+    assert not changed_options(run, now)
+    parts = make_parts(now)
+    if kind == "core":
+        check_tokens(run, now, parts)
+    else:
+        with pytest.raises(UserError, match=r"was trained with --head\.tokens all so far"):
+            check_tokens(run, now, parts)
+    with pytest.raises(UserError, match=r"head\.tokens (class|all): the heads' encoder has an attention pool|tokens all so far"):
+        check_tokens(run, replace(now, head=HeadOptions(tokens="class")), parts)
 
 
 def test_a_small_update_in_bfloat16_keeps_its_effect_when_the_run_is_opened(tmp_path):
