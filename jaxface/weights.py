@@ -14,8 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
+from jaxface.models.blocks import REMAT
 from jaxface.models.clip import Clip
-from jaxface.models.encoder import REMAT, Encoder, join_stages
+from jaxface.models.encoder import Encoder, join_stages
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import EncoderConfig
 from jaxface.ranges import Known, Like, PathLike, checked

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.matmul import NORM_FLOOR, low_rank_product, product, up
+from jaxface.kernels.matmul import NORM_FLOOR, low_rank_product, product, sums_kernel, up
 from jaxface.registry import Registry
 
 
@@ -107,6 +108,7 @@ class LowRank(nnx.Module):
       start_a, start_b: A0 and B0, or None where B starts from zero.
       magnitude: [out], ||W|| at first, or None for LoRA.
       base_norms: [out] ||W||^2, computed once.
+      gains: magnitude / ||W + A B||, computed for all blocks at once before they run (`prepare`), else None.
       keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout_keys`.
     """
 
@@ -126,7 +128,7 @@ class LowRank(nnx.Module):
         kernel = base[...] if isinstance(base, Frozen) else base
         self.scaling = scaling
         self.detach_norm = detach_norm
-        self.dropout, self.keys = dropout, nnx.data(None)
+        self.dropout, self.keys, self.gains = dropout, nnx.data(None), nnx.data(None)
         self.base = base if isinstance(base, Frozen) else nnx.Param(base)
         if init == GAUSSIAN:
             *front, inputs, outputs = kernel.shape
@@ -138,6 +140,11 @@ class LowRank(nnx.Module):
         norms = column_norms_squared(kernel) if dora else None
         self.base_norms = None if norms is None else Constant(norms)
         self.magnitude = None if norms is None else Magnitude(jnp.sqrt(norms))
+
+    def prepare(self, tokens: int, dtype: DTypeLike) -> None:
+        """Computes what no block's input has a part in, for that many rows of x in a dtype: in one product for all blocks."""
+        if self.magnitude is not None and self.detach_norm and not sums_kernel(tokens, *self.base.shape[-2:], dtype):
+            self.gains = Constant(self.gain())
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [..., in] @ self -> [..., out]"""
@@ -155,6 +162,8 @@ class LowRank(nnx.Module):
         w = self.base[...].astype(x.dtype) if isinstance(self.base, nnx.Variable) else self.base
         if self.magnitude is None:
             return low_rank_product(x, w, a, b)
+        if self.gains is not None:
+            return low_rank_product(x, w, a, b, self.gains[...])
         if self.detach_norm:
             return low_rank_product(x, w, a, b, self.magnitude[...], lengths=self._lengths)
         return low_rank_product(x, w, a, b, self.gain())

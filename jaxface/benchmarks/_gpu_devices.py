@@ -78,7 +78,7 @@ DEVICES: Registry[Device] = Registry(
 
 @contextmanager
 def compiling_for(device: Device) -> Iterator[Any]:
-    """A sharding on one card of that kind, present or not. JAX must not have been used before in this process.
+    """A mesh of one card of that kind, present or not. JAX must not have been used before in this process.
 
     Raises UserError where the CUDA plugin is not installed.
     """
@@ -89,14 +89,18 @@ def compiling_for(device: Device) -> Iterator[Any]:
     import numpy as np
     from jax.experimental import topologies
 
+    from jaxface.devices import AXIS
+    from jaxface.kernels.platform import tracing_for
+
     try:
         topology = topologies.get_topology_desc(platform="cuda", target_config=device.description(), topology="1x1x1")
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"no compiler for {device.title}: pip install 'jaxface[gpu-compile]' (4 GB; {reason})") from None
-    mesh = jax.sharding.Mesh(np.array(topology.devices), ("card",))
+    mesh = jax.sharding.Mesh(np.array(topology.devices), (AXIS,))
     asked, fused.check_cudnn_version = fused.check_cudnn_version, lambda: 90800  # ty: ignore[invalid-assignment]  it asks a library that has no card to run on
     try:
-        yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        with tracing_for("gpu"):
+            yield mesh
     finally:
         fused.check_cudnn_version = asked

@@ -142,22 +142,53 @@ class Program:
 
     def moved(self, line: Instruction, lines: dict[str, Instruction]) -> int:
         """Bytes read and written: of a slice the part that is cut out, of an update in place the part that is new."""
-        if line.kind == "dynamic-slice":
+        if line.kind in ("dynamic-slice", "slice"):
             return 2 * _bytes(line.shape)
         if line.kind == "dynamic-update-slice":
             return 2 * _bytes(lines[line.operands[1]].shape)
         read, written = [_bytes(lines[name].shape) for name in line.operands], _bytes(line.shape)
         inside = self.computations[line.called[0]] if line.kind == "fusion" else {}
+        needed = _needed(inside)
         for parameter in (inner for inner in inside.values() if inner.kind == "parameter"):
             names, index = [parameter.name], int(parameter.arguments)
             names += [inner.name for inner in inside.values() if inner.kind == "bitcast" and inner.operands == names]
             users = [inner for inner in inside.values() if set(names) & set(inner.operands) and inner.name not in names]
-            if users and all(user.kind == "dynamic-slice" for user in users):
-                read[index] = sum(_bytes(user.shape) for user in users)
-            elif users and all(user.kind == "dynamic-update-slice" and user.operands[0] in names for user in users):
+            if users and all(user.kind == "dynamic-update-slice" and user.operands[0] in names for user in users):
                 written -= read[index] - sum(_bytes(inside[user.operands[1]].shape) for user in users)
                 read[index] = 0
+            else:
+                read[index] = round(read[index] * needed.get(parameter.name, 1))
         return sum(read) + written
+
+
+SLICES = ("slice", "dynamic-slice")
+POINTWISE = {"bitcast", "reshape", "copy", "transpose"}
+"""Operations of another shape than their operand, of which they need as large a share as is needed of them."""
+
+
+def _needed(inside: dict[str, Instruction]) -> dict[str, float]:
+    """Of every line of a fused computation the share of its values that is read: a slice reads its part, through what is pointwise."""
+    shares: dict[str, float] = {}
+    users: dict[str, list[Instruction]] = {}
+    for line in inside.values():
+        for operand in set(line.operands):
+            users.setdefault(operand, []).append(line)
+    for line in reversed(inside.values()):
+        cut, whole = 0.0, 0.0
+        for user in users.get(line.name, ()):
+            own = shares[user.name]
+            sizes = _bytes(user.shape) / max(1, _bytes(line.shape))
+            if user.kind in SLICES and user.operands[0] == line.name:
+                cut += own * sizes
+            else:
+                alike = user.kind in POINTWISE or _sides_of(user.shape) == _sides_of(line.shape)
+                whole = max(whole, own if alike else 1.0)
+        shares[line.name] = min(1.0, max(cut, whole)) if line.name in users else 1.0
+    return shares
+
+
+def _sides_of(shape: str) -> list[str]:
+    return [sides for _, sides in _SHAPE.findall(shape)]
 
 
 def count(compiled: Any) -> Count:

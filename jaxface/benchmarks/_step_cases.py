@@ -34,7 +34,7 @@ class Shape(NamedTuple):
       batch_size: images of a step.
       rank: of the adapters.
       threads: of the reference.
-      remat: what a block of ours keeps, a policy of `jaxface.models.encoder.REMAT`.
+      remat: what a block of ours keeps, a policy of `jaxface.models.blocks.REMAT`.
       compile: whether torch.compile compiles the reference.
     """
 

@@ -24,7 +24,9 @@ from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
 from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, trips_of
 from jaxface.benchmarks.roofline import TASKS
 from jaxface.cli import parse
+from jaxface.devices import AXIS
 from jaxface.kernels.attention import KERNELS
+from jaxface.models.blocks import BLOCK
 from jaxface.models.variants import VARIANTS, EncoderConfig, get_variant
 from jaxface.ranges import Items, Known, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
@@ -48,6 +50,7 @@ class Options:
       cases: what is compiled: lp (its forward pass), full, ft4, lora, dora, mtlora, ...
       rank: of the adapters.
       remat: what a block keeps for its backward pass.
+      loop: how blocks come one after another: scan, unrolled; "auto" takes what training takes on a GPU.
       attention: the kernel that blocks attend with.
       base: what frozen kernels are held in: as they are ("full"), int8, nf4.
       most: also find the largest batch that fits into the card's memory, by compiling for ever larger ones.
@@ -61,6 +64,7 @@ class Options:
     cases: Annotated[tuple[Case, ...], Items(least=1)] = ("lp", "full", "lora", "dora")
     rank: Annotated[int, Range(1, 65536)] = 64
     remat: Literal["none", "products", "full"] = "products"
+    loop: Literal["auto", "scan", "unrolled"] = "auto"
     attention: Annotated[str, Known(KERNELS)] = "cudnn"
     base: Literal["full", "int8", "nf4"] = "full"
     most: bool = False
@@ -69,15 +73,15 @@ class Options:
 
     def config(self, case: str) -> Config:
         """What is compiled for a case."""
-        encoder = EncoderOptions(
-            RANDOM, self.variant, remat=self.remat, precision="bf16", attention=self.attention, base="full" if case == "full" else self.base
-        )
+        base = "full" if case == "full" else self.base
+        kept: dict[str, Any] = {"remat": self.remat, "loop": self.loop, "base": base, "attention": self.attention}
+        encoder = EncoderOptions(RANDOM, self.variant, precision="bf16", **kept)
         return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(case, options_for(case, AdapterOptions(rank=self.rank))))
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of a block's loop.
+    """A kernel of the blocks.
 
     Attributes:
       name: in the program.
@@ -94,19 +98,33 @@ class Kernel:
     wide32: bool
 
 
-def loop_kernels(program: Program, wide: int) -> Iterator[tuple[int, Kernel]]:
-    """How often, and which kernel, for all kernels in the loops of a compiled program.
+def block_kernels(program: Program, wide: int) -> Iterator[tuple[int, Kernel]]:
+    """How often, and which kernel, for all kernels of the blocks: those in the loops of a compiled program, and outside of loops those that
+    the blocks' name stands on, or none (copies that the compiler adds).
 
     Args:
       wide: values from which on an array is one of activations of a whole batch.
     """
-    for lines in program.computations.values():
-        for line in lines.values():
-            if line.kind == "while" and (trips := trips_of(line)) > 1:
-                body = program.computations[line.called[0]]
-                for inner in body.values():
-                    if inner.kind not in FREE:
-                        yield trips, _kernel(program, inner, body, wide)
+    found: list[tuple[int, Kernel]] = []
+    lines = program.computations[program.entry]
+    for line in lines.values():
+        if line.kind == "while" and (trips := trips_of(line)) > 1:
+            body = program.computations[line.called[0]]
+            found += [(trips, _kernel(program, inner, body, wide)) for inner in body.values() if inner.kind not in FREE]
+    if not found:
+        found = [(1, _kernel(program, line, lines, wide)) for line in _of_blocks(lines)]
+    yield from found
+
+
+def _of_blocks(lines: dict[str, Instruction]) -> Iterator[Instruction]:
+    """The kernels that the blocks' name stands on, and nameless ones (the compiler's own) beside them."""
+    named = {name: re.search(r'op_name="([^"]*)"', line.rest) for name, line in lines.items()}
+    ours = {name for name, found in named.items() if found and re.search(rf"\b{BLOCK}\b", found[1])}
+    beside = {operand for name in ours for operand in lines[name].operands}
+    for name, line in lines.items():
+        nameless = not named[name] and (name in beside or not ours.isdisjoint(line.operands))
+        if line.kind not in FREE and (name in ours or nameless):
+            yield line
 
 
 def _kernel(program: Program, line: Instruction, lines: dict[str, Instruction], wide: int) -> Kernel:
@@ -122,7 +140,7 @@ def _kernel(program: Program, line: Instruction, lines: dict[str, Instruction], 
 def describe(compiled: Any, encoder: EncoderConfig, images: int) -> tuple[dict[str, Any], list[Kernel]]:
     """A compiled step's figures, and all kernels of one block's forward and backward pass."""
     wide = images * (encoder.grid**2 + encoder.class_token) * NARROW
-    found, depth = list(loop_kernels(Program.of(compiled.as_text()), wide)), encoder.depth
+    found, depth = list(block_kernels(Program.of(compiled.as_text()), wide)), encoder.depth
     memory = compiled.memory_analysis()
 
     def per_block(kernels: list[tuple[int, Kernel]]) -> tuple[float, float]:
@@ -146,8 +164,9 @@ def compile_case(options: Options, case: str, images: int, card: Any) -> tuple[A
     from jaxface.runs.costs import count_flops
     from jaxface.training.capacity import step_of
 
-    step, shapes = step_of(options.config(case), images, mapped=False)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=card), shapes)
+    step, shapes = step_of(options.config(case), images, card)
+    here = jax.sharding.NamedSharding(card, jax.sharding.PartitionSpec(AXIS))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     flops = count_flops(step, *shapes)
     start = time.monotonic()
     compiled = jax.jit(step, donate_argnums=0).trace(*shapes).lower(lowering_platforms=("cuda",)).compile()

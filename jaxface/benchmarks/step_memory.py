@@ -14,7 +14,7 @@ from jaxface.adapters.options import AdapterOptions, Rank
 from jaxface.adapters.quantized import FORMATS, FULL
 from jaxface.benchmarks.roofline import TASKS, compiled_case
 from jaxface.cli import parse
-from jaxface.models.encoder import REMAT
+from jaxface.models.blocks import REMAT
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Count, Items, Known, OneOf, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions

@@ -16,7 +16,7 @@ from jaxface.adapters.options import Rank
 from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
 from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
 from jaxface.cli import parse
-from jaxface.models.encoder import REMAT
+from jaxface.models.blocks import REMAT
 from jaxface.progress import Track
 from jaxface.ranges import Count, Items, OneOf, Rounds, ranged
 

@@ -15,7 +15,8 @@ from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer, register_exporter
 from jaxface.files import aside
 from jaxface.kernels.matmul import up
-from jaxface.models.encoder import Block, Encoder
+from jaxface.models.blocks import Block
+from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier, Head
 from jaxface.models.layers import MLP, LayerNorm
 from jaxface.models.pool import AttentionPool, split_heads

@@ -18,12 +18,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.kernels.matmul import PRODUCT
 from jaxface.kernels.plain import is_plain
+from jaxface.kernels.platform import platform
 from jaxface.kernels.varying import varying_alike
 from jaxface.registry import Registry
 
 
 class AttentionKernel(Protocol):
-    """q [..., H, N, d], k and v [..., H, M, d], angles [N, d / 2] radians (then N = M) -> [..., H, N, d]."""
+    """q [..., H, N, d], k and v [..., H, M, d], angles [N, d / 2] radians (then N = M) -> [..., H, N, d].
+
+    A kernel registered with a `multiple` may meet more rows than angles: those behind only fill up, and nothing may attend to them.
+    """
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array: ...
 
@@ -46,21 +50,25 @@ ANYWHERE = "xla"
 
 
 class Entry(NamedTuple):
-    """A registered kernel, and for which calls the automatic choice takes it."""
+    """A registered kernel, for which calls the automatic choice takes it, and what number of rows it wants a multiple of."""
 
     kernel: AttentionKernel
     suits: Callable[[Call], bool]
+    multiple: int = 1
 
 
 KERNELS: Registry[Entry] = Registry("attention kernel", others="or one of your own that --import FILE.py registers")
 
 
-def register(name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool] = lambda call: False) -> AttentionKernel:
+def register(
+    name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool] = lambda call: False, multiple: int = 1
+) -> AttentionKernel:
     """Makes an attention kernel known by its name.
 
-    With `suits` it also takes part in the automatic choice: the kernel registered last whose condition holds is taken.
+    With `suits` it also takes part in the automatic choice: the kernel registered last whose condition holds is taken. With a `multiple`
+    an encoder fills its tokens up to one before its blocks, once, and cuts them after.
     """
-    return KERNELS.add(name, Entry(kernel, suits)).kernel
+    return KERNELS.add(name, Entry(kernel, suits, multiple)).kernel
 
 
 def get_kernel(name: str) -> AttentionKernel:
@@ -91,15 +99,23 @@ def attention(
     if kernel == AUTO and not all(isinstance(size, int) for size in q.shape):  # exported for any batch: a size is a symbol
         kernel = ANYWHERE
     if kernel == AUTO:
-        kernel = choose(Call(_platform(), q.dtype, q.shape[-2], k.shape[-2], q.shape[-1], causal))
+        kernel = choose(Call(platform(), q.dtype, q.shape[-2], k.shape[-2], q.shape[-1], causal))
     return get_kernel(kernel)(q, k, v, angles=angles, causal=causal)
 
 
-def _platform() -> str:
-    """Where a program traced now will run."""
-    config: Any = jax.config  # its flags have no types
-    device = config.jax_default_device
-    return jax.default_backend() if device is None else getattr(device, "platform", device)
+def fill(x: jax.Array, head_width: int, kernel: str) -> jax.Array:
+    """Tokens [..., N, D] with zero rows behind them, as many as the kernel of that name wants for self-attention with rotary positions."""
+    if is_plain() or not all(isinstance(size, int) for size in x.shape):
+        return x
+    if kernel == AUTO:
+        kernel = choose(Call(platform(), x.dtype, x.shape[-2], x.shape[-2], head_width, False))
+    missing = -x.shape[-2] % KERNELS.get(kernel).multiple
+    return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, missing), (0, 0)]) if missing else x
+
+
+def turn(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of angles, kept for the backward pass."""
+    return checkpoint_name(jnp.cos(angles), PRODUCT), checkpoint_name(jnp.sin(angles), PRODUCT)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
@@ -108,7 +124,7 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
     The result's channels are in half-split order (all first members of the pairs, then all second ones): equal for q and k,
     so that their products do not notice, and free where a copy to head-major order happens anyway.
     """
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = turn(angles)
     first, second = x[..., 0::2], x[..., 1::2]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
@@ -220,6 +236,7 @@ def token_major(
 ) -> jax.Array:
     """Has a function of arrays [B, N, H, d], as libraries lay them out, attend to our [..., H, N, d], turned before."""
     if angles is not None:
+        angles = jnp.pad(angles, ((0, q.shape[-2] - angles.shape[-2]), (0, 0)))
         q, k = rotate(q, angles), rotate(k, angles)
     y = jnp.swapaxes(attend(*(jnp.swapaxes(x.reshape(-1, *x.shape[-3:]), 1, 2) for x in (q, k, v))), 1, 2)
     return y.reshape(*q.shape[:-3], *y.shape[1:])

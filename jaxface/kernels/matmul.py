@@ -6,6 +6,7 @@ Autodiff's gradient of `b` in `(x @ a) @ b` transposes the large operand; here o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from jaxface.kernels.plain import is_plain
@@ -22,6 +24,8 @@ from jaxface.kernels.varying import varying_alike
 PRODUCT = "product"
 TINY = 1e-18
 """What stands for a gain of 0."""
+PARTS = 256
+"""Parts of a sum over all tokens, which a graphics card forms side by side."""
 NORM_FLOOR = 1e-12
 """Floor of a column's squared length: a zero column of the base must not divide by zero."""
 
@@ -130,11 +134,17 @@ def _is_wide(x: jax.Array, w: Any) -> bool:
     return isinstance(count, int) and count > max(w.shape)
 
 
-def _both(x: jax.Array, w: jax.Array, xa: jax.Array, b: jax.Array, groups: int) -> jax.Array:
-    """`x @ w + xa @ b`. Where the result is no narrower than x it is written once, by one product of the joined operands."""
-    if groups == 1 and _is_wide(x, w) and w.shape[1] >= w.shape[0]:
-        return jnp.concatenate([x, xa], -1) @ jnp.concatenate([w, b])
-    return x @ w + up(xa, b, groups)
+def _roomy(x: jax.Array, more: int) -> jax.Array:
+    """x [n, in] with zeros beside it, [n, in + more], row by row: left to itself the compiler transposes some of them as it writes."""
+    return jax.lax.optimization_barrier(with_layout_constraint(jnp.pad(x, ((0, 0), (0, more))), Layout((0, 1))))
+
+
+def _beside(x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x [n, in] with x a [n, r] beside it in one array [n, in + r], which is written once: what makes x makes the room; and x a."""
+    rank = a.shape[1]
+    x = _roomy(x, rank)
+    xa = x @ jnp.pad(a, ((0, rank), (0, 0)))
+    return jax.lax.dynamic_update_slice(x, xa, (0, x.shape[1] - rank)), xa
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -152,12 +162,21 @@ def _forward(
         gain = None if gain is None else jnp.where(gain == 0, TINY, gain).astype(gain.dtype)
         y = checkpoint_name(x @ _kernel(w, a, b, gain, unit_columns)[0], PRODUCT)
         return y, (x, w, a, b, gain, None if gain is None else y, None)
-    wide = _is_wide(x, w)
-    xa = x @ a.astype(x.dtype)
-    xa = checkpoint_name(xa, PRODUCT) if wide else xa
-    y = checkpoint_name(_both(x, dense(w, x.dtype), xa, b.astype(x.dtype), _groups(a, b)), PRODUCT)
+    if _is_wide(x, w) and _groups(a, b) == 1:
+        return _wide_forward(x, w, a, b, gain)
+    y = checkpoint_name(x @ dense(w, x.dtype) + up(x @ a.astype(x.dtype), b.astype(x.dtype), _groups(a, b)), PRODUCT)
+    return _gained(y, gain), (x, w, a, b, gain, None if gain is None else y, None)
+
+
+def _wide_forward(
+    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    """One product of the joined operands: [x | x a] [w; b]."""
+    joined, xa = _beside(x.reshape(-1, x.shape[-1]), a.astype(x.dtype))
+    y = joined @ jnp.concatenate([dense(w, x.dtype), b.astype(x.dtype)])
+    y = checkpoint_name(y.reshape(*x.shape[:-1], -1), PRODUCT)
     # what is kept is the result before its gain: whoever reads it next multiplies as it reads
-    return _gained(y, gain), (x, w, a, b, gain, None if gain is None else y, xa if wide else None)
+    return _gained(y, gain), (x, w, a, b, gain, None if gain is None else y, checkpoint_name(xa, PRODUCT))
 
 
 def _gained(y: jax.Array, gain: jax.Array | None) -> jax.Array:
@@ -167,10 +186,13 @@ def _gained(y: jax.Array, gain: jax.Array | None) -> jax.Array:
 def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: jax.Array) -> tuple[jax.Array | None, ...]:
     x, w, a, b, gain, y, xa = residuals
     groups, rank, shape, an = _groups(a, b), b.shape[0], x.shape, a.astype(x.dtype)
-    # barriers keep XLA from transposing wide arrays in the place of narrow ones; with xa at hand, what made g may join its readers
-    barrier = jax.lax.optimization_barrier if xa is None else lambda x: x
-    g = barrier(g)
     x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    if xa is not None:
+        dx, da, db, d_gain = _wide_backward(x, w, a, b, gain, y, xa, g)
+        return dx.reshape(shape), None, da, db, d_gain
+    # barriers keep XLA from transposing wide arrays in the place of narrow ones
+    barrier = jax.lax.optimization_barrier
+    g = barrier(g)
     if summed:  # y is the gain times what it would be without; the scale goes with the narrow arrays
         kernel, scale = _kernel(w, a, b, gain, unit_columns)
         bs = b if scale is None else b * scale
@@ -179,7 +201,7 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: j
         kernel, scale, bs = None, None, b.astype(g.dtype)
         d_gain = None if gain is None else jnp.sum(g.astype(gain.dtype) * y.reshape(g.shape).astype(gain.dtype), 0)
         g = _gained(g, gain)
-    xa = barrier(x @ an) if xa is None else xa.reshape(len(x), -1)  # [n, g r]
+    xa = barrier(x @ an)  # [n, g r]
     if groups == 1:
         gb = barrier(g @ bs.T)
         db = jnp.matmul(barrier(xa.T), g, preferred_element_type=b.dtype)
@@ -188,8 +210,39 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: j
         gb = jnp.einsum("ngo,rgo->ngr", slices, bs.reshape(rank, groups, -1)).reshape(-1, groups * rank)
         db = jnp.einsum("ngr,ngo->rgo", xa.reshape(-1, groups, rank), slices, preferred_element_type=b.dtype).reshape(b.shape)
     da = barrier(jnp.matmul(barrier(gb.T), x, preferred_element_type=a.dtype)).T
-    dx = _both(g, dense(w, g.dtype).T, gb, an.T, 1) if kernel is None else g @ kernel.T
+    dx = g @ dense(w, g.dtype).T + gb @ an.T if kernel is None else g @ kernel.T
     return dx.reshape(shape), None, da, db if scale is None else db * scale, d_gain
+
+
+def _wide_backward(
+    x: jax.Array,
+    w: jax.Array | Compressed,
+    a: jax.Array,
+    b: jax.Array,
+    gain: jax.Array | None,
+    y: jax.Array | None,
+    xa: jax.Array,
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """The gradients of x [n, in], a, b and the gain: each wide array is made by one pass, with whatever else that pass can give."""
+    rank, inputs, outputs = b.shape[0], x.shape[1], g.shape[1]
+
+    def room(array: jax.Array) -> jax.Array:
+        return jnp.pad(array, ((0, 0), (0, rank)))
+
+    d_gain = None
+    if gain is not None:
+        parts = math.gcd(len(g), PARTS)
+        terms = room(g).astype(gain.dtype) * room(y.reshape(g.shape)).astype(gain.dtype)
+        d_gain = jax.lax.optimization_barrier(jnp.sum(terms.reshape(parts, -1, outputs + rank), 1)).sum(0)[:outputs]
+        g = _gained(g, gain)
+    joined, gb = _beside(g, b.astype(g.dtype).T)
+    db = jnp.matmul(xa.T, joined, preferred_element_type=b.dtype)[:, :outputs]
+    # x that is wider than the result was made by the pass that makes g of the product before, which gives arrays of one shape
+    x = _roomy(x, rank) if inputs > outputs else x
+    da = jnp.matmul(gb.T, x, preferred_element_type=a.dtype)[:, :inputs].T
+    dx = joined @ jnp.concatenate([dense(w, g.dtype), a.astype(g.dtype)], 1).T
+    return dx, da, db, d_gain
 
 
 _low_rank_product.defvjp(_forward, _backward)

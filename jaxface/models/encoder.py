@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,126 +14,14 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
-from jaxface.kernels.attention import AUTO, attention, require_kernel
-from jaxface.kernels.matmul import PRODUCT, product
-from jaxface.kernels.plain import is_plain
-from jaxface.models.layers import MLP, LayerNorm, Linear
-from jaxface.models.pool import AttentionPool, join_heads, split_heads
+from jaxface.kernels.attention import fill, require_kernel
+from jaxface.kernels.matmul import product
+from jaxface.models.blocks import Block, run_blocks, run_stages, stack_blocks
+from jaxface.models.layers import LayerNorm, Linear
+from jaxface.models.pool import AttentionPool
 from jaxface.models.rope import resize_positions, rope_angles
 from jaxface.models.sharding import any_mesh
 from jaxface.models.variants import EncoderConfig
-from jaxface.registry import Registry
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention with one fused kernel for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
-        self.heads = heads
-        self.attention = AUTO
-        self.qkv = Linear(width, 3 * width, rngs=rngs)
-        self.out = Linear(width, width, rngs=rngs)
-
-    def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
-        """[..., N, D] -> [..., N, D]"""
-        q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, -1))
-        return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal, kernel=self.attention)))
-
-
-class Block(nnx.Module):
-    """A pre-norm transformer block, its residual branches scaled per channel where the variant has LayerScale."""
-
-    def __init__(self, width: int, heads: int, mlp_width: int, *, layer_scale: bool = False, rngs: nnx.Rngs) -> None:
-        self.norm1 = LayerNorm(width)
-        self.attn = Attention(width, heads, rngs=rngs)
-        self.norm2 = LayerNorm(width)
-        self.mlp = MLP(width, mlp_width, rngs=rngs)
-        self.scale1 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
-        self.scale2 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
-
-    def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
-        """[..., N, D] -> [..., N, D]"""
-        x = x + _scaled(self.attn(self.norm1(x), angles, causal), self.scale1)
-        return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
-
-
-def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
-    return x if scale is None else x * scale[...].astype(x.dtype)
-
-
-def _products(primitive: Any, *arrays: Any, **options: Any) -> Any:
-    """Keeps what is named a product, and both results of cuDNN's attention, which nothing names: they spare it a second run."""
-    fused = primitive.name.startswith("dot_product_attention_fwd")
-    return fused or jax.checkpoint_policies.save_only_these_names(PRODUCT)(primitive, *arrays, **options)
-
-
-REMAT: Registry[Any] = Registry(
-    "remat",
-    {
-        "none": None,
-        "products": _products,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    },
-)
-"""What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products and attention, or its input alone.
-
-The products are the only results that cost much to form again; keeping all else takes twice the memory, and as long to write and read."""
-
-
-def run_blocks(
-    blocks: Block, x: jax.Array, angles: jax.Array | None, causal: bool = False, remat: str = "none", every: bool = False
-) -> tuple[jax.Array, jax.Array | None]:
-    """Runs blocks stacked along a leading axis of every leaf, one after another.
-
-    Returns:
-      the last block's result [..., N, D], and with `every` each block's [depth, ..., N, D], else None.
-    """
-
-    return _run_blocks(blocks, x, angles, causal, remat, every, is_plain())
-
-
-@partial(jax.jit, static_argnames=("causal", "remat", "every", "plain"), inline=True)
-def _run_blocks(
-    blocks: Block, x: jax.Array, angles: jax.Array | None, causal: bool, remat: str, every: bool, plain: bool
-) -> tuple[jax.Array, jax.Array | None]:
-    def body(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
-        x = block(x, angles, causal)
-        return x, x if every else None
-
-    if (policy := REMAT[remat]) is not None:
-        body: Any = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], blocks) for cut in (0, slice(1, None)))
-    if jax.eval_shape(body, x, first)[0].shape == x.shape:
-        return jax.lax.scan(body, x, blocks)
-    # a block that gives every task a result of its own changes the shape: it stands before the scan of those that keep it
-    x, states = body(x, first)
-    states = None if states is None else states[None]
-    if blocks.norm1.scale.shape[0] == 1:
-        return x, states
-    x, others = jax.lax.scan(body, x, rest)
-    return x, None if states is None or others is None else jnp.concatenate([states, others])
-
-
-def run_stages(
-    stages: Sequence[Block], x: jax.Array, angles: jax.Array | None, causal: bool = False, remat: str = "none", every: bool = False
-) -> tuple[jax.Array, jax.Array | None]:
-    """Runs one stack of blocks after another, as `run_blocks` runs one."""
-    states: list[Any] = []
-    for stage in stages:
-        x, own = run_blocks(stage, x, angles, causal, remat, every)
-        states.append(own)
-    return x, jnp.concatenate(states) if every else None
-
-
-def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:
-    """`depth` blocks as one whose every leaf has a leading axis [depth, ...]."""
-
-    @nnx.split_rngs(splits=depth)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def build(rngs: nnx.Rngs) -> Block:
-        return make(*args, rngs=rngs, **options)
-
-    return build(rngs)
 
 
 class Encoder(nnx.Module):
@@ -145,12 +32,14 @@ class Encoder(nnx.Module):
 
     Attributes:
       remat: what a block keeps for its backward pass, a policy of `REMAT`.
+      loop: how blocks come one after another, an entry of `LOOPS`.
       dtype: of activations; parameters are cast to it where they are used, layer norms and softmax compute in float32.
     """
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "products", dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
         self.remat = remat
+        self.loop = "scan"
         self.dtype = dtype
         width, c = config.width, config
         self.patch = Linear(c.patch * c.patch * 3, width, bias=False, rngs=rngs)
@@ -180,11 +69,16 @@ class Encoder(nnx.Module):
         x = x + resize_positions(self.positions[...], rows, columns, c.class_token).astype(x.dtype)
         return self.norm_pre(x), jnp.asarray(rope_angles(rows, columns, c.width // c.heads, c.class_token))
 
+    def _filled(self, x: jax.Array) -> jax.Array:
+        """Tokens [B, N, D] with the rows behind them that the blocks' attention kernel wants."""
+        return fill(x, self.config.width // self.config.heads, self.stages[0].attn.attention)
+
     @any_mesh
     def tokens(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""
         x, angles = self.embed(images)
-        x, _ = run_stages(self.stages, x, angles, remat=self.remat)
+        x, _ = run_stages(self.stages, self._filled(x), angles, remat=self.remat, loop=self.loop)
+        x = x[..., : len(angles), :]
         return x if self.norm_post is None else self.norm_post(x)
 
     @any_mesh
@@ -194,10 +88,12 @@ class Encoder(nnx.Module):
         Where blocks give every task a result of its own, [depth + 1, tasks, B, N, D]: what comes before them is every task's.
         """
         x, angles = self.embed(images)
+        x = self._filled(x)
         states: list[Any] = [x[None]]
         for stage in self.stages:
             x, every = run_blocks(stage, x, angles, every=True)
             states.append(every)
+        states = [state[..., : len(angles), :] for state in states]
         axes = max(states, key=jnp.ndim).shape[1:]
         return jnp.concatenate([jnp.broadcast_to(s if s.shape[1:] == axes else s[:, None], (len(s), *axes)) for s in states])
 

@@ -21,7 +21,11 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out]"""
         y = product(x, self.kernel)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        if self.bias is None:
+            return y
+        if isinstance(self.kernel, nnx.Variable):
+            return y + self.bias[...].astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply
+        return (y + self.bias[...]).astype(y.dtype)
 
 
 class LayerNorm(nnx.Module):

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from jaxface.errors import UserError
-from jaxface.models.encoder import Block, run_stages, stack_blocks
+from jaxface.models.blocks import Block, run_stages, stack_blocks
 from jaxface.models.layers import LayerNorm, Linear
 from jaxface.models.sharding import any_mesh
 from jaxface.models.variants import TextConfig

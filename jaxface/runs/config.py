@@ -56,6 +56,8 @@ class EncoderOptions:
       remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
       precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
       base: the format of the frozen kernels of the blocks and the pool: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
+      loop: blocks as one program that runs once for each ("scan"), or as a program each, which moves fewer bytes on a GPU and takes longer
+        to compile ("unrolled"); "auto" unrolls blocks that train on GPUs.
       attention: a kernel of `jaxface.kernels` by name; "auto" takes what suits the device and the shape.
     """
 
@@ -66,6 +68,7 @@ class EncoderOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     base: Literal["full", "int8", "nf4"] = "full"
     attention: Name = "auto"
+    loop: Literal["auto", "scan", "unrolled"] = "auto"
 
 
 @ranged("head.")

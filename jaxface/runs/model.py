@@ -16,11 +16,12 @@ from jax.typing import DTypeLike
 
 from jaxface import weights
 from jaxface.adapters.adapt import adapt_with_groups, merge
-from jaxface.adapters.methods import get_method
+from jaxface.adapters.methods import Group, get_method
 from jaxface.adapters.quantized import quantize
 from jaxface.data.tasks import Task, get_task
 from jaxface.digests import combined
 from jaxface.errors import UserError
+from jaxface.kernels.platform import platform
 from jaxface.models.encoder import Encoder, random_encoder, use_attention
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import arrays_of, flatten, shallow_copy
@@ -58,6 +59,7 @@ def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None
     quantize(encoder, config.encoder.base, groups)
     encoder.remat, encoder.dtype = config.encoder.remat, dtype
     use_attention(encoder, config.encoder.attention)
+    encoder.loop = _loop(config, groups)
     classes = {task: get_task(task).num_classes for task in config.tasks}
     outputs = {task: get_loss(name).output for task, name in config.losses.items()}
     head = {"deep": config.head.deep, "batch_norm": method.batch_norm, "dropout": config.head.dropout, "outputs": outputs}
@@ -65,6 +67,13 @@ def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None
     if previous is not None:
         _take_heads(model, previous)
     return take_apart(model, groups, dtype)
+
+
+def _loop(config: Config, groups: Sequence[Group]) -> str:
+    """How blocks come one after another: where they train on a GPU, each as a program of its own."""
+    if config.encoder.loop != "auto":
+        return config.encoder.loop
+    return "unrolled" if platform() == "gpu" and any(group.rate == "backbone" for group in groups) else "scan"
 
 
 def shapes_of(config: Config) -> Parts:
@@ -158,6 +167,7 @@ def load_trained(folder: Path | str, places: Sequence[Path] = (), *, dtype: DTyp
     if {k: v.shape for k, v in best.arrays.items()} != {k: v.shape for k, v in expected.items()}:
         raise UserError(f"{folder / 'best'}: its arrays do not fit the configuration in {folder / 'config.json'}")
     model = parts.build({name: jnp.asarray(array) for name, array in best.arrays.items()})
+    model.encoder.loop = "scan"  # nothing is kept for a backward pass
     digest = model_digest(folder)
     identity = combined({"trained": fingerprint(best.arrays), "base": base.fingerprint})
     return Trained(folder, config, model, digest, identity, base.path, base.fingerprint, tuple(places), read_temperatures(folder, digest))

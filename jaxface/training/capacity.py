@@ -26,18 +26,18 @@ MOST = 4096
 """Images of a device that the search ends at."""
 
 
-def step_of(config: Config, images: int, *, mapped: bool = True) -> tuple[Any, tuple[Any, ...]]:
+def step_of(config: Config, images: int, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, tuple[Any, ...]]:
     """The training step of a configuration for that many images on one device, and the shapes of its arguments; nothing is computed.
 
     Args:
-      mapped: over this process's devices; otherwise one that any jit takes, for devices that are not here.
+      mesh: of devices that are not here; over this process's devices if None.
     """
     parts = shapes_of(config)
     encoder = parts.build().encoder.config
     side = config.encoder.image_size or encoder.image_size
     balancer, optimizer = get_balancer(config.balancing), make_optimizer(config.optimizer, parts.groups, 1)
     more = {"losses": config.losses, "accumulate": config.accumulate, "average": config.optimizer.average}
-    step = make_step(parts.structure, config.tasks, balancer, optimizer, mapped=mapped, **more)
+    step = make_step(parts.structure, config.tasks, balancer, optimizer, mesh=mesh, **more)
 
     def start(trained: Any, statistics: Any) -> Any:
         return start_state(trained, statistics, config.tasks, balancer, optimizer, config.optimizer.average, config.seed)

@@ -111,7 +111,7 @@ def make_step(
     losses: Mapping[str, str] | None = None,
     accumulate: int = 1,
     average: float = 0.0,
-    mapped: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[TrainState, Arrays, Batch], tuple[TrainState, Metrics]]:
     """The step over all devices.
 
@@ -123,7 +123,7 @@ def make_step(
       accumulate: pieces that each device's part of the batch is cut into, one after the other, to save memory. Losses and gradients are
         those of the whole batch, since each piece divides by the whole batch's number of labels; batch norm sees a piece at a time.
       average: the decay of the parameters' moving average, 0 for none.
-      mapped: over this process's devices; otherwise the same program for any jit, its axis of devices as long as the arrays'.
+      mesh: of one axis "devices", which need not be here: the same program for any jit; over this process's devices if None.
 
     Returns:
       a function (state, frozen, batch) -> (state, metrics); every leaf has a leading axis of devices, and the state is donated. A batch
@@ -137,7 +137,14 @@ def make_step(
         gradients, statistics, metrics = batch_gradients(rules, state, frozen, batch, counts)
         return update(rules, state, gradients, statistics, metrics | {"count": counts})
 
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,)) if mapped else jax.vmap(step, axis_name=AXIS)
+    if mesh is None:
+        return jax.pmap(step, axis_name=AXIS, donate_argnums=(0,))
+
+    def on_each(*arguments: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], step(*jax.tree.map(lambda x: x[0], arguments)))
+
+    over = jax.sharding.PartitionSpec(AXIS)
+    return jax.shard_map(on_each, mesh=mesh, in_specs=over, out_specs=over, check_vma=False)
 
 
 def task_losses(rules: Rules, outputs: dict[str, jax.Array], piece: Batch, counts: dict[str, jax.Array]) -> dict[str, jax.Array]:

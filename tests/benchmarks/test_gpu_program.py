@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from jaxface.benchmarks._program import Program
-from jaxface.benchmarks.gpu_program import loop_kernels
+from jaxface.benchmarks.gpu_program import block_kernels
 
 PROGRAM = """\
 %body (p: (s32[], bf16[6,40,8], f32[40,8])) -> (s32[], bf16[6,40,8], f32[40,8]) {
@@ -36,7 +36,7 @@ ENTRY %main (a: (s32[], bf16[6,40,8], f32[40,8])) -> (s32[], bf16[6,40,8], f32[4
 
 
 def test_a_loop_s_kernels_move_one_slice_and_no_scratch_memory():
-    (times, cut), (_, gemm) = loop_kernels(Program.of(PROGRAM), wide=40 * 8)
+    (times, cut), (_, gemm) = block_kernels(Program.of(PROGRAM), wide=40 * 8)
     assert (times, cut.bytes, cut.product) == (6, 2 * (40 * 8 * 2), False)
     assert (gemm.bytes, gemm.product, gemm.wide32) == (40 * 8 * (4 + 2 + 4), True, True)
 

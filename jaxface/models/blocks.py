@@ -1,0 +1,180 @@
+"""The transformer blocks of both towers, and how stacks of them run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from jaxface.kernels.attention import AUTO, attention
+from jaxface.kernels.matmul import PRODUCT
+from jaxface.kernels.plain import is_plain
+from jaxface.kernels.platform import platform
+from jaxface.models.layers import MLP, LayerNorm, Linear
+from jaxface.models.pool import join_heads, split_heads
+from jaxface.registry import Registry
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused kernel for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
+        self.heads = heads
+        self.attention = AUTO
+        self.qkv = Linear(width, 3 * width, rngs=rngs)
+        self.out = Linear(width, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
+        """[..., N, D] -> [..., N, D]"""
+        q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, -1))
+        return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal, kernel=self.attention)))
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block, its residual branches scaled per channel where the variant has LayerScale."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, *, layer_scale: bool = False, rngs: nnx.Rngs) -> None:
+        self.norm1 = LayerNorm(width)
+        self.attn = Attention(width, heads, rngs=rngs)
+        self.norm2 = LayerNorm(width)
+        self.mlp = MLP(width, mlp_width, rngs=rngs)
+        self.scale1 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
+        self.scale2 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
+
+    def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
+        """[..., N, D] -> [..., N, D]"""
+        x = x + _scaled(self.attn(self.norm1(x), angles, causal), self.scale1)
+        return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
+
+
+BLOCK = "block"
+"""The name under which a compiled program's operations say that they are a block's."""
+
+
+def _products(primitive: Any, *arrays: Any, **options: Any) -> Any:
+    """Keeps what is named a product, and both results of cuDNN's attention, which nothing names: they spare it a second run."""
+    fused = primitive.name.startswith("dot_product_attention_fwd")
+    return fused or jax.checkpoint_policies.save_only_these_names(PRODUCT)(primitive, *arrays, **options)
+
+
+REMAT: Registry[Any] = Registry(
+    "remat",
+    {
+        "none": None,
+        "products": _products,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    },
+)
+"""What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products and attention, or its input alone.
+
+The products are the only results that cost much to form again; keeping all else takes twice the memory, and as long to write and read."""
+
+
+def _scanned(body: Any, x: Any, blocks: Block) -> tuple[Any, Any]:
+    """One program for all blocks, run once for each."""
+    return jax.lax.scan(body, x, blocks)
+
+
+def _unrolled(body: Any, x: Any, blocks: Block) -> tuple[Any, Any]:
+    """A program for each block: what a block keeps stays where it was written, and is not copied into arrays of all blocks."""
+    every, leaves = [], jax.tree.leaves(blocks)
+    cut = [jax.lax.split(leaf, [1] * len(leaf)) for leaf in leaves]  # its gradient joins the blocks' at once
+    for number in range(len(cut[0])):
+        block = jax.tree.unflatten(jax.tree.structure(blocks), [parts[number][0] for parts in cut])
+        x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))  # else the compiler lays tokens out channel by channel
+        x, own = body(x, block)
+        every.append(own)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+
+
+LOOPS: Registry[Any] = Registry("loop", {"scan": _scanned, "unrolled": _unrolled})
+"""How blocks come one after another."""
+
+
+def run_blocks(
+    blocks: Block,
+    x: jax.Array,
+    angles: jax.Array | None,
+    causal: bool = False,
+    remat: str = "none",
+    every: bool = False,
+    loop: str = "scan",
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs blocks stacked along a leading axis of every leaf, one after another.
+
+    Returns:
+      the last block's result [..., N, D], and with `every` each block's [depth, ..., N, D], else None.
+    """
+    return _run_blocks(blocks, x, angles, causal, remat, every, loop, (is_plain(), platform()))
+
+
+@partial(jax.jit, static_argnames=("causal", "remat", "every", "loop", "choices"), inline=True)
+def _run_blocks(
+    blocks: Block, x: jax.Array, angles: jax.Array | None, causal: bool, remat: str, every: bool, loop: str, choices: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    def body(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
+        with jax.named_scope(BLOCK):
+            x = block(x, angles, causal)
+        return x, x if every else None
+
+    if (policy := REMAT[remat]) is not None:
+        body: Any = jax.checkpoint(body, policy=policy, prevent_cse=loop != "scan")
+    blocks = _prepared(blocks, x)
+    run = partial(LOOPS[loop], body)
+    first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], blocks) for cut in (0, slice(1, None)))
+    if jax.eval_shape(body, x, first)[0].shape == x.shape:
+        return run(x, blocks)
+    # a block that gives every task a result of its own changes the shape: it stands before the scan of those that keep it
+    x, states = body(x, first)
+    states = None if states is None else states[None]
+    if blocks.norm1.scale.shape[0] == 1:
+        return x, states
+    x, others = run(x, rest)
+    return x, None if states is None or others is None else jnp.concatenate([states, others])
+
+
+def _prepared(blocks: Block, x: jax.Array) -> Block:
+    """The blocks, whatever stands in the place of their kernels told once what is coming: x [..., N, D]."""
+    blocks = jax.tree.map(lambda leaf: leaf, blocks)
+    modules: Any = nnx.iter_modules(blocks)
+    for _, module in modules:
+        if hasattr(module, "prepare"):
+            module.prepare(x.size // x.shape[-1], x.dtype)
+    return blocks
+
+
+def run_stages(
+    stages: Sequence[Block],
+    x: jax.Array,
+    angles: jax.Array | None,
+    causal: bool = False,
+    remat: str = "none",
+    every: bool = False,
+    loop: str = "scan",
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs one stack of blocks after another, as `run_blocks` runs one."""
+    states: list[Any] = []
+    for stage in stages:
+        x, own = run_blocks(stage, x, angles, causal, remat, every, loop)
+        states.append(own)
+    return x, jnp.concatenate(states) if every else None
+
+
+def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:
+    """`depth` blocks as one whose every leaf has a leading axis [depth, ...]."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs: nnx.Rngs) -> Block:
+        return make(*args, rngs=rngs, **options)
+
+    return build(rngs)
