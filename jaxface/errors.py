@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -15,6 +17,19 @@ class UserError(Exception):
 def printable(name: str) -> str:
     """A file's name as text: bytes that are no UTF-8 are written out as escapes."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal: line feeds and whatever else would move its cursor (names of files may have them) are written out as escapes."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), printable(text))
+
+
+def tell(line: str) -> None:
+    """Prints a line for people, beside what the command is asked for."""
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def os_line(error: OSError, path: object = None, doing: str = "used") -> str:
@@ -36,6 +51,9 @@ BROKEN_PIPE = 141
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and exits: 0 for success, 2 for wrong input and for what the system refuses, 130 for Ctrl-C, 141 where
     nobody reads what is printed; without a traceback for any of them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names are bytes, and need be no Unicode
     try:
         status = main()
         sys.stdout.flush()
@@ -56,7 +74,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 def _complain(line: str, status: int = 2) -> int:
     """Prints a line for people, whatever bytes are in it, and if nobody reads it, nothing."""
     with contextlib.suppress(OSError):
-        print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+        tell(line)
     return status
 
 

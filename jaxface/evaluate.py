@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxface.cli import parse
 from jaxface.data.records import SPLITS
-from jaxface.errors import UserError, run_command
+from jaxface.errors import UserError, run_command, tell
 from jaxface.files import alone_in, to_json
 from jaxface.ranges import Count, Items, OneOf, Where, ranged
 
@@ -54,7 +54,7 @@ def main() -> None:
         raise UserError(f"{options.runs[0]} is not a run folder: there is no such folder")
     runs, others = (options.runs, []) if options.recompute else evaluated_runs(options.runs)
     if others:
-        print(f"passed over, no trained model: {', '.join(map(str, others))}", file=sys.stderr)
+        tell(f"passed over, no trained model: {', '.join(map(str, others))}")
     if options.out is not None and len(runs) > 1:
         raise UserError(f"--out {options.out}: {len(runs)} runs cannot write into one folder")
     for run in runs:

@@ -16,7 +16,7 @@ import cv2
 import tyro
 
 from jaxface.cli import parse
-from jaxface.errors import UserError, run_command
+from jaxface.errors import UserError, run_command, tell
 from jaxface.files import to_json
 from jaxface.large_pages import use_large_pages
 from jaxface.launchers import launched
@@ -119,7 +119,7 @@ def predict(options: Options) -> Counter[str]:
     with Journal(shard_path(options.out, index, count), about) if options.out else nullcontext() as journal:
         changed = journal.take_up({path: stamp_of(path, options.content) for path in paths}) if journal else 0
         if changed:
-            print(f"{changed:,} files have changed since they were looked at: they are looked at again", file=sys.stderr)
+            tell(f"{changed:,} files have changed since they were looked at: they are looked at again")
         done = set(journal.done) if journal else set()
         items, new = items_of(paths, done, options.every), set()
         before = sum((path, None) in done for path in paths)
@@ -173,7 +173,7 @@ def main() -> None:
         return
     statuses = predict(options)
     told = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
-    print(f"{options.out or 'done'}: {told or 'nothing to do'}", file=sys.stderr)
+    tell(f"{options.out or 'done'}: {told or 'nothing to do'}")
 
 
 if __name__ == "__main__":

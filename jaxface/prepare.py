@@ -21,7 +21,7 @@ from jaxface.data.preparation import Leakage, prepare
 from jaxface.data.sources import SOURCES, Reading
 from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
-from jaxface.errors import run_command
+from jaxface.errors import run_command, tell
 from jaxface.files import aside
 from jaxface.ranges import Items, Known, Range, Seed, Where, ranged
 
@@ -112,17 +112,17 @@ def show(summary: dict[str, Any], out: Path, console: Console) -> None:
     dropped = summary["dropped"]
     if dropped["count"]:
         for entry in dropped["files"][:10]:
-            print(f"left out {entry['id']}: {entry['reason']}", file=sys.stderr)
+            tell(f"left out {entry['id']}: {entry['reason']}")
         reasons = ", ".join(f"{count} {reason}" for reason, count in list(dropped["reasons"].items())[:3])
-        print(f"left out {dropped['count']} images ({reasons}), all listed in {out / 'summary.json'}", file=sys.stderr)
+        tell(f"left out {dropped['count']} images ({reasons}), all listed in {out / 'summary.json'}")
     if damaged := summary.get("damaged"):
         example = f"{damaged[0]['id']}: {damaged[0]['reason']}"
-        print(f"kept {len(damaged)} damaged images ({example}), all listed in {out / 'summary.json'}", file=sys.stderr)
+        tell(f"kept {len(damaged)} damaged images ({example}), all listed in {out / 'summary.json'}")
     for between, count in summary["duplicates"]["between"].items():
-        print(f"the same picture is in {between}: {count} times (listed in {out / 'summary.json'})", file=sys.stderr)
+        tell(f"the same picture is in {between}: {count} times (listed in {out / 'summary.json'})")
     for between, names in summary.get("persons", {}).items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        print(f"the same person is in {between}: {', '.join(names[:3])}{more} (listed in {out / 'summary.json'})", file=sys.stderr)
+        tell(f"the same person is in {between}: {', '.join(names[:3])}{more} (listed in {out / 'summary.json'})")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from jaxface.data.augment import resize
 from jaxface.data.formats import suffixes
 from jaxface.data.images import Unreadable
 from jaxface.data.tasks import MISSING
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 
 SUFFIXES = suffixes()
 """Of names of photos, in lower case."""
@@ -50,7 +49,7 @@ def photo_batches(photos: Sequence[Path], tasks: Sequence[str], *, image_size: i
             try:
                 images[row], valid[row] = read_photo(path, image_size), True
             except Unreadable as error:
-                print(f"left out {path}: {error}", file=sys.stderr)
+                tell(f"left out {path}: {error}")
         names = np.array([*map(str, paths), *[""] * (batch_size - len(paths))], object)
         nothing = np.full(batch_size, "", object)
         labels = {task: np.full(batch_size, MISSING, np.int32) for task in tasks}

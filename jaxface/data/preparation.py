@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from jaxface.data.shards import Shard, make_shards
 from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import TASKS
 from jaxface.digests import file_digest, record_digests
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 from jaxface.files import alone_in
 from jaxface.progress import Track
 from jaxface.ranges import Where, ranged
@@ -91,7 +90,7 @@ def prepare(
             shutil.rmtree(work, ignore_errors=True)
             return standing
         if standing:
-            print(f"{out}: rows or files have changed since it was prepared: it is prepared again", file=sys.stderr)
+            tell(f"{out}: rows or files have changed since it was prepared: it is prepared again")
         everything = [shard for parts in shards.values() for shard in parts]
         with Track(f"preparing {source.name}", sum(len(shard.records) for shard in everything), unit="images") as track:
             run(everything, workers, lambda shard: track.advance(len(shard.records)))

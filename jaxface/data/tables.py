@@ -6,10 +6,10 @@ another name and what was not read is said in one line; a name twice, or one tha
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "path": (
@@ -58,6 +58,8 @@ class Table:
     """
 
     def __init__(self, path: Path, wanted: Collection[str], *, needed: Collection[str] = (), ignored: Collection[str] = ()) -> None:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: no file but a folder, a pipe or a device")  # it is read more than once
         self.path, self.names = path, next(_read(path))[1]
         self.columns: dict[str, int] = {}
         self.said: dict[str, None] = {}
@@ -93,7 +95,7 @@ class Table:
 
         Raises UserError for a row of another length.
         """
-        table = _read(self.path)
+        table = _read(self.path, [*self.columns.values()])
         next(table)
         for number, cells in table:
             where = f"{self.path}:{number}"
@@ -104,7 +106,7 @@ class Table:
         parts = [f"read {', '.join(self.said)}"] if self.said else []
         parts += [f"did not read the columns {', '.join(self.unread)}"] if self.unread else []
         if parts:
-            print(f"{self.path}: {'; '.join(parts)}", file=sys.stderr)
+            tell(f"{self.path}: {'; '.join(parts)}")
 
 
 def rows(path: Path, needed: Sequence[str], *, ignored: Collection[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
@@ -122,17 +124,25 @@ def pairs(path: Path, value: str, key: str | None = None) -> Mapping[str, str]:
     return found
 
 
-def _read(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of every row, the columns' names first. Raises UserError."""
+def _read(path: Path, places: Collection[int] = ()) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of every row, the columns' names first. Raises UserError.
+
+    Args:
+      places: of the columns whose cells are asked for; of others it is only told whether they are blank.
+    """
     try:
-        yield from (_read_parquet if path.suffix.lower() in (".parquet", ".pq") else _read_csv)(path)
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        yield from _read_parquet(path, places) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
+    except UnicodeError as error:
+        raise UserError(f"{path}: cannot be read ({error}): save it as UTF-8") from None
+    except (OSError, ValueError, OverflowError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})") from None
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Cells parted by commas, semicolons or tabs: by what the header has most of."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    """Cells parted by commas, semicolons or tabs: by what the header has most of; in UTF-8, or in UTF-16 that says so."""
+    with path.open("rb") as file:
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with path.open(encoding=encoding, newline="") as file:
         header = file.readline()
         file.seek(0)
         reader = csv.reader(file, delimiter=max(",;\t", key=header.count), skipinitialspace=True, strict=True)
@@ -141,12 +151,15 @@ def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield from found
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _read_parquet(path: Path, places: Collection[int]) -> Iterator[tuple[int, list[str]]]:
     file = pa.parquet.ParquetFile(path)
     yield 1, [name.strip() for name in file.schema_arrow.names]
     for start, batch in _numbered(file.iter_batches(4096)):
-        columns = [column.to_pylist() for column in batch.columns]
-        yield from ((start + index, [_text(cell) for cell in row]) for index, row in enumerate(zip(*columns, strict=True)))
+        columns = [
+            [_text(cell) for cell in column.to_pylist()] if place in places else ["?" * there for there in column.is_valid().to_pylist()]
+            for place, column in enumerate(batch.columns)
+        ]
+        yield from ((start + index, list(row)) for index, row in enumerate(zip(*columns, strict=True)))
 
 
 def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
 import threading
 import zlib
 from collections import Counter
@@ -18,7 +17,7 @@ from jaxface.data.images import Unreadable
 from jaxface.data.photos import SUFFIXES
 from jaxface.data.videos import SUFFIXES as VIDEOS
 from jaxface.data.videos import End, Frame
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 
 Key = tuple[str, int | None]
 """A path and, in a video, the frame's number: what a result is known by. A video's own, last result has no number."""
@@ -106,7 +105,7 @@ def find_paths(words: Sequence[str], lines: Iterable[str] | None = None) -> list
             found |= dict.fromkeys(walk(path, others) if os.path.isdir(path) and word != "-" else [path])
     if others:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common())
-        print(f"passed over in folders, by their names no photos or videos: {kinds}", file=sys.stderr)
+        tell(f"passed over in folders, by their names no photos or videos: {kinds}")
     if not found:
         raise UserError(f"no photo or video in {' '.join(words) or 'nothing'}; known: {' '.join(SUFFIXES + VIDEOS)}")
     return list(found)

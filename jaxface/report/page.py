@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 from jaxface.files import aside
 from jaxface.report.markup import page
 from jaxface.report.sections.base import Runs
@@ -39,7 +38,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     out = Path(out)
     folders, others = find_runs(runs)
     if others:
-        print(f"passed over, no runs: {', '.join(map(str, others))}", file=sys.stderr)
+        tell(f"passed over, no runs: {', '.join(map(str, others))}")
     content = render(named([read_run(path) for path in folders]))
     with aside(out) as temporary:
         temporary.write_text(content, encoding="utf-8")

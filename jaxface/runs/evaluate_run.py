@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +14,7 @@ import numpy as np
 
 from jaxface.data.records import HASHES, LABELS
 from jaxface.digests import record_digests
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import Json, hardest_of, score
@@ -113,7 +112,7 @@ def evaluate_run(
             validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
             write_temperatures(out, validation, trained.digest)
         except UserError as error:  # the run may have been trained elsewhere
-            print(f"confidence is not calibrated: {error}", file=sys.stderr)
+            tell(f"confidence is not calibrated: {error}")
     if out != folder:
         if not read_temperatures(out, trained.digest) and trained.temperatures:
             copy_temperatures(folder, out)

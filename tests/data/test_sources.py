@@ -331,6 +331,24 @@ def test_parquet_cells_are_what_csv_cells_are(tmp_path):
         read("manifest", tmp_path)
 
 
+def test_a_column_that_is_not_read_cannot_be_in_the_way(tmp_path):
+    far = pa.array([2**60, None], pa.timestamp("us"))  # in the year 38,000, which Python does not know
+    table = pa.table({"path": ["a.jpg", None], "gender": ["f", None], "taken": far})
+    pa.parquet.write_table(table, tmp_path / "manifest.parquet")
+    assert [r.labels for r in read("manifest", tmp_path)[0].values()] == [{"gender": 1}]
+    pa.parquet.write_table(table.rename_columns(["path", "gender", "age"]), tmp_path / "manifest.parquet")
+    with pytest.raises(UserError, match=r"manifest.parquet: cannot be read \(date value out of range\)"):
+        read("manifest", tmp_path)
+
+
+def test_a_table_in_utf_16_is_read_and_one_that_can_be_read_only_once_is_refused(tmp_path):
+    (tmp_path / "manifest.csv").write_text("path\tsex\n\u00e9.jpg\tf\n", encoding="utf-16")  # as spreadsheets write "Unicode text"
+    assert {r.id: r.labels for r in read("manifest", tmp_path)[0].values()} == {"\u00e9.jpg": {"gender": 1}}
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match=r"pipe\.csv: no file but"):
+        read("manifest", tmp_path / "pipe.csv")
+
+
 def test_utkface_takes_any_case_of_the_suffix(tmp_path):
     for name in ("25_0_1_x.JPG", "31_1_0_20170109.jpeg"):
         photo(tmp_path / f"{name[:-4]}x.jpg")
@@ -370,7 +388,7 @@ def test_a_folder_of_something_else_is_refused_with_what_was_expected(name, tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"path,age\ncaf\xe9.jpg,3\n", "manifest.csv: cannot be read"),
+        (b"path,age\ncaf\xe9.jpg,3\n", "manifest.csv: cannot be read .*: save it as UTF-8"),
         (b"", "manifest.csv: cannot be read|expected a column path"),
         (b"path,age\na.jpg,3,4\n", "manifest.csv:2: 3 cells, but 2 columns"),
         (b"path,age\nx/../../a.jpg,3\n", "manifest.csv:2: x/../../a.jpg lies outside"),

@@ -184,8 +184,10 @@ def main():
     for line in range(100_000):
         print(line)
 def missing():
-    open("nowhere/at all")
-run_command({"main": main, "missing": missing}[sys.argv[1]])
+    open("nowhere/at\\nall\\x1b[2J")
+def named():
+    print("wrote \\udcff")
+run_command({"main": main, "missing": missing, "named": named}[sys.argv[1]])
 """
 
 
@@ -223,4 +225,6 @@ def test_output_that_cannot_be_written_is_one_line():
         run = subprocess.run([sys.executable, "-c", ENDS, "main"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (run.returncode, run.stderr) == (2, "error: No space left on device\n")
     run = subprocess.run([sys.executable, "-c", ENDS, "missing"], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (2, "error: nowhere/at all: cannot be used: No such file or directory\n")
+    assert (run.returncode, run.stderr) == (2, "error: nowhere/at\\nall\\x1b[2J: cannot be used: No such file or directory\n")
+    run = subprocess.run([sys.executable, "-c", ENDS, "named"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "wrote \\udcff\n", "")
