@@ -73,7 +73,8 @@ def register_method(name: str, *, batch_norm: bool = True, options: Sequence[str
     """Decorator that makes a method known by its name.
 
     Args:
-      batch_norm, options: see `Method`. An option that is not named is refused wherever somebody gives it for this method.
+      batch_norm: see `Method`.
+      options: see `Method`. One that is not named is refused wherever somebody gives it for this method.
     """
     require_known("adapter option", options, AdapterOptions.__dataclass_fields__)
 
