@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from jaxface.models.variants import EncoderConfig, TextConfig
+from jaxface.models.variants import VARIANTS, EncoderConfig, TextConfig
 from weights_convert.towers import Towers
 
 OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
@@ -22,6 +24,27 @@ KINDS: dict[str, Towers] = {
     ),
     "spatial": Towers(EncoderConfig(64, 2, 4, 256, 8, 32, pool=False, norm_post=False)),
 }
+
+
+def _small(variant: str, **others) -> Towers:
+    """A variant made small: all that sets its family apart stays."""
+    config = VARIANTS[variant]
+    sizes = {"width": 64, "depth": 2, "heads": 4, "mlp_width": 256, "patch": 8, "image_size": 32, "pool_heads": 4}
+    return Towers(replace(config, **sizes | others, output=config.output and 48))
+
+
+FAMILIES: dict[str, Towers] = {
+    "DINOv3": _small("DINOv3-S16"),
+    "DINOv3 with biases": _small("DINOv3-S16-qkvb", depth=3),
+    "DINOv3+": _small("DINOv3-S+16-qkvb", mlp_width=168),
+    "DINOv2": _small("DINOv2-S14"),
+    "DINOv2 with registers": _small("DINOv2-S14-reg4"),
+    "DINOv2 g": _small("DINOv2-g14-reg4", mlp_width=168),
+    "CLIP": _small("CLIP-B16-224"),
+    "OpenCLIP": _small("OpenCLIP-B16-224"),
+    "SigLIP": _small("SigLIP-SO400M14-224", mlp_width=232, pool_mlp_width=232),
+}
+"""Of every kind beside the Perception Encoder."""
 
 
 def random_tensors(towers: Towers, seed: int = 0) -> dict[str, np.ndarray]:

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
-from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, get_variant
+from jaxface.models.config import EncoderConfig
+from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, get_variant
+from weights_convert.inference import Ambiguous, infer
 from weights_convert.layouts import LAYOUTS, LOGIT_SCALE, ZERO, Layout, Row, decode, encode, recognise, table
 from weights_convert.tensor_files import TensorFile, open_tensors, write_tensors
 from weights_convert.tensor_parts import NotFinite, finite, is_floating, joined_shape
-from weights_convert.towers import Heads, Shapes, Towers, infer
+from weights_convert.towers import Heads, Shapes, Towers
 
 CONFIG = "config"
 """The key of a safetensors file's metadata under which the towers' configuration stands."""
@@ -72,7 +74,7 @@ def read_checkpoint(
     layout, form, known = recognise(file.tensors)
     if not known:
         names = ", ".join(name[:80] for name in list(file.tensors)[:3]) or "none"
-        raise UserError(f"{path}: no layout of a Perception Encoder ({', '.join(LAYOUTS)}) has its tensors ({names}, ...)")
+        raise UserError(f"{path}: no layout of an encoder ({', '.join(LAYOUTS)}) has its tensors ({names}, ...)")
     whole = [f"{name} ({array.dtype})" for name, array in file.tensors.items() if not is_floating(array.dtype)]
     if whole:
         raise UserError(f"{path}: {_some('of whole numbers, which no weights are', whole)}")
@@ -81,19 +83,32 @@ def read_checkpoint(
         _settle_classifier(file, form[0], classifier)
         ours, surplus = decode(rows, file.tensors)
         towers = _towers(config, file, ours, heads, layout)
+    except Ambiguous as error:
+        raise Ambiguous(error.names, error.fields, f"{path}: ") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     theirs = file.tensors
     text = towers.text is not None
     if not text and any(name == LOGIT_SCALE or name.startswith("text.") for name in ours):
         surplus |= {row.theirs for row in rows if row.ours == LOGIT_SCALE} & set(theirs)
-    problems = _compare(_expected(layout, table(layout, form, text), towers), theirs, surplus)
+    problems = _compare(_expected(layout, table(layout, form, text, towers.vision), towers), theirs, surplus)
     if problems:
-        raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}")
+        raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}{_other(ours, towers)}")
     bias = None if towers.vision.output_bias else ours.pop(ZERO, None)
     if bias is not None and bias.any():
         raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
     return Checkpoint(file, layout, towers, ours)
+
+
+def _other(ours: Mapping[str, np.ndarray], towers: Towers) -> str:
+    """Which variant's tensors those of a file are that is not what it must be, where that can be told."""
+    try:
+        names = infer(ours).name
+    except Ambiguous as error:
+        names = " or ".join(error.names)
+    except UserError:
+        return ""
+    return "" if names in ("custom", towers.name) else f"; its tensors are those of {names}"
 
 
 ANCHORS = ("patch_embed.proj.weight", "conv1.weight", "patch.kernel")
@@ -112,17 +127,19 @@ def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _settle_classifier(file: TensorFile, prefix: str, classifier: Classifier) -> None:
     """Keeps or drops timm's `head` where it is a classifier and no projection. Raises UserError where that is not said.
 
-    A projection has a bias of zeros, or none; and a tower without an attention pool has no projection.
+    A projection has a bias of zeros, or none; only towers with an attention pool, or with norms before and behind their blocks as CLIP's
+    have, project.
     """
     weight, bias = (f"{prefix}head.{part}" for part in ("weight", "bias"))
     if weight not in file.tensors:
         return
     trained = bias in file.tensors and bool(np.any(file.tensors[bias]))
-    pooled = any(name.startswith(f"{prefix}attn_pool.") for name in file.tensors)
+    norms = all(f"{prefix}{name}.weight" in file.tensors for name in ("norm_pre", "norm"))
+    pooled = norms or any(name.startswith(f"{prefix}attn_pool.") for name in file.tensors)
     if not trained and pooled:
         return
     if classifier == "refuse" or (classifier == "keep" and not pooled):
-        why = "its bias is not zero" if trained else "the tower has no attention pool to project from"
+        why = "its bias is not zero" if trained else "the tower has no feature to project"
         hint = "drop leaves it out" + (", keep takes it as the projection with its bias" if pooled else "")
         raise UserError(f"{prefix}head is a trained classifier, not the projection ({bias}: {why}): say classifier: {hint}")
     if classifier == "drop":
@@ -155,22 +172,19 @@ def _towers(
 
 
 def _require_told(towers: Towers, heads: Heads, layout: Layout) -> None:
-    """Raises UserError for shapes of no variant, unless their heads are given: another model may have tensors of the same names.
-
-    CLIP's towers have, and what differs (quick GELU, no rotary positions) is in no tensor.
-    """
+    """Raises UserError for shapes of no variant, unless their heads are given."""
 
     def shape(c: EncoderConfig) -> EncoderConfig:
-        return replace(c, image_size=c.patch, output=None, output_bias=False)
+        return replace(c, image_size=c.patch, output=None, output_bias=False, class_position=True)
 
-    if heads.vision is None and shape(towers.vision) not in map(shape, VARIANTS.values()):
-        c = towers.vision
+    c = towers.vision
+    if heads.vision is None and shape(c) not in map(shape, VARIANTS.values()):
         raise UserError(
-            f"no variant of the family has width {c.width}, {c.depth} blocks, patch {c.patch}, {'a' if c.pool else 'no'} pool: its tensors "
-            "do not tell its activation and positions; if it is a Perception Encoder of a shape of its own, give its number of heads"
+            f"no variant has width {c.width}, {c.depth} blocks, patch {c.patch}, {'a' if c.pool else 'no'} pool: its tensors do not tell "
+            "its heads; give their number, or a configuration"
         )
     native = sorted({c.image_size for c in VARIANTS.values() if shape(c) == shape(towers.vision)})
-    if heads.vision is None and layout.zero_bias and towers.vision.image_size not in native:  # timm's
+    if heads.vision is None and layout.zero_bias and towers.vision.image_size not in native and towers.vision.rope == "axial":  # timm's
         size, grid = towers.vision.image_size, towers.vision.grid
         raise UserError(
             f"its positions are for images of {size} pixels, not {' or '.join(map(str, native))}: timm scales rotary ones of such a model "
@@ -223,7 +237,12 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     problems = _compare(towers.shapes(), tensors, set())
     if problems:
         raise UserError(f"cannot be written as {towers.name}: {'; '.join(problems)}")
-    rows = table(chosen, chosen.forms[0 if text else -1], text)
+    rows = table(chosen, chosen.forms[0 if text else -1], text, towers.vision)
+    placed = {row.ours for row in rows} | {ZERO}
+    homeless = [name for name in arrays if re.sub(r"\.\d+\.", ".{i}.", name, count=1) not in placed]
+    homeless = [name for name in homeless if text or name.startswith("visual.")]
+    if homeless:
+        raise UserError(f"layout {layout} has no place for what {towers.name} has: {_some('without one', homeless)}; take another layout")
     if towers.vision.output_bias and not any(row.ours == ZERO for row in rows):
         raise UserError(f"layout {layout} has no place for the bias of a classifier: drop it, or take another layout")
     parts = encode(rows, _with_zero(chosen, towers, arrays))

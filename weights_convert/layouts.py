@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxface.models.config import EncoderConfig
 from jaxface.registry import Registry
 
 
@@ -34,6 +35,8 @@ ONE_BEFORE = Transform(lambda x: x[0], lambda x: x[None])
 TWO_BEFORE = Transform(lambda x: x[0, 0], lambda x: x[None, None])
 PATCHES = Transform(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), _write_patch)
 """A convolution [D, 3, p, p] over patches is a product with a kernel [p * p * 3, D]."""
+When = Callable[[EncoderConfig], bool]
+"""Which encoders a line is for."""
 RANK = {TRANSPOSED: 2, ONE_BEFORE: 3, TWO_BEFORE: 3, PATCHES: 4}
 
 
@@ -46,12 +49,16 @@ class Row:
       theirs: their name; where it has no `{i}` and ours has, theirs holds all blocks along its first axis.
       transform: between the two arrays.
       share: which part of the first axis of theirs it is, (first, last, of how many), where theirs holds several of ours.
+      piece: which part of the last axis of ours it is, where ours holds several of theirs.
+      when: for which encoders it is written so; files are read by the names alone.
     """
 
     ours: str
     theirs: str
     transform: Transform = SAME
     share: tuple[int, int, int] | None = None
+    piece: tuple[int, int, int] | None = None
+    when: When = lambda c: True
 
 
 def _linear(ours: str, theirs: str) -> tuple[Row, ...]:
@@ -101,19 +108,32 @@ META_TEXT = (
     Row("projection.kernel", "text_projection"),
 )
 
+
+def _rotary(c: EncoderConfig) -> bool:
+    """Whether timm builds it of its class Eva, or else VisionTransformer."""
+    return c.rope != "none"
+
+
 TIMM_VISION = (
     Row("patch.kernel", "patch_embed.proj.weight", PATCHES),
+    Row("patch.bias", "patch_embed.proj.bias"),
     Row("class_token", "cls_token", TWO_BEFORE),
+    Row("registers", "reg_token", ONE_BEFORE),
     Row("positions", "pos_embed", ONE_BEFORE),
     *_norm("norm_pre", "norm_pre"),
     *_norm("blocks.{i}.norm1", "blocks.{i}.norm1"),
-    *_linear("blocks.{i}.attn.qkv", "blocks.{i}.attn.qkv"),
+    Row("blocks.{i}.attn.qkv.kernel", "blocks.{i}.attn.qkv.weight", TRANSPOSED),
+    Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.qkv.bias", when=lambda c: c.qkv_bias == "all"),
+    Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.q_bias", piece=(0, 1, 2), when=lambda c: c.qkv_bias == "no key"),
+    Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.v_bias", piece=(1, 2, 2), when=lambda c: c.qkv_bias == "no key"),
     *_linear("blocks.{i}.attn.out", "blocks.{i}.attn.proj"),
     *_norm("blocks.{i}.norm2", "blocks.{i}.norm2"),
     *_linear("blocks.{i}.mlp.fc", "blocks.{i}.mlp.fc1"),
+    *_linear("blocks.{i}.mlp.gate", "blocks.{i}.mlp.fc1_g"),
+    *_linear("blocks.{i}.mlp.value", "blocks.{i}.mlp.fc1_x"),
     *_linear("blocks.{i}.mlp.proj", "blocks.{i}.mlp.fc2"),
-    Row("blocks.{i}.scale1", "blocks.{i}.gamma_1"),
-    Row("blocks.{i}.scale2", "blocks.{i}.gamma_2"),
+    *(Row(f"blocks.{{i}}.scale{n}", f"blocks.{{i}}.gamma_{n}", when=_rotary) for n in (1, 2)),
+    *(Row(f"blocks.{{i}}.scale{n}", f"blocks.{{i}}.ls{n}.gamma", when=lambda c: not _rotary(c)) for n in (1, 2)),
     *_norm("norm_post", "norm"),
     Row("pool.probe", "attn_pool.latent", ONE_BEFORE),
     *_linear("pool.q", "attn_pool.q"),
@@ -130,8 +150,10 @@ ZERO = "visual.projection.bias"
 LOGIT_SCALE = "logit_scale"
 
 
-def _own(rows: Iterable[Row]) -> tuple[Row, ...]:
-    return tuple(Row(row.ours, row.ours.replace(".{i}", "")) for row in rows)
+def _own(*tables: Iterable[Row]) -> tuple[Row, ...]:
+    """All of our names that the tables have, blocks stacked."""
+    names = dict.fromkeys(row.ours for rows in tables for row in rows)
+    return tuple(Row(name, name.replace(".{i}", "")) for name in names)
 
 
 @dataclass(frozen=True)
@@ -160,7 +182,7 @@ LAYOUTS: Registry[Layout] = Registry(
         for layout in (
             Layout(
                 "jaxface",
-                _own((*META_VISION, Row("projection.bias", "projection.bias"))),
+                _own(META_VISION, [Row("projection.bias", "")], TIMM_VISION),
                 _own(META_TEXT),
                 (("visual.", "text."), ("", None)),
             ),
@@ -172,11 +194,12 @@ LAYOUTS: Registry[Layout] = Registry(
 )
 
 
-def table(layout: Layout, form: tuple[str, str | None], text: bool = True) -> tuple[Row, ...]:
-    """All rows with full names on both sides, for files with that form's prefixes."""
-    rows = [Row(f"visual.{row.ours}", form[0] + row.theirs, row.transform, row.share) for row in layout.vision]
+def table(layout: Layout, form: tuple[str, str | None], text: bool = True, vision: EncoderConfig | None = None) -> tuple[Row, ...]:
+    """All rows with full names on both sides, for files with that form's prefixes; those for one encoder if it is told."""
+    wanted = [row for row in layout.vision if vision is None or row.when(vision)]
+    rows = [replace(row, ours=f"visual.{row.ours}", theirs=form[0] + row.theirs) for row in wanted]
     if text and layout.text is not None and form[1] is not None:
-        rows += [Row(f"text.{row.ours}", form[1] + row.theirs, row.transform, row.share) for row in layout.text]
+        rows += [replace(row, ours=f"text.{row.ours}", theirs=form[1] + row.theirs) for row in layout.text]
         rows.append(Row(LOGIT_SCALE, LOGIT_SCALE))
     return tuple(rows)
 
@@ -194,11 +217,15 @@ def recognise(names: Iterable[str]) -> tuple[Layout, tuple[str, str | None], int
 
 
 def decode(rows: Iterable[Row], theirs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Our tensors as views of theirs, and the names of theirs that no row asked for. Tensors of a wrong rank stay out of the first."""
+    """Our tensors as views of theirs, and the names of theirs that no row asked for. Tensors of a wrong rank stay out of the first.
+
+    What theirs has in several pieces is copied together.
+    """
     by_theirs: dict[str, list[Row]] = {}
     for row in rows:
         by_theirs.setdefault(_pattern(row.theirs), []).append(row)
     ours: dict[str, np.ndarray] = {}
+    pieces: dict[str, dict[tuple[int, int, int], np.ndarray]] = {}
     surplus = set()
     for name, array in theirs.items():
         matches = by_theirs.get(_pattern_of(name), ())
@@ -209,8 +236,21 @@ def decode(rows: Iterable[Row], theirs: Mapping[str, np.ndarray]) -> tuple[dict[
                 ours |= {row.ours.format(i=i): part for i, part in enumerate(array)} if array.ndim else {}
             elif array.ndim == RANK.get(row.transform, array.ndim):
                 number = re.search(r"\.(\d+)\.", name)
-                ours[row.ours.format(i=number and number[1])] = row.transform.read(_share(array, row.share))
-    return ours, surplus
+                target = row.ours.format(i=number and number[1])
+                found = row.transform.read(_share(array, row.share))
+                if row.piece is None:
+                    ours[target] = found
+                else:
+                    pieces.setdefault(target, {})[row.piece] = found
+    return ours | {name: joined for name, found in pieces.items() if (joined := _joined(found)) is not None}, surplus
+
+
+def _joined(pieces: Mapping[tuple[int, int, int], np.ndarray]) -> np.ndarray | None:
+    """The array that pieces of its last axis make up; None where one is missing or they do not fit."""
+    count = next(iter(pieces))[2]
+    arrays = [pieces[piece] for piece in sorted(pieces)]
+    alike = {(array.shape, array.dtype) for array in arrays}
+    return np.concatenate(arrays, -1) if len(arrays) == count and len(alike) == 1 else None
 
 
 def encode(rows: Iterable[Row], ours: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
@@ -226,6 +266,9 @@ def encode(rows: Iterable[Row], ours: Mapping[str, np.ndarray]) -> dict[str, lis
             array = ours.get(row.ours.format(i=i))
             if array is not None:
                 stacked = "{i}" in row.ours and "{i}" not in row.theirs
+                if row.piece is not None:
+                    first, last, count = row.piece
+                    array = array[..., array.shape[-1] * first // count : array.shape[-1] * last // count]
                 parts.setdefault(row.theirs.format(i=i), []).append(row.transform.write(array[None] if stacked else array))
     return parts
 

@@ -22,8 +22,7 @@ from jaxface.adapters.low_rank import Frozen, LowRank
 from jaxface.adapters.options import AdapterOptions, block_numbers, target_pattern
 from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.errors import UserError
-from jaxface.models.encoder import Encoder, split_stages
-from jaxface.models.pool import AttentionPool
+from jaxface.models.encoder import Encoder, make_pool, split_stages
 from jaxface.models.tree import shallow_copy
 from jaxface.registry import Registry, require_known
 
@@ -143,7 +142,7 @@ def require_pool(encoder: Encoder, rngs: nnx.Rngs) -> None:
         raise UserError("this method trains the attention pool, which a text tower does not have: adapt the vision tower alone")
     if encoder.pool is None:
         encoder.config = replace(encoder.config, pool=True)
-        encoder.pool = nnx.data(AttentionPool(encoder.config.width, encoder.config.pool_heads, rngs=rngs))
+        encoder.pool = nnx.data(make_pool(encoder.config, rngs))
 
 
 @register_method("ft4")

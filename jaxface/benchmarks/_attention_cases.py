@@ -19,7 +19,7 @@ CALLS = 10
 def attention_flops(shape: Shape) -> float:
     """Of the two products of the forward pass and the five of the backward pass, which forms the weights again."""
     config = get_variant(shape.variant)
-    tokens = (config.image_size // config.patch) ** 2 + config.class_token
+    tokens = (config.image_size // config.patch) ** 2 + config.prefix
     return 7 * 2 * shape.batch_size * config.width * tokens**2
 
 
@@ -27,7 +27,7 @@ def _arrays(shape: Shape) -> tuple[list[Any], Any]:
     """Random q, k, v and cotangent [B, N, H, d], and the angles [N, d / 2]."""
     config = get_variant(shape.variant)
     side, width = config.image_size // config.patch, config.width // config.heads
-    angles = rope_angles(side, side, width, config.class_token)
+    angles = rope_angles("axial", side, side, width, config.class_token, config.registers)
     random = np.random.default_rng(0)
     return [random.standard_normal((shape.batch_size, len(angles), config.heads, width), np.float32) for _ in range(4)], angles
 

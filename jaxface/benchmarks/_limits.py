@@ -37,7 +37,7 @@ class Setting:
     @property
     def tokens(self) -> int:
         """Of an image."""
-        return (self.image_size // self.encoder.patch) ** 2 + self.encoder.class_token
+        return (self.image_size // self.encoder.patch) ** 2 + self.encoder.prefix
 
     @property
     def itemsize(self) -> int:

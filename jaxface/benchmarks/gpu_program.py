@@ -139,7 +139,7 @@ def _kernel(program: Program, line: Instruction, lines: dict[str, Instruction], 
 
 def describe(compiled: Any, encoder: EncoderConfig, images: int) -> tuple[dict[str, Any], list[Kernel]]:
     """A compiled step's figures, and all kernels of one block's forward and backward pass."""
-    wide = images * (encoder.grid**2 + encoder.class_token) * NARROW
+    wide = images * (encoder.grid**2 + encoder.prefix) * NARROW
     found, depth = list(block_kernels(Program.of(compiled.as_text()), wide)), encoder.depth
     memory = compiled.memory_analysis()
 

@@ -60,7 +60,7 @@ def _answer(trained: Trained, folder: Path, model: Any) -> Answer:
     def answer(images: np.ndarray) -> Logits:
         with torch.inference_mode():
             features = model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
-            features = trained.model.reduced(features)
+            features = torch.from_numpy(np.array(trained.model.reduced(features.numpy())))
             outputs = {task: _head(torch, heads, task, features).numpy() for task in trained.model.heads}
         return {task: np.asarray(trained.model.heads[task].to_logits(jnp.asarray(output))) for task, output in outputs.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +14,23 @@ from flax import nnx
 from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer, register_exporter
+from jaxface.exports.onnx_graph import Graph
 from jaxface.files import aside
 from jaxface.kernels.matmul import up
 from jaxface.models.blocks import Block
+from jaxface.models.config import PIXELS
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier, Head
-from jaxface.models.layers import MLP, LayerNorm
+from jaxface.models.layers import GatedMLP, LayerNorm, PackedMLP
 from jaxface.models.pool import AttentionPool, split_heads
-from jaxface.models.rope import resize_positions, rope_angles
+from jaxface.models.positions import resize_positions
+from jaxface.models.rope import rope_angles
 from jaxface.runs.model import Trained
 
 OPSET = 20
 FILE = "model.onnx"
 LARGE = 1_800_000_000
 """Bytes of weights above which they stand in a file of their own: a protocol buffer ends at two gigabytes."""
-
-
-class Graph:
-    """Nodes and constants of an ONNX graph; every value is known by its name.
-
-    Attributes:
-      tasks: the leading axis of values that differ by task, once there are some.
-    """
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-        self.tasks: int | None = None
-
-    def add(self, kind: str, *inputs: str, outputs: int = 1, name: str | None = None, **attributes: Any) -> Any:
-        """A node; its output's name, or a list of them."""
-        from onnx import helper
-
-        names = [name or f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
-        return names[0] if outputs == 1 else names
-
-    def constant(self, values: Any, dtype: Any = np.float32) -> str:
-        """An array's name."""
-        from onnx import numpy_helper
-
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(values, dtype, order="C"), name))
-        return name
-
-    def reshape(self, x: str, *shape: int) -> str:
-        return self.add("Reshape", x, self.constant(shape, np.int64))
-
-    def swap_last(self, x: str, rank: int) -> str:
-        """[..., a, b] -> [..., b, a]"""
-        return self.add("Transpose", x, perm=[*range(rank - 2), rank - 1, rank - 2])
-
-    def batched(self, x: str, *shape: int) -> str:
-        """[B, ...] or [tasks, B, ...] in another shape behind the batch."""
-        return self.reshape(x, *(() if self.tasks is None else (self.tasks,)), -1, *shape)
-
-    @property
-    def lead(self) -> int:
-        """Axes up to and with the batch."""
-        return 1 if self.tasks is None else 2
 
 
 def dense(graph: Graph, kernel: Any) -> np.ndarray:
@@ -91,7 +50,7 @@ def dense(graph: Graph, kernel: Any) -> np.ndarray:
 def linear(graph: Graph, x: str, layer: Any, scale: Any = None, order: np.ndarray | None = None) -> str:
     """A linear layer, its outputs scaled and put in another order."""
     kernel = dense(graph, layer.kernel)
-    bias = np.zeros(kernel.shape[-1], np.float32) if layer.bias is None else np.asarray(layer.bias[...], np.float32)
+    bias = np.zeros(kernel.shape[-1], np.float32) if layer.bias is None else np.asarray(layer.whole_bias(), np.float32)
     factor = np.ones_like(bias) if scale is None else np.asarray(scale, np.float32)
     kernel, bias = kernel * factor, bias * factor
     if order is not None:
@@ -102,11 +61,35 @@ def linear(graph: Graph, x: str, layer: Any, scale: Any = None, order: np.ndarra
 
 def norm(graph: Graph, x: str, layer: LayerNorm) -> str:
     scale, bias = graph.constant(layer.scale[...]), graph.constant(layer.bias[...])
-    return graph.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-5)
+    return graph.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=layer.epsilon)
 
 
-def mlp(graph: Graph, x: str, layer: MLP, scale: Any = None) -> str:
-    return linear(graph, graph.add("Gelu", linear(graph, x, layer.fc)), layer.proj, scale)
+def _sigmoid_gate(graph: Graph, x: str, slope: float = 1.0) -> str:
+    steep = x if slope == 1 else graph.add("Mul", x, graph.constant(slope))
+    return graph.add("Mul", x, graph.add("Sigmoid", steep))
+
+
+ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
+    "gelu": lambda graph, x: graph.add("Gelu", x),
+    "gelu_tanh": lambda graph, x: graph.add("Gelu", x, approximate="tanh"),
+    "quick_gelu": lambda graph, x: _sigmoid_gate(graph, x, 1.702),
+    "silu": _sigmoid_gate,
+}
+"""By the name that `jaxface.models.layers.ACTIVATIONS` has for it."""
+
+
+def mlp(graph: Graph, x: str, layer: Any, scale: Any = None) -> str:
+    if layer.activation not in ACTIVATIONS:
+        raise UserError(f"activation {layer.activation} has no form in ONNX: export to stablehlo")
+    value = None
+    if isinstance(layer, PackedMLP):
+        gate, value = graph.add("Split", linear(graph, x, layer.fc), outputs=2, axis=-1, num_outputs=2)
+    elif isinstance(layer, GatedMLP):
+        gate, value = linear(graph, x, layer.gate), linear(graph, x, layer.value)
+    else:
+        gate = linear(graph, x, layer.fc)
+    y = ACTIVATIONS[layer.activation](graph, gate)
+    return linear(graph, y if value is None else graph.add("Mul", y, value), layer.proj, scale)
 
 
 def heads_of(graph: Graph, x: str, tokens: int, heads: int, width: int) -> str:
@@ -131,36 +114,69 @@ def rotate(graph: Graph, x: str, cos: str, sin: str) -> str:
     return graph.add("Concat", left, right, axis=-1)
 
 
-def block(graph: Graph, x: str, layer: Block, tokens: int, angles: tuple[str, str]) -> str:
+def block(graph: Graph, x: str, layer: Block, tokens: int, angles: tuple[str, str] | None) -> str:
     heads, width = layer.attn.heads, layer.norm1.scale.shape[0]
     inner = width // heads
-    split = np.concatenate([np.arange(0, inner, 2), np.arange(1, inner, 2)])  # pairs side by side -> all firsts, then all seconds
+    split = np.arange(inner)
+    if angles is not None and not layer.attn.halves:  # pairs side by side -> all firsts, then all seconds
+        split = np.concatenate([split[0::2], split[1::2]])
     turned = (inner * np.arange(heads)[:, None] + split).ravel()
     order = np.concatenate([turned, width + turned, 2 * width + np.arange(width)])
     scale = np.repeat([inner**-0.5, 1.0, 1.0], width)
     parts = graph.add("Split", linear(graph, norm(graph, x, layer.norm1), layer.attn.qkv, scale, order), outputs=3, axis=-1, num_outputs=3)
     q, k, v = (heads_of(graph, part, tokens, heads, width) for part in parts)
-    y = attend(graph, rotate(graph, q, *angles), rotate(graph, k, *angles), v, tokens, width)
+    if angles is not None:
+        q, k = rotate(graph, q, *angles), rotate(graph, k, *angles)
+    y = attend(graph, q, k, v, tokens, width)
     gains = [None if gain is None else gain[...] for gain in (layer.scale1, layer.scale2)]
     x = graph.add("Add", x, linear(graph, y, layer.attn.out, gains[0]))
     return graph.add("Add", x, mlp(graph, norm(graph, x, layer.norm2), layer.mlp, gains[1]))
 
 
-def embed(graph: Graph, images: str, encoder: Encoder, size: int) -> tuple[str, int, tuple[str, str]]:
-    """Images uint8 [B, S, S, 3] -> tokens [B, N, D], N, and cosine and sine of the rotary angles."""
+def embed(graph: Graph, images: str, encoder: Encoder, size: int) -> tuple[str, int, tuple[str, str] | None]:
+    """Images uint8 [B, S, S, 3] -> tokens [B, N, D], N, and cosine and sine of the rotary angles, or None without any."""
     c = encoder.config
-    side, first = size // c.patch, int(c.class_token)
+    side = size // c.patch
+    mean, deviation = (255 * np.asarray(values) for values in PIXELS[c.pixels])
     x = graph.add("Cast", images, to=1)
-    x = graph.add("Sub", graph.add("Mul", x, graph.constant(1 / 127.5)), graph.constant(1.0))
+    x = graph.add("Sub", graph.add("Mul", x, graph.constant(1 / deviation)), graph.constant(mean / deviation))
     x = graph.add("Transpose", graph.reshape(x, -1, side, c.patch, side, c.patch, 3), perm=[0, 1, 3, 2, 4, 5])
     x = linear(graph, graph.reshape(x, -1, side * side, 3 * c.patch**2), encoder.patch)
-    places = np.array(resize_positions(encoder.positions[...], side, side, c.class_token), np.float32)
-    if first:  # a token of zeros in front, which the class token is added to with its position
-        x = graph.add("Pad", x, graph.constant([0, 1, 0, 0, 0, 0], np.int64))
-        places[0] += np.asarray(encoder.class_token[...])
-    x = norm(graph, graph.add("Add", x, graph.constant(places)), encoder.norm_pre)
-    angles = rope_angles(side, side, c.width // c.heads, c.class_token)
-    return x, side * side + first, (graph.constant(np.cos(angles)), graph.constant(np.sin(angles)))
+    tokens = c.prefix + side * side
+    places = np.zeros((tokens, c.width), np.float32)
+    if encoder.class_token is not None:
+        places[0] = encoder.class_token[...]
+    if encoder.registers is not None:
+        places[c.class_token : c.prefix] = encoder.registers[...]
+    if encoder.positions is not None:
+        positions = np.array(resize_positions(encoder.positions[...], side, side, c.placed, c.resize), np.float32)
+        places[: c.placed] += positions[: c.placed]
+        places[c.prefix :] = positions[c.placed :]
+    if c.prefix:  # tokens of zeros in front, which what stands there is added to
+        x = graph.add("Pad", x, graph.constant([0, c.prefix, 0, 0, 0, 0], np.int64))
+    x = graph.add("Add", x, graph.constant(places)) if places.any() else x
+    x = x if encoder.norm_pre is None else norm(graph, x, encoder.norm_pre)
+    angles = rope_angles(c.rope, side, side, c.width // c.heads, c.class_token, c.registers)
+    return x, tokens, None if angles is None else (graph.constant(np.cos(angles)), graph.constant(np.sin(angles)))
+
+
+READOUTS: dict[str, tuple[str, ...]] = {
+    **{"class": ("class",), "mean": ("patches",)},
+    **{"all": ("all",), "patches": ("patches",), "both": ("class", "patches")},
+}
+"""Which tokens' means stand behind one another, by the names of `jaxface.models.pool.READOUTS` and `jaxface.models.heads.TOKENS`."""
+
+
+def readout(graph: Graph, x: str, what: str, prefix: int) -> str:
+    """[..., N, D] -> [..., 1, D], or [..., 1, 2 D] for the class token and the patches' mean."""
+    if what not in READOUTS:
+        raise UserError(f"readout {what} has no form in ONNX: export to stablehlo")
+    ends = {"all": (0, 2**31), "class": (0, 1), "patches": (prefix, 2**31)}
+    parts = []
+    for first, last in (ends[part] for part in READOUTS[what]):
+        part = graph.add("Slice", x, *(graph.constant([value], np.int64) for value in (first, last, graph.lead)))
+        parts.append(graph.add("ReduceMean", part, graph.constant([graph.lead], np.int64), keepdims=1))
+    return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=-1)
 
 
 def pool(graph: Graph, x: str, layer: AttentionPool, tokens: int, width: int) -> str:
@@ -188,12 +204,10 @@ def features(graph: Graph, images: str, model: Classifier, size: int) -> str:
         for index in range(stage.norm1.scale.shape[0]):
             x = block(graph, x, jax.tree.map(lambda leaf, i=index: leaf[i], stage), tokens, angles)
     x = x if encoder.norm_post is None else norm(graph, x, encoder.norm_post)
-    if encoder.pool is not None:
-        x = pool(graph, x, encoder.pool, tokens, width)
+    x = x if encoder.pool is None else pool(graph, x, encoder.pool, tokens, width)
     x = x if encoder.projection is None else linear(graph, x, encoder.projection)
-    if encoder.pool is None and encoder.config.class_token and model.tokens != "all":
-        first, last = (0, 1) if model.tokens == "class" else (1, tokens)
-        x = graph.add("Slice", x, *(graph.constant([value], np.int64) for value in (first, last, graph.lead)))
+    if encoder.pool is None:
+        x = readout(graph, x, model.tokens if model.reads_tokens else encoder.config.readout, encoder.config.prefix)
     return graph.add("ReduceMean", x, graph.constant([graph.lead], np.int64), keepdims=0)
 
 

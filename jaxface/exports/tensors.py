@@ -19,7 +19,7 @@ from jaxface.exports.exporter import Answer, Logits, model_answer, register_expo
 from jaxface.files import write_arrays
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
-from jaxface.models.rope import resize_positions
+from jaxface.models.positions import resize_positions
 from jaxface.models.tree import arrays_of, shallow_copy
 from jaxface.runs.base import is_run
 from jaxface.runs.model import Trained, load_base
@@ -33,8 +33,9 @@ HEADS_NOTE = (
     "encoder's feature"
 )
 WITHOUT_POOL = {
-    "patches": "the mean of its tokens without the class token",
+    "patches": "the mean of its patches' tokens",
     "class": "its class token, the first",
+    "both": "its class token and the mean of its patches' tokens, one behind the other",
     "all": "the mean of its tokens, the class token among them",
 }
 TORCH_NAMES = (
@@ -65,14 +66,15 @@ def at_size(encoder: Encoder, size: int) -> Encoder:
     if size == c.image_size:
         return encoder
     encoder = shallow_copy(encoder)
-    encoder.positions = nnx.Param(resize_positions(encoder.positions[...], side, side, c.class_token))
+    if encoder.positions is not None:
+        encoder.positions = nnx.Param(resize_positions(encoder.positions[...], side, side, c.placed, c.resize))
     encoder.config = replace(c, image_size=size)
     return encoder
 
 
 def heads_note(model: Classifier) -> str:
     """What the manifest says of the heads' file."""
-    return HEADS_NOTE if model.encoder.pool is not None else f"{HEADS_NOTE}: {WITHOUT_POOL.get(model.tokens, model.tokens)}"
+    return f"{HEADS_NOTE}: {WITHOUT_POOL.get(model.tokens, model.tokens)}" if model.reads_tokens else HEADS_NOTE
 
 
 def require_one_pool(trained: Trained) -> None:

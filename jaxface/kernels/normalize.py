@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -11,34 +13,34 @@ from jaxface.kernels.varying import varying_alike
 EPSILON = 1e-5
 
 
-def _standardize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _standardize(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """Zero mean and unit variance over the last axis, in float32, and 1 / standard deviation [..., 1]."""
     x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
     mean = x.mean(-1, keepdims=True)
     centred = x - mean
-    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + EPSILON)
+    inverse = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + epsilon)
     return centred * inverse, inverse
 
 
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float = EPSILON) -> jax.Array:
     """Layer normalisation of x [..., D] with gain and shift [D]; statistics in float32, the result in x's dtype."""
-    return (_value if is_plain() else _normalize)(*varying_alike(x, scale, bias))
+    return (_value if is_plain() else _normalize)(*varying_alike(x, scale, bias), epsilon)
 
 
-def _value(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    return (_standardize(x)[0] * scale + bias).astype(x.dtype)
+def _value(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    return (_standardize(x, epsilon)[0] * scale + bias).astype(x.dtype)
 
 
-_normalize = jax.custom_vjp(_value)
+_normalize = partial(jax.custom_vjp, nondiff_argnums=(3,))(_value)
 
 
-def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    return _value(x, scale, bias), (x, scale)
+def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _value(x, scale, bias, epsilon), (x, scale)
 
 
-def _backward(residuals: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(epsilon: float, residuals: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale = residuals
-    y, inverse = _standardize(x)
+    y, inverse = _standardize(x, epsilon)
     rows = tuple(range(g.ndim - 1))
     gs = g.astype(y.dtype) * scale
     dx = inverse * (gs - gs.mean(-1, keepdims=True) - y * jnp.mean(gs * y, -1, keepdims=True))

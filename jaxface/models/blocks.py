@@ -13,9 +13,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxface.kernels.attention import AUTO, attention
 from jaxface.kernels.matmul import PRODUCT
+from jaxface.kernels.normalize import EPSILON
 from jaxface.kernels.plain import is_plain
 from jaxface.kernels.platform import platform
-from jaxface.models.layers import MLP, LayerNorm, Linear
+from jaxface.models.layers import MLPS, KeylessLinear, LayerNorm, Linear
 from jaxface.models.pool import join_heads, split_heads
 from jaxface.registry import Registry
 
@@ -23,26 +24,42 @@ from jaxface.registry import Registry
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for queries, keys and values."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
-        self.heads = heads
+    def __init__(self, width: int, heads: int, *, qkv_bias: str = "all", halves: bool = False, rngs: nnx.Rngs) -> None:
+        self.heads, self.halves = heads, halves
         self.attention = AUTO
-        self.qkv = Linear(width, 3 * width, rngs=rngs)
+        keyless = qkv_bias == "no key"
+        self.qkv = KeylessLinear(width, rngs=rngs) if keyless else Linear(width, 3 * width, bias=qkv_bias == "all", rngs=rngs)
         self.out = Linear(width, width, rngs=rngs)
 
     def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
         """[..., N, D] -> [..., N, D]"""
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, -1))
+        if self.halves and angles is not None:  # kernels turn neighbours
+            q, k = (jnp.stack(jnp.split(part, 2, -1), -1).reshape(part.shape) for part in (q, k))
         return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal, kernel=self.attention)))
 
 
 class Block(nnx.Module):
     """A pre-norm transformer block, its residual branches scaled per channel where the variant has LayerScale."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, *, layer_scale: bool = False, rngs: nnx.Rngs) -> None:
-        self.norm1 = LayerNorm(width)
-        self.attn = Attention(width, heads, rngs=rngs)
-        self.norm2 = LayerNorm(width)
-        self.mlp = MLP(width, mlp_width, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        layer_scale: bool = False,
+        qkv_bias: str = "all",
+        halves: bool = False,
+        activation: str = "gelu",
+        gate: str = "none",
+        epsilon: float = EPSILON,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.norm1 = LayerNorm(width, epsilon)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias, halves=halves, rngs=rngs)
+        self.norm2 = LayerNorm(width, epsilon)
+        self.mlp = MLPS[gate](width, mlp_width, activation, rngs=rngs)
         self.scale1 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
         self.scale2 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
 
@@ -169,7 +186,7 @@ def run_stages(
     return x, jnp.concatenate(states) if every else None
 
 
-def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: bool) -> Block:
+def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: Any) -> Block:
     """`depth` blocks as one whose every leaf has a leading axis [depth, ...]."""
 
     @nnx.split_rngs(splits=depth)

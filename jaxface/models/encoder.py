@@ -1,4 +1,4 @@
-"""The Perception Encoder's vision tower: patches, blocks with rotary attention, pooling, projection."""
+"""A vision tower: patches, blocks of attention and MLPs, pooling, projection. What sets families apart stands in `EncoderConfig`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.kernels.attention import fill, require_kernel
-from jaxface.kernels.matmul import product
 from jaxface.models.blocks import Block, run_blocks, run_stages, stack_blocks
+from jaxface.models.config import PIXELS, EncoderConfig
 from jaxface.models.layers import LayerNorm, Linear
-from jaxface.models.pool import AttentionPool
-from jaxface.models.rope import resize_positions, rope_angles
+from jaxface.models.pool import READOUTS, AttentionPool
+from jaxface.models.positions import resize_positions
+from jaxface.models.rope import ROPES, rope_angles
 from jaxface.models.sharding import any_mesh
-from jaxface.models.variants import EncoderConfig
 
 
 class Encoder(nnx.Module):
-    """A vision tower of the Perception Encoder family.
+    """A vision tower of any family.
+
+    Images come in -1..1 for all: `embed` normalises them as the encoder's training did, so that nobody else has to know how that was.
 
     Its blocks stand in stages: each a `Block` whose leaves are stacked along a leading axis. A new encoder has one stage; where
     blocks differ (some train, some have adapters per task) `split_stages` cuts it.
@@ -42,17 +44,22 @@ class Encoder(nnx.Module):
         self.loop = "scan"
         self.dtype = dtype
         width, c = config.width, config
-        self.patch = Linear(c.patch * c.patch * 3, width, bias=False, rngs=rngs)
+        self.patch = Linear(c.patch * c.patch * 3, width, bias=c.patch_bias, rngs=rngs)
         self.class_token = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (width,))) if c.class_token else None
-        self.positions = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (c.grid**2 + c.class_token, width)))
-        self.norm_pre = LayerNorm(width)
-        self.stages = nnx.List([stack_blocks(c.depth, Block, width, c.heads, c.mlp_width, layer_scale=c.layer_scale, rngs=rngs)])
-        self.norm_post = LayerNorm(width) if c.norm_post else None
-        self.pool = AttentionPool(width, c.pool_heads, rngs=rngs) if c.pool else None
+        self.registers = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (c.registers, width))) if c.registers else None
+        places = (c.placed + c.grid**2, width)
+        self.positions = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), places)) if c.positions else None
+        self.norm_pre = LayerNorm(width, c.epsilon) if c.norm_pre else None
+        mlp = {"activation": c.activation, "gate": c.gate, "epsilon": c.epsilon}
+        attention = {"qkv_bias": c.qkv_bias, "halves": c.rope != "none" and ROPES[c.rope].halves}
+        shape = (width, c.heads, c.mlp_width)
+        self.stages = nnx.List([stack_blocks(c.depth, Block, *shape, layer_scale=c.layer_scale, **attention, **mlp, rngs=rngs)])
+        self.norm_post = LayerNorm(width, c.epsilon) if c.norm_post else None
+        self.pool = make_pool(c, rngs) if c.pool else None
         self.projection = Linear(width, c.output, bias=c.output_bias, rngs=rngs) if c.output else None
 
-    def embed(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, 3] in -1..1 -> the first block's input [B, N, D] and the rotary angles [N, d / 2].
+    def embed(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Images [B, H, W, 3] in -1..1 -> the first block's input [B, N, D] and the rotary angles [N, d / 2], or None without any.
 
         Raises UserError if a side is not a multiple of the patch.
         """
@@ -60,25 +67,30 @@ class Encoder(nnx.Module):
         require_images(images, c.patch)
         batch, height, width, _ = images.shape
         rows, columns = height // c.patch, width // c.patch
-        patches = images.reshape(batch, rows, c.patch, columns, c.patch, 3).swapaxes(2, 3)
+        patches = as_trained(images, c).reshape(batch, rows, c.patch, columns, c.patch, 3).swapaxes(2, 3)
         patches = patches.reshape(batch, rows * columns, c.patch * c.patch * 3)
-        x = product(patches.astype(self.dtype), self.patch.kernel)
-        if self.class_token is not None:
-            token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (batch, 1, c.width))
-            x = jnp.concatenate([token, x], 1)
-        x = x + resize_positions(self.positions[...], rows, columns, c.class_token).astype(x.dtype)
-        return self.norm_pre(x), jnp.asarray(rope_angles(rows, columns, c.width // c.heads, c.class_token))
+        x = self.patch(patches.astype(self.dtype))
+        before = [] if self.class_token is None else [self.class_token[...].astype(x.dtype)[None]]
+        before += [] if self.registers is None else [self.registers[...].astype(x.dtype)]
+        if self.positions is not None:
+            places = resize_positions(self.positions[...], rows, columns, c.placed, c.resize).astype(x.dtype)
+            x = x + places[c.placed :]
+            before = [before[0] + places[:1], *before[1:]] if c.placed else before
+        x = jnp.concatenate([*(jnp.broadcast_to(tokens, (batch, *tokens.shape)) for tokens in before), x], 1)
+        angles = rope_angles(c.rope, rows, columns, c.width // c.heads, c.class_token, c.registers)
+        return x if self.norm_pre is None else self.norm_pre(x), None if angles is None else jnp.asarray(angles)
 
-    def _filled(self, x: jax.Array) -> jax.Array:
-        """Tokens [B, N, D] with the rows behind them that the blocks' attention kernel wants."""
-        return fill(x, self.config.width // self.config.heads, self.stages[0].attn.attention)
+    def _filled(self, x: jax.Array, angles: jax.Array | None) -> jax.Array:
+        """Tokens [B, N, D] with the rows behind them that the blocks' attention kernel wants; none without angles, which count the tokens."""
+        return x if angles is None else fill(x, self.config.width // self.config.heads, self.stages[0].attn.attention)
 
     @any_mesh
     def tokens(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""
         x, angles = self.embed(images)
-        x, _ = run_stages(self.stages, self._filled(x), angles, remat=self.remat, loop=self.loop)
-        x = x[..., : len(angles), :]
+        count = x.shape[-2]
+        x, _ = run_stages(self.stages, self._filled(x, angles), angles, remat=self.remat, loop=self.loop)
+        x = x[..., :count, :]
         return x if self.norm_post is None else self.norm_post(x)
 
     @any_mesh
@@ -88,25 +100,38 @@ class Encoder(nnx.Module):
         Where blocks give every task a result of its own, [depth + 1, tasks, B, N, D]: what comes before them is every task's.
         """
         x, angles = self.embed(images)
-        x = self._filled(x)
+        count, x = x.shape[-2], self._filled(x, angles)
         states: list[Any] = [x[None]]
         for stage in self.stages:
             x, every = run_blocks(stage, x, angles, every=True)
             states.append(every)
-        states = [state[..., : len(angles), :] for state in states]
+        states = [state[..., :count, :] for state in states]
         axes = max(states, key=jnp.ndim).shape[1:]
         return jnp.concatenate([jnp.broadcast_to(s if s.shape[1:] == axes else s[:, None], (len(s), *axes)) for s in states])
 
     @any_mesh
     def pooled(self, tokens: jax.Array) -> jax.Array:
-        """Tokens [B, N, D] -> features [B, output]; without a pool the tokens as they are."""
-        x = tokens if self.pool is None else self.pool(tokens)
+        """Tokens [B, N, D] -> features [B, output]; without a pool what the configuration's readout makes of them, or all of them."""
+        x = READOUTS[self.config.readout](tokens, self.config.prefix) if self.pool is None else self.pool(tokens)
         return x if self.projection is None else self.projection(x)
 
     @any_mesh
     def __call__(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, 3] in -1..1 -> features [B, output]; variants without a pool return their tokens [B, N, D]."""
+        """[B, H, W, 3] in -1..1 -> features [B, output]; variants without a pool and a readout return their tokens [B, N, D]."""
         return self.pooled(self.tokens(images))
+
+
+def make_pool(c: EncoderConfig, rngs: nnx.Rngs) -> AttentionPool:
+    """The attention pool that a configuration describes."""
+    return AttentionPool(c.width, c.pool_heads, c.pool_hidden, activation=c.activation, epsilon=c.epsilon, rngs=rngs)
+
+
+def as_trained(images: jax.Array, c: EncoderConfig) -> jax.Array:
+    """Images in -1..1 as those were that the encoder learned from: those are they, or they are normalised by other means and deviations."""
+    mean, deviation = (np.asarray(values, np.float32) for values in PIXELS[c.pixels])
+    if (mean == 0.5).all() and (deviation == 0.5).all():
+        return images
+    return images * (0.5 / deviation).astype(images.dtype) + ((0.5 - mean) / deviation).astype(images.dtype)
 
 
 USUAL = 16.0

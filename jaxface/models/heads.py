@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxface.errors import UserError
@@ -145,10 +146,12 @@ TOKENS: Registry[Callable[[Any, int], Any]] = Registry(
     {
         "patches": lambda tokens, first: tokens[..., first:, :].mean(-2),
         "class": lambda tokens, first: tokens[..., 0, :],
+        "both": lambda tokens, first: jnp.concatenate([tokens[..., 0, :], tokens[..., first:, :].mean(-2)], -1),
         "all": lambda tokens, first: tokens.mean(-2),
     },
 )
-"""What heads read of an encoder without a pool: (tokens [..., N, D] of any library, class tokens before the patches) -> [..., D].
+"""What heads read of an encoder without a pool: (tokens [..., N, D], how many come before the patches) -> [..., D];
+"both" is the class token and the patches' mean behind it, [..., 2 D], as DINOv2 and DINOv3 are probed.
 
 The mean over the patches is what the literature classifies by (He et al. 2022, "Masked Autoencoders", appendix A; timm's "avg")."""
 
@@ -172,24 +175,30 @@ class Classifier(nnx.Module):
         tokens: str = "patches",
         rngs: nnx.Rngs,
     ) -> None:
-        self.class_tokens = int(getattr(encoder.config, "class_token", False))
-        if tokens == "class" and (encoder.pool is not None or not self.class_tokens):
-            has = "has an attention pool, whose feature they read" if encoder.pool is not None else "has no class token"
-            raise UserError(f"head.tokens class: the heads' encoder {has}: leave it out")
         self.encoder, self.tokens = encoder, tokens
+        has_class = getattr(encoder.config, "class_token", False)
+        self.before = getattr(encoder.config, "prefix", int(has_class))
+        if tokens in ("class", "both") and not (has_class and self.reads_tokens):
+            has = "has no class token" if self.reads_tokens else "has a pool, whose feature they read"
+            raise UserError(f"head.tokens {tokens}: the heads' encoder {has}: leave it out")
+        width = encoder.config.features
+        width = self.reduced(np.zeros((self.before + 1, width), np.float32)).shape[-1] if self.reads_tokens else width
         options: dict[str, Any] = {"deep": deep, "batch_norm": batch_norm, "dropout": dropout, "rngs": rngs}
         kinds = dict.fromkeys(classes, "classes") | dict(outputs or {})
-        self.heads = nnx.Dict(
-            {task: Head(encoder.config.features, count, output=kinds[task], **options) for task, count in classes.items()}
-        )
+        self.heads = nnx.Dict({task: Head(width, count, output=kinds[task], **options) for task, count in classes.items()})
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether its encoder gives all tokens, not one feature."""
+        return self.encoder.pool is None and getattr(self.encoder.config, "readout", "tokens") == "tokens"
 
     def features(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> [B, D], or [T, B, D] where the encoder has a feature per task."""
         return self.reduced(self.encoder(images))
 
     def reduced(self, features: Any) -> Any:
-        """What the encoder gives -> a feature of each image: without a pool, where it gives tokens, what `TOKENS` makes of them."""
-        return features if self.encoder.pool is not None else TOKENS.get(self.tokens)(features, self.class_tokens)
+        """What the encoder gives -> a feature of each image: of all tokens what `TOKENS` makes of them."""
+        return TOKENS.get(self.tokens)(features, self.before) if self.reads_tokens else features
 
     def classify(self, features: jax.Array, training: Training | None = None) -> dict[str, jax.Array]:
         """Features [B, D] (or [T, B, D], one per task in alphabetical order) -> logits [B, C] of each task.

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.kernels.gelu import gelu
 from jaxface.kernels.matmul import product
-from jaxface.kernels.normalize import normalize
+from jaxface.kernels.normalize import EPSILON, normalize
+from jaxface.registry import Registry
+
+ACTIVATIONS: Registry[Callable[[jax.Array], jax.Array]] = Registry(
+    "activation",
+    {
+        "gelu": gelu,
+        "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+        "silu": jax.nn.silu,
+    },
+)
+"""The exact (erf) GELU and its two approximations; and what gated MLPs (SwiGLU) have."""
 
 
 class Linear(nnx.Module):
@@ -24,29 +39,80 @@ class Linear(nnx.Module):
         if self.bias is None:
             return y
         if isinstance(self.kernel, nnx.Variable):
-            return y + self.bias[...].astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply
-        return (y + self.bias[...]).astype(y.dtype)
+            return y + self.whole_bias().astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply
+        return (y + self.whole_bias()).astype(y.dtype)
+
+    def whole_bias(self) -> jax.Array:
+        """[out]; asked for where there is a bias."""
+        return self.bias[...]
+
+
+class KeylessLinear(Linear):
+    """Queries, keys and values by one fused kernel, where the keys have no bias: bias [2 D] is the queries' and the values'."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(width, 3 * width, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(2 * width))
+
+    def whole_bias(self) -> jax.Array:
+        """[3 D], zeros for the keys."""
+        q, v = jnp.split(self.bias[...], 2)
+        return jnp.concatenate([q, jnp.zeros_like(q), v])
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, statistics in float32, epsilon 1e-5 as everywhere in the family."""
+    """Layer normalisation over the last axis, statistics in float32."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, epsilon: float = EPSILON) -> None:
+        self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]"""
-        return normalize(x, self.scale[...], self.bias[...])
+        return normalize(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 class MLP(nnx.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
+    """Two linear layers with an activation between them."""
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, hidden: int, activation: str = "gelu", *, rngs: nnx.Rngs) -> None:
+        self.activation = activation
         self.fc = Linear(width, hidden, rngs=rngs)
         self.proj = Linear(hidden, width, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]"""
-        return self.proj(gelu(self.fc(x)))
+        return self.proj(ACTIVATIONS[self.activation](self.fc(x)))
+
+
+class GatedMLP(nnx.Module):
+    """An MLP whose hidden channels are multiplied by activated ones of a second linear layer: SwiGLU with SiLU (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs) -> None:
+        self.activation = activation
+        self.gate = Linear(width, hidden, rngs=rngs)
+        self.value = Linear(width, hidden, rngs=rngs)
+        self.proj = Linear(hidden, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]"""
+        return self.proj(ACTIVATIONS[self.activation](self.gate(x)) * self.value(x))
+
+
+class PackedMLP(nnx.Module):
+    """The same with one kernel for both: the first half of `fc`'s results is the gate."""
+
+    def __init__(self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs) -> None:
+        self.activation = activation
+        self.fc = Linear(width, 2 * hidden, rngs=rngs)
+        self.proj = Linear(hidden, width, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]"""
+        gate, value = jnp.split(self.fc(x), 2, -1)
+        return self.proj(ACTIVATIONS[self.activation](gate) * value)
+
+
+MLPS: dict[str, type[MLP] | type[GatedMLP] | type[PackedMLP]] = {"none": MLP, "separate": GatedMLP, "packed": PackedMLP}
+"""By where the gate's kernel is."""

@@ -1,13 +1,17 @@
-"""Attention pooling: one learned probe asks all tokens for the image's feature."""
+"""From tokens to one feature: attention pooling, where one learned probe asks all of them, or a plain readout."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.kernels.attention import AUTO, attention
+from jaxface.kernels.normalize import EPSILON
 from jaxface.models.layers import MLP, LayerNorm, Linear
+from jaxface.registry import Registry
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -21,18 +25,29 @@ def join_heads(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:-2], -1)
 
 
-class AttentionPool(nnx.Module):
-    """Multi-head attention from a probe to the tokens, then a residual MLP (Perception Encoder, section 2.1)."""
+READOUTS: Registry[Callable[[jax.Array, int], jax.Array]] = Registry(
+    "readout",
+    {
+        "tokens": lambda tokens, prefix: tokens,
+        "class": lambda tokens, prefix: tokens[..., 0, :],
+        "mean": lambda tokens, prefix: tokens[..., prefix:, :].mean(-2),
+    },
+)
+"""What tokens [..., N, D], the patches behind `prefix` others, become where no attention pools them."""
 
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
+
+class AttentionPool(nnx.Module):
+    """Multi-head attention from a probe to the tokens, then a residual MLP (Perception Encoder, section 2.1; SigLIP's head)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, activation: str = "gelu", epsilon: float = EPSILON, rngs: nnx.Rngs) -> None:
         self.heads = heads
         self.attention = AUTO
         self.probe = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, width)))
         self.q = Linear(width, width, rngs=rngs)
         self.kv = Linear(width, 2 * width, rngs=rngs)
         self.out = Linear(width, width, rngs=rngs)
-        self.norm = LayerNorm(width)
-        self.mlp = MLP(width, 4 * width, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon)
+        self.mlp = MLP(width, hidden, activation, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """[..., N, D] -> [..., D]; a probe [T, 1, 1, D] for T tasks gives [T, ..., D]."""

@@ -1,40 +1,66 @@
-"""Positions: rotary angles in two dimensions, and absolute positions resized to another grid."""
+"""Rotary positions in two dimensions: by which angle each channel pair of a head turns at each token."""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
+from jaxface.registry import Registry
 
-def rope_angles(rows: int, columns: int, head_width: int, class_token: bool) -> np.ndarray:
-    """Rotation angle of every channel pair at every token.
 
-    The first half of a head's channel pairs turns with x, the second half with y, with frequencies 10000^(-2k / (head_width / 2)).
-    Positions are the integers from 0, or from 1 where there is a class token, which itself does not turn. They are not rescaled
-    at other image sizes (Perception Encoder, section 2.1).
+class Rope(NamedTuple):
+    """A kind of rotary positions.
 
-    Returns:
-      [N, head_width / 2] float32, radians, N = rows * columns + class_token.
+    Attributes:
+      angles: (rows, columns, head_width, class_token) -> [rows * columns, head_width / 2] float32, radians, of the patches' channel pairs.
+      halves: whether channel k pairs with channel k + head_width / 2, or 2 k with 2 k + 1.
+    """
+
+    angles: Callable[[int, int, int, bool], np.ndarray]
+    halves: bool = False
+
+
+def axial_angles(rows: int, columns: int, head_width: int, class_token: bool) -> np.ndarray:
+    """The first half of a head's channel pairs turns with x, the second half with y, with frequencies 10000^(-2k / (head_width / 2)).
+
+    Positions are the integers from 0, or from 1 where there is a class token. They are not rescaled at other image sizes (Perception
+    Encoder, section 2.1).
     """
     axis = head_width // 2
     frequencies = 1.0 / (10_000.0 ** (np.arange(0, axis, 2, dtype=np.float32) / np.float32(axis)))
     start = 1 if class_token else 0
     y, x = np.meshgrid(np.arange(rows) + start, np.arange(columns) + start, indexing="ij")
     positions = np.stack([x.ravel(), y.ravel()], -1).astype(np.float32)  # [N, 2]
-    angles = (positions[:, :, None] * frequencies).reshape(rows * columns, axis)
-    if class_token:
-        angles = np.concatenate([np.zeros((1, axis), np.float32), angles])
-    return angles.astype(np.float32)
+    return (positions[:, :, None] * frequencies).reshape(rows * columns, axis)
 
 
-def resize_positions(positions: jax.Array, rows: int, columns: int, class_token: bool) -> jax.Array:
-    """Absolute positions [N, D] of a square grid, at another grid: bilinear, without antialiasing, in float32; the class position stays."""
-    first = int(class_token)
-    grid = round((positions.shape[0] - first) ** 0.5)
-    if (rows, columns) == (grid, grid):
-        return positions
-    width = positions.shape[1]
-    patches = positions[first:].reshape(grid, grid, width).astype(jnp.float32)
-    patches = jax.image.resize(patches, (rows, columns, width), "bilinear", antialias=False)
-    return jnp.concatenate([positions[:first], patches.reshape(-1, width).astype(positions.dtype)])
+def unit_angles(rows: int, columns: int, head_width: int, class_token: bool) -> np.ndarray:
+    """The first half of the pairs turns with y, the second with x, by 2 pi times the position over the periods 100^(2k / (head_width / 2)).
+
+    Positions are the patches' centres, -1 at one edge of the image and 1 at the other, at any size (DINOv3, section 3.2).
+    """
+    axis = head_width // 2
+    periods = np.float32(100.0) ** (2 * np.arange(axis // 2, dtype=np.float32) / np.float32(axis))
+    places = (2 * (np.arange(0.5, n, dtype=np.float32) / np.float32(n)) - 1 for n in (rows, columns))
+    y, x = np.meshgrid(*places, indexing="ij")
+    positions = np.stack([y.ravel(), x.ravel()], -1)
+    return (np.float32(2 * np.pi) * positions[:, :, None] / periods).reshape(rows * columns, axis)
+
+
+ROPES: Registry[Rope] = Registry(
+    "rotary positions", {"axial": Rope(axial_angles), "unit": Rope(unit_angles, halves=True)}, others="or none"
+)
+
+
+def rope_angles(kind: str, rows: int, columns: int, head_width: int, class_token: bool, registers: int = 0) -> np.ndarray | None:
+    """Angles [N, head_width / 2] of all tokens: those before the patches do not turn. None for the kind "none".
+
+    N = class_token + registers + rows * columns.
+    """
+    if kind == "none":
+        return None
+    angles = ROPES[kind].angles(rows, columns, head_width, class_token)
+    still = np.zeros((class_token + registers, head_width // 2), np.float32)
+    return np.concatenate([still, angles]).astype(np.float32)

@@ -5,7 +5,6 @@ Only comparisons, the checks of exports and tests use this; it takes torch and, 
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ import ml_dtypes
 import numpy as np
 
 from jaxface.errors import UserError
-from jaxface.models.variants import VARIANTS, EncoderConfig
+from jaxface.models.config import PIXELS, EncoderConfig
+from jaxface.models.variants import VARIANTS
 from jaxface.registry import Registry
 from weights_convert.checkpoint import layout_tensors
+from weights_convert.names import timm_name
 from weights_convert.towers import Towers
 
 OPEN_CLIP_NAMES = {
@@ -41,7 +42,7 @@ class Original:
       tokens: the same, before pooling.
       start: the module whose result enters the first block.
       blocks: the vision tower's blocks in order.
-      any_size: whether it takes images of other sizes than its own as the Perception Encoder means them.
+      any_size: whether it takes images of other sizes than its own as ours.
       encode_text: ids [B, L] -> features, or None.
       text_blocks: the text tower's blocks.
       modules: what `to` moves.
@@ -121,53 +122,98 @@ def captured(blocks: list[Any]) -> Iterator[list[Any]]:
             hook.remove()
 
 
-def timm_name(config: EncoderConfig) -> str | None:
-    """timm's name of a variant of the family, None for others."""
-    sizes = {"T": "tiny", "S": "small", "B": "base", "L": "large", "G": "gigantic"}
-    for name, known in VARIANTS.items():
-        match = re.fullmatch(r"PE-(Core|Lang|Spatial)-([TSBLG])(\d+)-(\d+)", name)
-        if known == config and match:
-            return f"vit_pe_{match[1].lower()}_{sizes[match[2]]}_patch{match[3]}_{match[4]}"
-    return None
+def variant_of(config: EncoderConfig) -> str | None:
+    """The name of a configuration that timm has, too, or None."""
+    return next((name for name, known in VARIANTS.items() if known == config and timm_name(name)), None)
+
+
+TIMM_POOLS = {"tokens": "", "class": "token", "mean": "avg"}
+"""timm's words for what the tokens become, by `EncoderConfig.readout`."""
 
 
 def timm_vision(config: EncoderConfig) -> Any:
-    """timm's model: the registered one for a variant of the family, else its class with the same arguments as those.
+    """timm's model: the registered one for a variant, else its class with the same arguments as those; with our activation and readout.
 
-    Raises UserError where timm is not installed.
+    Raises UserError where timm is not installed, or has no such model.
     """
-    torch, timm, eva = import_torch("timm", "timm.models.eva")
-    pooled = {"num_classes": config.output or 0} if config.pool else {"num_classes": 0, "global_pool": ""}
-    if name := timm_name(config):
-        return timm.create_model(name, **pooled)
-    pooled |= {"global_pool": "map"} if config.pool else {"use_post_transformer_norm": config.norm_post, "use_fc_norm": False}
-    return eva.Eva(
-        img_size=config.image_size,
-        patch_size=config.patch,
-        embed_dim=config.width,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=(config.mlp_width + 0.5) / config.width,
-        attn_type="rope",
-        class_token=config.class_token,
-        use_pre_transformer_norm=True,
-        use_rot_pos_emb=True,
-        ref_feat_shape=(config.grid, config.grid),
-        rope_grid_offset=float(config.class_token),
-        rope_grid_indexing="xy",
-        attn_pool_num_heads=config.pool_heads,
-        attn_pool_mlp_ratio=4.0,
-        init_values=0.1 if config.layer_scale else None,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-5),
-        **pooled,
-    )
+    torch, timm, eva, vit, layers = import_torch("timm", "timm.models.eva", "timm.models.vision_transformer", "timm.layers")
+    c = config
+    if not c.pool and c.readout not in TIMM_POOLS:
+        raise UserError(f"timm has no readout {c.readout!r}")
+    options: dict[str, Any] = {"num_classes": c.output or 0, "global_pool": "map" if c.pool else TIMM_POOLS[c.readout]}
+    build = eva.Eva if c.rope != "none" else vit.VisionTransformer
+    options |= {} if c.rope == "axial" else {"dynamic_img_size": True}
+    options |= {} if c.rope != "none" else {"act_layer": torch.nn.SiLU if c.gate == "packed" else layers.get_act_layer(c.activation)}
+    if name := variant_of(c):
+        return timm.create_model(timm_name(name), **options)
+    hidden = c.mlp_width * (2 if c.gate == "packed" else 1)
+    options |= {
+        "img_size": c.image_size,
+        "patch_size": c.patch,
+        "embed_dim": c.width,
+        "depth": c.depth,
+        "num_heads": c.heads,
+        "mlp_ratio": (hidden + 0.5) / c.width,
+        "class_token": c.class_token,
+        "init_values": 0.1 if c.layer_scale else None,
+        "norm_layer": partial(torch.nn.LayerNorm, eps=c.epsilon),
+    }
+    return build(**options, **(_eva_options(c) if build is eva.Eva else _vit_options(c, vit)))
+
+
+def _eva_options(c: EncoderConfig) -> dict[str, Any]:
+    ropes: dict[str, dict[str, Any]] = {
+        "axial": {"ref_feat_shape": (c.grid, c.grid), "rope_grid_offset": float(c.class_token), "rope_grid_indexing": "xy"},
+        "unit": {"rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True},
+    }
+    return ropes[c.rope] | {
+        "attn_type": "rope" if c.qkv_bias == "all" else "eva",
+        "qkv_bias": c.qkv_bias != "none",
+        "use_rot_pos_emb": True,
+        "use_abs_pos_emb": c.positions,
+        "num_reg_tokens": c.registers,
+        "use_pre_transformer_norm": c.norm_pre,
+        "use_post_transformer_norm": c.norm_post,
+        "use_fc_norm": False,
+        "swiglu_mlp": c.gate == "separate",
+        "swiglu_align_to": int(c.gate == "separate"),
+        "attn_pool_num_heads": c.pool_heads,
+        "attn_pool_mlp_ratio": c.pool_hidden / c.width,
+    }
+
+
+def _vit_options(c: EncoderConfig, vit: Any) -> dict[str, Any]:
+    options = {
+        "reg_tokens": c.registers,
+        "no_embed_class": not c.placed,
+        "pre_norm": c.norm_pre,
+        "final_norm": c.norm_post,
+        "fc_norm": False,
+        "qkv_bias": c.qkv_bias == "all",
+    }
+    return options | ({"mlp_layer": vit.SwiGLUPacked} if c.gate == "packed" else {})
+
+
+def normalised(model: Callable[[Any], Any], config: EncoderConfig) -> Callable[[Any], Any]:
+    """A torch model that takes images [B, 3, H, W] in -1..1, whatever it was trained with."""
+    mean, deviation = PIXELS[config.pixels]
+
+    def call(images: Any) -> Any:
+        if set(mean + deviation) == {0.5}:
+            return model(images)
+        shift, scale = (images.new_tensor(values)[:, None, None] for values in (mean, deviation))
+        return model((images / 2 + 0.5 - shift) / scale)
+
+    return call
 
 
 @ORIGINALS.register("timm")
 def _timm(towers: Towers, tensors: dict[str, np.ndarray], _: Path | None) -> Original:
-    model = timm_vision(towers.vision).eval()
+    c = towers.vision
+    model = timm_vision(c).eval()
     model.load_state_dict(state_dict("timm", towers, tensors))
-    return Original(model, model.forward_features, model.norm_pre, list(model.blocks), False, None, [], [model])
+    features, tokens = normalised(model, c), normalised(model.forward_features, c)
+    return Original(features, tokens, model.norm_pre, list(model.blocks), c.rope != "axial", None, [], [model])
 
 
 @ORIGINALS.register("open_clip")

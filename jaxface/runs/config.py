@@ -78,8 +78,8 @@ class HeadOptions:
     Attributes:
       deep: dropout, linear, GELU, linear; otherwise dropout and one linear.
       dropout: the thesis does not say how much; 0.1 is this project's choice.
-      tokens: what they read of an encoder without an attention pool: the mean of the patches' tokens, as the literature does, the "class"
-        token, or the mean of "all", the class token among them.
+      tokens: what they read of an encoder without an attention pool: the mean of the "patches", as the literature does, the "class"
+        token, "both" one behind the other, or the mean of "all", the class token among them.
     """
 
     deep: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,7 +228,7 @@ def load_base(config: Config, path: Path | None = None, places: Sequence[Path] =
     source = config.encoder.weights
     if source == RANDOM:
         variant = get_variant(config.encoder.variant)
-        return Base(random_encoder(variant, config.seed), None, random_fingerprint(dataclasses.asdict(variant), config.seed), None)
+        return Base(random_encoder(variant, config.seed), None, random_fingerprint(variant.to_json(), config.seed), None)
     if source is None:
         raise UserError(
             f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"

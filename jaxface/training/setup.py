@@ -127,10 +127,10 @@ def check_devices(config: Config) -> None:
 
 def check_tokens(folder: Path, config: Config, parts: Parts) -> None:
     """Raises UserError for a choice of tokens that an attention pool leaves no room for, or that is not the one of a run's part so far."""
-    tokens, pool = config.head.tokens, parts.build().encoder.pool
-    if pool is not None and tokens != HeadOptions().tokens:
-        raise UserError(f"head.tokens {tokens}: the heads' encoder has an attention pool, whose feature they read: leave it out")
-    if pool is None and (folder / "config.json").exists() and (before := read_config(folder).head.tokens) != tokens:
+    tokens, read = config.head.tokens, parts.build().reads_tokens
+    if not read and tokens != HeadOptions().tokens:
+        raise UserError(f"head.tokens {tokens}: the heads' encoder has a pool, whose feature they read: leave it out")
+    if read and (folder / "config.json").exists() and (before := read_config(folder).head.tokens) != tokens:
         raise UserError(f"{folder} was trained with --head.tokens {before} so far: say so again, or choose another --name")
 
 

@@ -248,7 +248,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path):
         archive.writestr("readme", "hello")
     assert "not one of torch's checkpoints" in complaint(tmp_path / "other.pt")
     write_tensors(tmp_path / "resnet.pt", {"layer1.0.conv1.weight": [np.zeros((2, 2), np.float32)]})
-    assert "no layout of a Perception Encoder" in complaint(tmp_path / "resnet.pt")
+    assert "no layout of an encoder" in complaint(tmp_path / "resnet.pt")
     saved(tmp_path / "list.pt", [torch.zeros(1)])
     assert "holds a list" in complaint(tmp_path / "list.pt")
     for name, message in (("nowhere.pt", "no such file"), (".", "a folder")):

@@ -85,16 +85,18 @@ def test_heads_read_the_choice_of_tokens_of_an_encoder_without_a_pool_and_so_doe
     tokens = np.asarray(jax.jit(encoder)(normalize_images(jnp.asarray(images))), np.float64)
     assert tokens.shape == (2, 1 + 16, 64)
     wanted = {"patches": tokens[:, 1:].mean(1), "class": tokens[:, 0], "all": tokens.mean(1)}
+    wanted["both"] = np.concatenate([wanted["class"], wanted["patches"]], -1)
     assert set(wanted) == set(TOKENS)
     for choice, features in wanted.items():
-        model = Classifier(encoder, {"gender": 64}, deep=False, batch_norm=False, tokens=choice, rngs=nnx.Rngs(0))
-        model.heads["gender"].out.kernel = nnx.Param(jnp.eye(64))
+        width = features.shape[-1]
+        model = Classifier(encoder, {"gender": width}, deep=False, batch_norm=False, tokens=choice, rngs=nnx.Rngs(0))
+        model.heads["gender"].out.kernel = nnx.Param(jnp.eye(width))
         np.testing.assert_allclose(model.classify(model.reduced(jnp.asarray(tokens, jnp.float32)))["gender"], features, atol=1e-5)
-        session = onnxruntime.InferenceSession(build(model, 32, {"gender": 64}).SerializeToString())
+        session = onnxruntime.InferenceSession(build(model, 32, {"gender": width}).SerializeToString())
         np.testing.assert_allclose(session.run(None, {"images": images})[0], features, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "has"), [("core", "has an attention pool"), ("lang without class token", "has no class token")])
+@pytest.mark.parametrize(("kind", "has"), [("core", "has a pool"), ("lang without class token", "has no class token")])
 def test_a_class_token_is_asked_only_of_an_encoder_that_gives_one(kind, has):
     encoder = nnx.eval_shape(lambda: random_encoder(KINDS[kind].vision, 0))
     with pytest.raises(UserError, match=f"head.tokens class: the heads' encoder {has}"):

@@ -15,6 +15,7 @@ from jaxface.originals.reference import build_original, import_torch
 from jaxface.weights import load_encoder
 from small_models import KINDS, random_tensors
 from weights_convert.checkpoint import convert, layout_tensors, read_checkpoint, write_checkpoint
+from weights_convert.names import of_timm
 from weights_convert.towers import Heads, Towers
 
 torch, timm, safetensors_torch = import_torch("timm", "safetensors.torch")
@@ -166,7 +167,7 @@ def test_a_trained_classifier_is_refused_dropped_or_kept_as_is_asked(tmp_path):
     with pytest.raises(UserError, match="layout meta has no place for the bias of a classifier"):
         jaxface.save_weights(kept, tmp_path / "no.pt", layout="meta")
     spatial = state(kind="spatial") | {"head.weight": torch.zeros(5, 64), "head.bias": torch.zeros(5)}
-    for choice, message in (("refuse", "the tower has no attention pool to project from"), ("keep", "drop leaves it out$")):
+    for choice, message in (("refuse", "the tower has no feature to project"), ("keep", "drop leaves it out$")):
         with pytest.raises(UserError, match=message):
             read_checkpoint(saved(tmp_path / "s.pt", spatial), heads=HEADS, classifier=choice)
     assert read_checkpoint(tmp_path / "s.pt", heads=HEADS, classifier="drop").towers.vision.output is None
@@ -181,7 +182,7 @@ def test_metadata_of_others_is_passed_over_and_whole_numbers_are_no_weights(tmp_
         read(saved(tmp_path / "a.pt", tensors))
 
 
-FAMILY = "no variant of the family has width .*: its tensors do not tell its activation and positions"
+FAMILY = "CLIP-.*, OpenCLIP-.* have the same tensors and differ in activation: say which"
 SIZE = r"its positions are for images of 224 pixels, not 384: .* if that was \[14, 14\], which scales nothing, give its number of heads"
 
 
@@ -195,12 +196,14 @@ SIZE = r"its positions are for images of 224 pixels, not 384: .* if that was \[1
         ("vit_pe_core_tiny_patch16_384", {"img_size": 224}, SIZE),
     ],
 )
-def test_another_model_with_tensors_of_the_same_names_is_refused(tmp_path, name, options, message):
+def test_a_model_whose_tensors_do_not_tell_what_it_computes_is_refused_until_it_is_said(tmp_path, name, options, message):
     with torch.device("meta"):
         shapes = {n: tuple(t.shape) for n, t in timm.create_model(name, **options).state_dict().items()}
     path = saved(tmp_path / "a.pt", {n: torch.zeros(1).expand(shape) for n, shape in shapes.items()})
     with pytest.raises(UserError, match=message):
         read_checkpoint(path)
+    if message == FAMILY:
+        assert read_checkpoint(path, config=of_timm(name)).towers.vision.activation == "gelu"
 
 
 def test_a_file_of_timms_own_saver_answers_as_timm_does(tmp_path):

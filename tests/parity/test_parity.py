@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from jaxface.models.config import PIXELS
 from jaxface.models.variants import VARIANTS
-from jaxface.originals.reference import captured, import_torch, timm_name
+from jaxface.originals.reference import captured, import_torch, timm_vision
 from small_models import KINDS, OPTIMISED, random_ids
 from weights_convert.layouts import LAYOUTS, decode, table
+from weights_convert.names import timm_name
 from weights_convert.towers import Towers
 
 torch = import_torch()[0]
@@ -91,14 +93,11 @@ def test_both_towers_equal_open_clips(kind, clip, original, images):
     assert relative_error(logits, exact_logits) <= 2e-6
 
 
-@pytest.mark.parametrize("variant", [name for name, config in VARIANTS.items() if timm_name(config)])
+@pytest.mark.parametrize("variant", {timm_name(name): name for name in VARIANTS if timm_name(name)}.values())
 def test_every_variant_has_the_tensors_that_timm_registers_under_its_name(variant):
-    _, timm = import_torch("timm")
     config = VARIANTS[variant]
     with torch.device("meta"):
-        model = timm.create_model(
-            timm_name(config), **({"num_classes": config.output} if config.pool else {"num_classes": 0, "global_pool": ""})
-        )
+        model = timm_vision(config)
     theirs = {name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in model.state_dict().items()}
     ours, surplus = decode(table(LAYOUTS["timm"], ("", None)), theirs)
     ours.pop("visual.projection.bias", None)
@@ -107,3 +106,7 @@ def test_every_variant_has_the_tensors_that_timm_registers_under_its_name(varian
     heads = {block.attn.num_heads for block in model.blocks}
     assert heads == {config.heads}
     assert not config.pool or model.attn_pool.num_heads == config.pool_heads
+    assert {module.eps for module in model.modules() if isinstance(module, torch.nn.LayerNorm)} == {config.epsilon}
+    if variant.startswith("OpenCLIP"):  # whose weights differ in this, by who trained them
+        return
+    assert [tuple(values) for values in (model.default_cfg["mean"], model.default_cfg["std"])] == list(PIXELS[config.pixels])

@@ -1,0 +1,46 @@
+"""CLIP: OpenAI's (Radford et al. 2021, table 20), OpenCLIP's (Cherti et al. 2023) and MetaCLIP's (Xu et al. 2024) vision towers.
+
+OpenAI's and MetaCLIP's have QuickGELU, OpenCLIP's the exact GELU: no tensor tells the two apart. Nor does one tell that a few of
+OpenCLIP's weights (LAION-2B's L/14) were trained with pixels of mean and deviation 0.5: `replace(variant, pixels="half")`.
+"""
+
+from __future__ import annotations
+
+from jaxface.models.config import EncoderConfig
+
+
+def _vit(width: int, depth: int, heads: int, hidden: int, patch: int, size: int, output: int, activation: str) -> EncoderConfig:
+    return EncoderConfig(
+        width,
+        depth,
+        heads,
+        hidden,
+        patch,
+        size,
+        pool=False,
+        output=output,
+        readout="class",
+        resize="bicubic",
+        rope="none",
+        activation=activation,
+        pixels="clip",
+    )
+
+
+_SHAPES = {
+    "B32-224": (768, 12, 12, 3072, 32, 224, 512),
+    "B16-224": (768, 12, 12, 3072, 16, 224, 512),
+    "L14-224": (1024, 24, 16, 4096, 14, 224, 768),
+    "L14-336": (1024, 24, 16, 4096, 14, 336, 768),
+    "H14-224": (1280, 32, 16, 5120, 14, 224, 1024),
+    "H14-378": (1280, 32, 16, 5120, 14, 378, 1024),
+    "g14-224": (1408, 40, 16, 6144, 14, 224, 1024),
+    "bigG14-224": (1664, 48, 16, 8192, 14, 224, 1280),
+}
+_MADE = {
+    "CLIP": ("quick_gelu", ("B32-224", "B16-224", "L14-224", "L14-336")),
+    "OpenCLIP": ("gelu", ("B32-224", "B16-224", "L14-224", "L14-336", "H14-224", "H14-378", "g14-224", "bigG14-224")),
+    "MetaCLIP": ("quick_gelu", ("B32-224", "B16-224", "L14-224", "H14-224", "bigG14-224")),
+}
+
+VISION = {f"{maker}-{size}": _vit(*_SHAPES[size], activation) for maker, (activation, sizes) in _MADE.items() for size in sizes}

@@ -1,0 +1,171 @@
+"""Which model tensors belong to: what their names and shapes tell, and for the rest the variants that have such tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.models.config import EncoderConfig, TextConfig
+from jaxface.models.variants import TEXT_VARIANTS, VARIANTS
+from weights_convert.towers import Heads, Shapes, Towers
+
+BUILD = (
+    *("class_token", "pool", "layer_scale", "norm_post", "registers", "positions"),
+    *("norm_pre", "patch_bias", "qkv_bias", "gate"),
+)
+"""What the names of tensors tell."""
+UNTOLD = ("rope", "activation", "epsilon", "pixels", "resize", "readout")
+"""What no tensor tells, beside head counts and an image size without absolute positions."""
+SIZES = ("width", "depth", "mlp_width", "patch", "pool_mlp_width")
+
+
+class Ambiguous(UserError):
+    """Tensors that several variants have, `names`, which differ in `fields`."""
+
+    def __init__(self, names: list[str], fields: list[str], where: str = "") -> None:
+        differ = ", ".join(field.replace("_", " ") for field in fields)
+        said = "say which: a configuration, or --variant NAME of python -m weights_convert, which writes it into the file"
+        super().__init__(f"{where}{', '.join(names)} have the same tensors and differ in {differ}: {said}")
+        self.names, self.fields = names, fields
+
+
+def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, projected: bool = False) -> Towers:
+    """The towers that tensors with our names belong to, each number read off where most tensors agree on it.
+
+    Args:
+      tensors: by our names; some may be missing or have wrong shapes.
+      heads: head counts, for shapes that no variant has.
+      projected: a variant's pooled tower has its projection for certain, so that a missing one is missed.
+
+    Raises Ambiguous where variants that differ have these tensors, UserError where too much is missing, or no variant is alike.
+    """
+    heads = heads or Heads()
+    shapes = {name: tuple(array.shape) for name, array in tensors.items()}
+    vision = {name.removeprefix("visual."): shape for name, shape in shapes.items() if name.startswith("visual.")}
+    text = {name.removeprefix("text."): shape for name, shape in shapes.items() if name.startswith("text.")}
+    if not vision:
+        raise UserError("no vision tower in it")
+    return Towers(_infer_vision(vision, heads, projected), _infer_text(text, heads) if text else None)
+
+
+def _majority(shapes: Shapes, pattern: str, axis: int = -1, what: str = "", otherwise: int | None = None) -> int:
+    """The size of that axis in most of the tensors whose names match."""
+    sizes = Counter(shape[axis] for name, shape in shapes.items() if re.fullmatch(pattern, name) and shape)
+    if sizes:
+        return sizes.most_common(1)[0][0]
+    if otherwise is None:
+        raise UserError(f"cannot tell the {what}: the tensors that show it are missing")
+    return otherwise
+
+
+def _has(shapes: Shapes, pattern: str) -> bool:
+    return any(re.fullmatch(pattern, name) for name in shapes)
+
+
+def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfig:
+    width = _majority(shapes, r"norm_pre.*|.*norm\d\.\w+|class_token|positions", what="width")
+    depth = _depth(shapes)
+    near = _nearest(shapes, width, depth)
+    told = _told(shapes, width, depth, near)
+    alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in (*SIZES, *BUILD))]
+    alike = [name for name in alike if VARIANTS[name].image_size == told["image_size"]] or alike
+    untold: tuple[str, ...] = (*UNTOLD, "heads", "pool_heads")
+    if not alike:
+        alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in BUILD)]
+        untold = UNTOLD
+    if not alike:
+        raise UserError("no known encoder is built of such tensors: expected one of a variant's kind, or a configuration beside the file")
+    first = VARIANTS[alike[0]]
+    differing = [field for field in untold if len({getattr(VARIANTS[name], field) for name in alike}) > 1]
+    if differing:
+        raise Ambiguous(alike, differing)
+    rest: dict[str, Any] = {field: getattr(first, field) for field in untold}
+    if "heads" not in untold:
+        widths = {c.width: c.heads for c in (*VARIANTS.values(), *(VARIANTS[name] for name in alike))}
+        rest |= {"heads": heads.vision or _by_width(width, widths, "heads"), "pool_heads": 8}
+    output = shapes.get("projection.kernel", (near.output if near and projected and told["pool"] else None,))[-1]
+    if told["image_size"] is None:
+        told["image_size"] = first.image_size // first.patch * told["patch"]
+    found = EncoderConfig(**told, **rest, output=output)
+    given = {"heads": heads.vision or found.heads, "pool_heads": heads.pool or found.pool_heads}
+    return replace(found, **given) if told["pool"] else replace(found, heads=given["heads"])
+
+
+def _nearest(shapes: Shapes, width: int, depth: int) -> EncoderConfig | None:
+    """The variant of that width and depth that shares most tensors, if those are most of its own: a whole or a damaged file of it."""
+    best, most = None, 0.0
+    for config in VARIANTS.values():
+        if (config.width, config.depth) == (width, depth):
+            own = Towers(config).vision_shapes()
+            share = sum(shapes.get(name) == shape for name, shape in own.items()) / max(len(own), len(shapes))
+            best, most = (config, share) if share > most else (best, most)
+    return best if most > 0.8 else None
+
+
+def _told(shapes: Shapes, width: int, depth: int, near: EncoderConfig | None) -> dict[str, Any]:
+    """What tensors say; of a damaged file what the variant has that is nearest to it. The image size is None without absolute positions."""
+    rows = _majority(shapes, r"patch\.kernel", 0, "patch size (patch embedding)", near.patch**2 * 3 if near else None)
+    places = near.placed + near.grid**2 if near and near.positions else 0
+    count = _majority(shapes, "positions", 0, otherwise=places)
+    squared = bool(count) and round(count**0.5) ** 2 == count
+    class_token = _has(shapes, "class_token") or (count > 0 and not squared)
+    hidden = _majority(shapes, r"blocks\.\d+\.mlp\.proj\.kernel", 0, "width of the MLPs", near.mlp_width if near else None)
+    first = _majority(shapes, r"blocks\.\d+\.mlp\.fc\.\w+", otherwise=0)
+    biases = {3 * width: "all", 2 * width: "no key"}
+    pool = _has(shapes, r"pool\..*")
+    pool_hidden = _majority(shapes, r"pool\.mlp\.proj\.kernel", 0, otherwise=4 * width)
+    placed = int(class_token and not squared)
+    told: dict[str, Any] = {
+        "width": width,
+        "depth": depth,
+        "mlp_width": hidden,
+        "patch": round((rows / 3) ** 0.5),
+        "pool_mlp_width": None if pool_hidden == 4 * width else pool_hidden,
+        "class_token": class_token,
+        "class_position": not count or bool(placed) or not class_token,
+        "pool": pool,
+        "layer_scale": _has(shapes, r"blocks\.\d+\.scale[12]"),
+        "norm_post": pool or _has(shapes, r"norm_post\..*"),
+        "registers": shapes.get("registers", (0,))[0],
+        "positions": count > 0,
+        "norm_pre": _has(shapes, r"norm_pre\..*"),
+        "patch_bias": _has(shapes, r"patch\.bias"),
+        "qkv_bias": biases.get(_majority(shapes, r"blocks\.\d+\.attn\.qkv\.bias", otherwise=0), "none"),
+        "gate": "separate" if _has(shapes, r"blocks\.\d+\.mlp\.gate\..*") else "packed" if first == 2 * hidden else "none",
+    }
+    told |= {} if near is None else {field: getattr(near, field) for field in BUILD}
+    side = round((count - placed) ** 0.5) if count else None
+    return told | {"image_size": side and side * told["patch"]}
+
+
+def _infer_text(shapes: Shapes, heads: Heads) -> TextConfig:
+    width = _majority(shapes, r"norm\.\w+|.*norm\d\.\w+|embedding|positions", what="text tower's width")
+    return TextConfig(
+        width=width,
+        depth=_depth(shapes),
+        heads=heads.text or _by_width(width, {c.width: c.heads for c in TEXT_VARIANTS.values()}, "text heads"),
+        context=_majority(shapes, "positions", 0, "context length (text position embedding)"),
+        output=_majority(shapes, r"projection\.kernel", what="text tower's output (text projection)"),
+        vocabulary=_majority(shapes, "embedding", 0, "vocabulary (token embedding)"),
+    )
+
+
+def _depth(shapes: Iterable[str]) -> int:
+    names = list(shapes)
+    numbers = {int(match[1]) for name in names if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if max(numbers, default=0) > len(names):
+        raise UserError(f"cannot tell the number of blocks: it has tensors of block {max(numbers)}, and {len(names)} tensors in all")
+    return 1 + max(numbers, default=-1)
+
+
+def _by_width(width: int, known: Mapping[int, int], what: str) -> int:
+    if width not in known:
+        widths = ", ".join(map(str, sorted(known)))
+        raise UserError(f"width {width} is none of the variants' ({widths}): tell the number of {what}")
+    return known[width]
