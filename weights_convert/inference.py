@@ -74,7 +74,6 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
     near = _nearest(shapes, width, depth)
     told = _told(shapes, width, depth, near)
     alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in (*SIZES, *BUILD))]
-    alike = [name for name in alike if VARIANTS[name].image_size == told["image_size"]] or alike
     untold: tuple[str, ...] = (*UNTOLD, "heads", "pool_heads")
     if not alike:
         alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in BUILD)]
@@ -84,7 +83,7 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
     first = VARIANTS[alike[0]]
     differing = [field for field in untold if len({getattr(VARIANTS[name], field) for name in alike}) > 1]
     if differing:
-        raise Ambiguous(alike, differing)
+        raise Ambiguous([name for name in alike if VARIANTS[name].image_size == told["image_size"]] or alike, differing)
     rest: dict[str, Any] = {field: getattr(first, field) for field in untold}
     if "heads" not in untold:
         widths = {c.width: c.heads for c in (*VARIANTS.values(), *(VARIANTS[name] for name in alike))}
