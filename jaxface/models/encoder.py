@@ -81,7 +81,7 @@ class Encoder(nnx.Module):
         return x if self.norm_pre is None else self.norm_pre(x), None if angles is None else jnp.asarray(angles)
 
     def _filled(self, x: jax.Array, angles: jax.Array | None) -> jax.Array:
-        """Tokens [B, N, D] with the rows behind them that the blocks' attention kernel wants; none without angles, which count the tokens."""
+        """Tokens [B, N, D] with the rows behind them that the attention kernel wants; none without angles, which count the tokens."""
         return x if angles is None else fill(x, self.config.width // self.config.heads, self.stages[0].attn.attention)
 
     @any_mesh
