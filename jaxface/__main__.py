@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def main() -> int:
         print(f"error: no command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     module = COMMANDS[name]
+    if sys.path[0] != os.getcwd():  # what it starts shall look for modules in the folder that it was called in as little as it does
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     sys.argv = [f"jaxface {name}", *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0

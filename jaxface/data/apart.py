@@ -40,7 +40,7 @@ class Worker:
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, "-m", "jaxface.data.decoder_process"]
+        command = [sys.executable, "-P", "-m", "jaxface.data.decoder_process"]  # -P: no module of the folder that it is started in
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env=environment
         )

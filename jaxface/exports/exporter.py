@@ -97,21 +97,19 @@ def export_run(run: Path, name: str, folder: Path, weights: Sequence[Path] = (),
     return manifest
 
 
-def load_exported(folder: str | Path) -> Answer:
-    """An exported model (stablehlo, onnx, run) as a function: images uint8 [B, S, S, 3] -> logits [B, C] of each task.
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """An export's manifest, once every file of the folder is what was written. Says when JAX's promise to read it is over.
 
-    Says when JAX's promise to read it is over. Raises UserError if the folder is none, if any file of it is not what was written, or if
-    it cannot be read here.
+    Raises UserError if the folder is no export, or names the first file that is missing, damaged or changed.
     """
     folder = Path(folder)
     path = folder / "manifest.json"
     if not path.is_file():
-        formats = " or ".join(sorted(LOADERS))
-        raise UserError(f"{folder}: no {path.name}; expected a folder that `python -m jaxface.export RUN --to {formats}` wrote")
+        raise UserError(f"{folder}: no {path.name}; expected a folder that `python -m jaxface.export RUN --to FORMAT` wrote")
     check_digest(path)
     try:
         manifest = json.loads(path.read_bytes())
-        kind, until, by = manifest["format"], manifest.get("readable_until", ""), manifest["versions"]["jax"]
+        until, by = manifest.get("readable_until", ""), manifest["versions"]["jax"]
         damaged = [name for name, digest in manifest["files"].items() if not _is_whole(folder / name, digest)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a manifest ({error}): copy the folder again, or export the run again") from None
@@ -119,7 +117,16 @@ def load_exported(folder: str | Path) -> Answer:
         raise UserError(f"{folder / damaged[0]}: missing, damaged or changed: copy the folder again, or export the run again")
     if until and until < datetime.date.today().isoformat():
         print(f"note: {folder} was written by JAX {by}, which promised it until {until}: export the run again", file=sys.stderr)
-    load = LOADERS.get(kind)
+    return manifest
+
+
+def load_exported(folder: str | Path) -> Answer:
+    """An exported model (stablehlo, onnx, run) as a function: images uint8 [B, S, S, 3] -> logits [B, C] of each task.
+
+    Raises UserError as `read_manifest`, for a format that holds no whole model, or if it cannot be read here.
+    """
+    folder = Path(folder)
+    load = LOADERS.get(str(read_manifest(folder).get("format")))
     try:
         return load(folder)
     except UserError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +74,7 @@ class Checkpoints:
             except OSError as error:
                 raise UserError(f"{self.folder}: cannot write checkpoints there ({error.strerror or error})") from error
             self._orbax = _manager(self.folder)
+            _hush()
 
     def saves(self) -> list[int]:
         """The numbers of the saves that are there, the newest first; they count on for as long as the run goes on."""
@@ -150,7 +151,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever a file cut short or a changed byte makes of a reader
                 damaged.append(f"{name}: {_short(error)}")
-                logging.getLogger(__name__).warning("%s is left out: %s", self.folder / name, _short(error))
+                print(f"note: {self.folder / name} is left out: {_short(error)}", file=sys.stderr, flush=True)
                 continue
             return Saved(_shaped(arrays, like, f"{self.folder / name}"), host)
         if damaged:
@@ -210,6 +211,18 @@ def _manager(folder: Any) -> Any:
         step_prefix="save", step_format_fixed_length=8, create=False, enable_async_checkpointing=False, multiprocessing_options=alone
     )
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _hush() -> None:
+    """Keeps to itself what tensorstore's threads say when they have read an array after Orbax has given up on a damaged one."""
+    before = sys.unraisablehook
+
+    def hook(event: Any) -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            before(event)
+
+    if before.__qualname__ != hook.__qualname__:
+        sys.unraisablehook = hook
 
 
 def _named(state: Any) -> list[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxface.data.records import HASHES, LABELS
-from jaxface.digests import record_digests
+from jaxface.digests import check_digest, record_digests
 from jaxface.errors import UserError, tell
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
@@ -194,6 +194,7 @@ def write_scores(folder: Path, predictions: Predictions, temperatures: dict[str,
 def read_scores(folder: Path) -> Json:
     """What `write_scores` wrote. Raises UserError if it is not there or not whole."""
     path = folder / "evaluation.json"
+    check_digest(path)
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
