@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.digests import check_digest, file_digest, record_digests
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 from jaxface.evaluation.metrics import probabilities
 from jaxface.files import DIGESTS, alone_in, aside, write_json
 from jaxface.models.encoder import normalize_images
@@ -116,7 +115,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if damaged:
         raise UserError(f"{folder / damaged[0]}: missing, damaged or changed: copy the folder again, or export the run again")
     if until and until < datetime.date.today().isoformat():
-        print(f"note: {folder} was written by JAX {by}, which promised it until {until}: export the run again", file=sys.stderr)
+        tell(f"note: {folder} was written by JAX {by}, which promised it until {until}: export the run again")
     return manifest
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxface.cluster import is_first, of_first
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 from jaxface.runs.parts import fingerprint
 
 KEPT = 2
@@ -151,7 +151,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # whatever a file cut short or a changed byte makes of a reader
                 damaged.append(f"{name}: {_short(error)}")
-                print(f"note: {self.folder / name} is left out: {_short(error)}", file=sys.stderr, flush=True)
+                tell(f"{self.folder / name} is left out: {_short(error)}")
                 continue
             return Saved(_shaped(arrays, like, f"{self.folder / name}"), host)
         if damaged:
@@ -221,7 +221,7 @@ def _hush() -> None:
         if str(event.exc_value) != "Event loop is closed":
             before(event)
 
-    if before.__qualname__ != hook.__qualname__:
+    if getattr(before, "__qualname__", "") != hook.__qualname__:
         sys.unraisablehook = hook
 
 
