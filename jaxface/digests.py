@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from jaxface.errors import UserError
-from jaxface.files import DIGESTS, write_json
+from jaxface.files import DIGESTS, read_object, write_json
 
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: str | Path, content: bool = False) -> tuple[str | int, ...]:
+    """What a file is known by: its size and time of change, or a hash of its content; an empty word for a file that cannot be read.
+
+    Args:
+      content: take the hash, which is slower and notices a file that was replaced by one of the same size and time.
+    """
+    try:
+        if content:
+            return (file_digest(Path(path)),)
+        found = os.stat(path)
+    except (OSError, ValueError):  # the latter for a name that no file can have
+        return ("",)
+    return found.st_size, found.st_mtime_ns
 
 
 def combined(digests: Mapping[str, str]) -> str:
@@ -31,10 +47,10 @@ def read_digests(folder: Path) -> dict[str, str]:
     path = folder / DIGESTS
     if not path.is_file():
         return {}
-    try:
-        return {str(name): str(digest) for name, digest in json.loads(path.read_bytes())["sha256"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the folder again") from None
+    listed = read_object(path, "; copy the folder again").get("sha256")
+    if not isinstance(listed, dict):
+        raise UserError(f"{path}: lists no digests; copy the folder again")
+    return {name: str(digest) for name, digest in listed.items()}
 
 
 def record_digests(folder: Path, names: Iterable[str]) -> None:

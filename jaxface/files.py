@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxface.bounded import parse_json, read_small
 from jaxface.errors import UserError, os_line
 
 SHORT = 60
@@ -29,10 +30,10 @@ def forget_digest(path: Path) -> None:
     if path.name == DIGESTS or not listed.is_file():
         return
     try:
-        known = json.loads(listed.read_bytes())
-    except ValueError:
+        known = read_object(listed)
+    except UserError:  # who reads it will say so
         return
-    if known.get("sha256", {}).pop(path.name, None) is not None:
+    if isinstance(known.get("sha256"), dict) and known["sha256"].pop(path.name, None) is not None:
         write_json(listed, known)
 
 
@@ -116,6 +117,23 @@ def read(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(os_line(error, path, "read")) from None
+
+
+def read_object(path: Path, advice: str = "", limit: int = 1 << 30) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError, which ends with `advice`, for what cannot be read or is something else.
+
+    Args:
+      limit: bytes that it may have.
+    """
+    try:
+        value = parse_json(read_small(path, limit))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}{advice}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON: {error}{advice}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, expected a JSON object{advice}")
+    return value
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -102,8 +102,9 @@ def standard_input() -> Iterable[str]:
 
 def predict(options: Options) -> Counter[str]:
     """Runs the job and returns how many images there were of each status, those done before included."""
+    from jaxface.digests import stamp_of
     from jaxface.prediction.annotate import draw_photo
-    from jaxface.prediction.journal import Journal, stamp_of
+    from jaxface.prediction.journal import Journal
     from jaxface.prediction.predictor import Predictor
     from jaxface.prediction.stream import predict_stream
     from jaxface.prediction.tracks import followed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from jaxface.errors import UserError
-from weights_convert.bounded import parse_json, read_small
+from jaxface.files import read_object
 
 WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors"),
@@ -35,7 +34,7 @@ def require_family(folder: Path) -> None:
     """Raises UserError if a folder's configuration says that its model is of another family than the Perception Encoder's."""
     for name in ("config.json", "open_clip_config.json"):
         if (folder / name).is_file():
-            config = _json(folder / name)
+            config = read_object(folder / name, limit=LIMIT)
             vision = config.get("model_cfg", config)
             vision = vision.get("vision_cfg", vision) if isinstance(vision, dict) else {}
             found = vision.get("architecture") or vision.get("timm_model_name") if isinstance(vision, dict) else None
@@ -50,7 +49,7 @@ def require_family(folder: Path) -> None:
 
 def shards(index: Path) -> dict[str, list[str]]:
     """The files that an index names, each with the tensors that it is to hold. Raises UserError for an index that is none."""
-    places = _json(index).get("weight_map")
+    places = read_object(index, limit=LIMIT).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{index}: has no weight_map: expected the file of each tensor")
     files: dict[str, list[str]] = {}
@@ -62,15 +61,3 @@ def shards(index: Path) -> dict[str, list[str]]:
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: the shard {name} is missing: fetch every file that the index names")
     return files
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(read_small(path, LIMIT))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected a dictionary")
-    return value

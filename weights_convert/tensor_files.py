@@ -15,11 +15,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from jaxface.bounded import parse_json
 from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.files import aside
 from weights_convert import torch_format
-from weights_convert.bounded import parse_json
 from weights_convert.folders import INDEX, WEIGHTS, require_family, shards, weights_in
 from weights_convert.tensor_parts import Parts, as_bytes, joined_shape, target_dtype
 

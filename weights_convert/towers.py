@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
+from jaxface.bounded import parse_json
 from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig, TextConfig
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Range, ranged
-from weights_convert.bounded import parse_json
 from weights_convert.layouts import LOGIT_SCALE
 
 Shapes = dict[str, tuple[int, ...]]

@@ -16,7 +16,7 @@ import regex
 
 from jaxface.digests import check_digest
 from jaxface.errors import UserError
-from weights_convert.bounded import parse_json, read_small
+from jaxface.files import read_object
 
 CONFIG = "adapter_config.json"
 PATCHES = "patch_embed.proj"
@@ -189,13 +189,8 @@ def read_config(folder: Path) -> PeftConfig:
     """The configuration of a folder. Raises UserError for a field that is not understood, by its name and value."""
     path = folder / CONFIG
     check_digest(path)
-    try:
-        fields = parse_json(read_small(path, LIMIT))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; expected a folder that PEFT wrote") from None
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON: {error}") from None
-    if not isinstance(fields, dict) or "peft_type" not in fields:
+    fields = read_object(path, "; expected a folder that PEFT wrote", LIMIT)
+    if "peft_type" not in fields:
         raise UserError(f"{path}: holds no peft_type; expected 'LORA'")
     for name in sorted(fields, key=lambda name: name != "peft_type"):
         understood, expected = FIELDS.get(name, (_off, "off: it is not known here what it changes"))

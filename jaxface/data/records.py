@@ -9,7 +9,6 @@ bytes), `id`, `person`, `source`, and one integer per task, `MISSING` where it h
 
 from __future__ import annotations
 
-import json
 import threading
 import zipfile
 from collections.abc import Mapping
@@ -24,12 +23,15 @@ from jaxface.data.images import Unreadable
 from jaxface.data.tasks import MISSING
 from jaxface.digests import check_digest, combined, file_digest
 from jaxface.errors import UserError
+from jaxface.files import read_object
 
 LABELS = "labels.npz"
 HASHES = "hashes.npz"
 SUMMARY = "summary.json"
 DESCRIPTION = "dataset_info.json"
 SPLITS = ("train", "validation", "test")
+AGAIN = ": copy the whole folder again, or prepare it again"
+"""What to do about a file that is not what was written."""
 
 _IMPORTING = threading.Lock()
 
@@ -68,10 +70,10 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         )
     check_digest(path)
     try:
-        summary = json.loads(path.read_text())
+        summary = read_object(path, AGAIN)
         return {**summary, "splits": dict(summary["splits"])}
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a summary of prepared records ({error}): copy the folder again, or prepare it again") from None
+        raise UserError(f"{path}: not a summary of prepared records ({error}){AGAIN}") from None
 
 
 def splits(folder: str | Path) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read ({error}): copy the folder again, or prepare it again") from None
+        raise UserError(f"{path}: cannot be read ({error}){AGAIN}") from None
 
 
 def read_labels(folder: str | Path, split: str) -> dict[str, np.ndarray]:
@@ -174,14 +176,14 @@ def record_files(folder: str | Path, split: str) -> list[Path]:
     for path in (description, description.with_name("features.json")):  # the latter for others' readers: see above
         check_digest(path)
     try:
-        (entry,) = (entry for entry in json.loads(description.read_bytes())["splits"] if entry["name"] == split)
+        (entry,) = (entry for entry in read_object(description, AGAIN)["splits"] if entry["name"] == split)
         count, written = len(entry["shardLengths"]), int(entry["numBytes"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{description}: cannot be read ({error}): copy the whole folder again, or prepare it again") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{description}: cannot be read ({error}){AGAIN}") from None
     files = [Path(folder) / f"faces-{split}.array_record-{index:05d}-of-{count:05d}" for index in range(count)]
     missing = [path for path in files if not path.is_file()]
     if missing:
-        raise UserError(f"{missing[0]} is missing: copy the whole folder again, or prepare it again")
+        raise UserError(f"{missing[0]} is missing{AGAIN}")
     size = sum(path.stat().st_size for path in files)
     if size != written:
         raise UserError(f"{folder}: {split} has {size} bytes, {written} were written: prepare it again")

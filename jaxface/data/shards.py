@@ -22,7 +22,7 @@ from jaxface.data.duplicates import fingerprint
 from jaxface.data.images import Unreadable
 from jaxface.data.records import Record
 from jaxface.data.tasks import MISSING, TASKS
-from jaxface.digests import file_digest
+from jaxface.digests import stamp_of
 from jaxface.errors import UserError
 from jaxface.files import aside, write_json
 
@@ -76,25 +76,16 @@ def make_shards(
     shards = []
     for index, start in enumerate(range(0, len(records), size)):
         part = tuple(records[start : start + size])
-        identity = repr(
-            (source, margin, cropping, tasks, [(replace(record, image=b""), *_version(record.image, content)) for record in part])
-        )
+        images = [(replace(record, image=b""), *_version(record.image, content)) for record in part]
+        identity = repr((source, margin, cropping, tasks, images))
         name = f"{split}-{index:05d}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         shards.append(Shard(folder / name, part, source, margin, cropping))
     return shards
 
 
-def _version(image: Path | bytes, content: bool) -> tuple[Any, ...]:
+def _version(image: Path | bytes, content: bool) -> tuple[str | int, ...]:
     """Tells whether an image is the one that it was."""
-    try:
-        if content and isinstance(image, Path):
-            return (file_digest(image),)
-        if isinstance(image, bytes):
-            return (hashlib.sha256(image).hexdigest(),)
-        stat = image.stat()
-        return stat.st_size, stat.st_mtime_ns
-    except (OSError, ValueError):
-        return ("",)
+    return (hashlib.sha256(image).hexdigest(),) if isinstance(image, bytes) else stamp_of(image, content)
 
 
 @contextmanager

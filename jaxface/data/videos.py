@@ -105,7 +105,9 @@ class Places:
 def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     """The container and its video stream. Raises Unreadable."""
     try:
-        if os.path.isfile(path) and not os.path.getsize(path):
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise Unreadable("no file but a folder, a pipe or a device")
+        if os.path.exists(path) and not os.path.getsize(path):
             raise Unreadable("the file is empty")
         with open(path, "rb") as file, av.open(file, options={"format_whitelist": CONTAINERS}) as container:
             stream = container.streams.best("video")

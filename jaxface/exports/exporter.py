@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from jaxface.digests import check_digest, file_digest, record_digests
 from jaxface.errors import UserError, tell
 from jaxface.evaluation.metrics import probabilities
-from jaxface.files import DIGESTS, alone_in, aside, write_json
+from jaxface.files import DIGESTS, alone_in, aside, read_object, write_json
 from jaxface.models.encoder import normalize_images
 from jaxface.models.variants import EncoderConfig
 from jaxface.registry import Registry
@@ -107,7 +106,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no {path.name}; expected a folder that `python -m jaxface.export RUN --to FORMAT` wrote")
     check_digest(path)
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_object(path)
         until, by = manifest.get("readable_until", ""), manifest["versions"]["jax"]
         damaged = [name for name, digest in manifest["files"].items() if not _is_whole(folder / name, digest)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -17,9 +17,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxface.digests import file_digest
 from jaxface.errors import UserError, os_line, printable
-from jaxface.files import WRITTEN, aside, check_output, held, to_json, write_json
+from jaxface.files import WRITTEN, aside, check_output, held, read_object, to_json, write_json
 
 Json = dict[str, Any]
 CHUNK = 20_000
@@ -28,21 +27,6 @@ CHUNK = 20_000
 
 FINISHED = "finished"
 """Key of the description that says that the table was made."""
-
-
-def stamp_of(path: str, content: bool = False) -> str:
-    """What a file is known by: its size and time of change, or a hash of its content; nothing for a file that cannot be read.
-
-    Args:
-      content: take the hash, which is slower and notices a file that was replaced by one of the same size and time.
-    """
-    try:
-        if content:
-            return file_digest(Path(path))
-        found = os.stat(path)
-    except OSError:
-        return ""
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _line(value: Json) -> bytes:
@@ -104,11 +88,8 @@ class Journal:
     def _check_about(self) -> bool:
         """Whether the job begins anew: there is none yet, or a finished one whose results were taken away."""
         if self.description.is_file():
-            try:
-                before = json.loads(self.description.read_text())
-                finished = before.pop(FINISHED, False)
-            except (OSError, ValueError, AttributeError) as error:
-                raise UserError(f"{self.description}: cannot be read ({error}): remove it and {self.out}") from None
+            before = read_object(self.description, f": remove it and {self.out}")
+            finished = before.pop(FINISHED, False)
             if not self.out.exists() and (finished or self.out == self.path):
                 return True
             different = sorted(name for name in {*before, *self.about} if before.get(name) != self.about.get(name))
@@ -130,9 +111,13 @@ class Journal:
             raise UserError(f"{self.path}: a line is no result of this command: remove the file, or choose another --out")
         return rows
 
-    def take_up(self, stamps: Mapping[str, str]) -> int:
-        """Takes what the files are like now, by path, and drops the results of those that have changed. Returns how many those are."""
-        self._now = stamps
+    def take_up(self, found: Mapping[str, Sequence[str | int]]) -> int:
+        """Drops the results of files that have changed, and returns how many those are.
+
+        Args:
+          found: what the files are like now, by path (`jaxface.digests.stamp_of`).
+        """
+        self._now = stamps = {path: " ".join(map(str, stamp)) for path, stamp in found.items()}
         known = {path for path, _ in self.done}
         changed = {path for path in known & stamps.keys() if self.stamps.get(path, stamps[path]) != stamps[path]}
         if changed:

@@ -15,7 +15,7 @@ from rich.table import Table
 from jaxface.data.tasks import MISSING, Task
 from jaxface.evaluation.metrics import probabilities, summarize, task_matrix
 from jaxface.evaluation.predictions import Predictions
-from jaxface.files import aside, check_output
+from jaxface.files import aside, check_output, read_object
 from jaxface.report.markup import percent
 from jaxface.runs.folder import read_metrics
 from jaxface.runs.predictions_file import write_predictions
@@ -85,8 +85,7 @@ def show_scores(scores: dict[str, Any], title: str, console: Console) -> None:
 
 def results_table(folder: Path) -> Table:
     """The test's accuracy and balanced accuracy per task, before and after where a run has both."""
-    result = json.loads((folder / "result.json").read_text())
-    baselines = json.loads((folder / "baselines.json").read_text())
+    result, baselines = read_object(folder / "result.json"), read_object(folder / "baselines.json")
     before = next((row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "before"), {})
     title = f"{folder}: accuracy on the {result['split']} split, %"
     table = Table("task", "majority class", "linear on pixels", "before", "balanced", "after", "balanced", title=title)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +17,7 @@ from jaxface.errors import UserError, tell
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import Json, hardest_of, score
-from jaxface.files import aside, write_json
+from jaxface.files import aside, read_object, write_json
 from jaxface.models.heads import Classifier
 from jaxface.runs.best import trained_size
 from jaxface.runs.config import RANDOM
@@ -116,7 +115,7 @@ def evaluate_run(
     if out != folder:
         if not read_temperatures(out, trained.digest) and trained.temperatures:
             copy_temperatures(folder, out)
-        write_json(out / "config.json", json.loads((folder / "config.json").read_text()))  # the report asks for it
+        write_json(out / "config.json", read_object(folder / "config.json"))  # the report asks for it
     write_predictions(out / "predictions.parquet", predictions)
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
     write_json(out / "summary.json", run_costs(trained.plain(), trained_size(folder), trained.image_size))
@@ -193,9 +192,5 @@ def write_scores(folder: Path, predictions: Predictions, temperatures: dict[str,
 
 def read_scores(folder: Path) -> Json:
     """What `write_scores` wrote. Raises UserError if it is not there or not whole."""
-    path = folder / "evaluation.json"
-    check_digest(path)
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); `python -m jaxface.evaluate {folder}` writes it") from None
+    check_digest(folder / "evaluation.json")
+    return read_object(folder / "evaluation.json", f"; `python -m jaxface.evaluate {folder}` writes it")

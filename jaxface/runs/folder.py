@@ -24,6 +24,7 @@ from jaxface.data.tasks import TASKS, Task
 from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
+from jaxface.files import read_object
 from jaxface.imports import require_imports
 from jaxface.runs.config import Config, HeadOptions, differences, from_dict, to_dict
 from jaxface.runs.predictions_file import read_predictions
@@ -128,7 +129,7 @@ def read_config(folder: str | Path) -> Config:
         raise UserError(f"{folder} is not a run folder: it has no config.json")
     check_digest(path)
     try:
-        value = json.loads(path.read_text())
+        value = read_object(path)
         require_imports(dict(value.get("imports") or {}), str(folder))
         value.get("head", {}).setdefault("tokens", ALL_TOKENS)
         return from_dict(Config, value)
@@ -187,13 +188,13 @@ def read_run(path: Path | str) -> Run:
         check_digest(path / name)
     return Run(
         path=path,
-        config=_read_json(path / "config.json"),
+        config=read_object(path / "config.json"),
         rows=_if_there(path / "metrics.jsonl", read_metrics, ()),
         predictions=_if_there(path / "predictions.parquet", read_predictions, None),
         before=_if_there(path / "predictions_before.parquet", read_predictions, None),
         start=_if_there(path / "features_before.parquet", read_predictions, None),
-        baselines=_if_there(path / "baselines.json", _read_json, {}),
-        summary=_if_there(path / "summary.json", _read_json, {}),
+        baselines=_if_there(path / "baselines.json", read_object, {}),
+        summary=_if_there(path / "summary.json", read_object, {}),
         faces=_if_there(path / "faces.npz", _read_faces, {}),
         hardest=_if_there(path / "hardest.npz", _read_faces, {}),
         temperatures=read_temperatures(path),
@@ -228,16 +229,6 @@ def read_metrics(path: Path | str) -> tuple[Row, ...]:
 def _if_there(path: Path, read: Callable[[Path], Any], otherwise: Any) -> Any:
     check_digest(path)
     return read(path) if path.exists() else otherwise
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _read_faces(path: Path) -> Mapping[str, np.ndarray]:

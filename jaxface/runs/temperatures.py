@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.calibration import fit_temperatures
 from jaxface.evaluation.predictions import Predictions
-from jaxface.files import write_json
+from jaxface.files import read_object, write_json
 
 FILE = "calibration.json"
 """Where a run folder keeps its temperatures."""
@@ -24,7 +23,7 @@ def write_temperatures(folder: Path, validation: Predictions, model: str) -> dic
 
 def copy_temperatures(folder: Path, out: Path) -> None:
     """Keeps a run's temperatures beside answers that are written elsewhere."""
-    write_json(out / FILE, json.loads((folder / FILE).read_text()))
+    write_json(out / FILE, read_object(folder / FILE))
 
 
 def read_temperatures(folder: Path, model: str | None = None) -> dict[str, float]:
@@ -37,7 +36,7 @@ def read_temperatures(folder: Path, model: str | None = None) -> dict[str, float
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = read_object(path)
         temperatures = {str(task): float(value) for task, value in content["temperature"].items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a file of temperatures ({error}); `python -m jaxface.evaluate {folder}` writes it") from None

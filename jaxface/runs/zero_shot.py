@@ -17,7 +17,7 @@ from flax import nnx
 from jaxface.data.tasks import Task, get_task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
-from jaxface.files import alone_in, write_json
+from jaxface.files import alone_in, read_object, write_json
 from jaxface.models.clip import Clip, unit
 from jaxface.models.encoder import Encoder
 from jaxface.models.tokenizer import tokenize
@@ -74,13 +74,11 @@ def read_templates(path: str | Path) -> dict[str, Template]:
 
     Raises UserError if the file is missing or is something else.
     """
+    expected = '; expected JSON such as {"gender": "A photo of a {} person"}'
     try:
-        value = json.loads(Path(path).read_text())
-        return {get_task(task).name: _template(entry) for task, entry in value.items()}
-    except FileNotFoundError:
-        raise UserError(f"no file of templates {path}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f'{path}: {error}; expected JSON such as {{"gender": "A photo of a {{}} person"}}') from None
+        return {get_task(task).name: _template(entry) for task, entry in read_object(Path(path), expected).items()}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: {error}{expected}") from None
 
 
 def _template(entry: Any) -> Template:
@@ -164,7 +162,7 @@ class ZeroShotRun:
     def answers(self) -> Predictions | None:
         """Those that stand already. Raises UserError if the folder holds another kind of run."""
         config = self.folder / "config.json"
-        if config.is_file() and json.loads(config.read_text()).get("method", {}).get("name") != METHOD:
+        if config.is_file() and read_object(config).get("method") != {"name": METHOD}:
             raise UserError(f"{self.folder} holds a run of another kind: choose another folder")
         if not self.weights.is_file() or not stands(self.folder, self.about(), features=False):
             return None

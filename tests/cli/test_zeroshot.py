@@ -15,7 +15,7 @@ from jaxface.errors import UserError, run_command
 from jaxface.models.variants import TextConfig
 from jaxface.report.console import write_rows
 from jaxface.runs.predictions_file import read_predictions
-from jaxface.runs.zero_shot import TEMPLATES, Template, read_templates, zero_shot
+from jaxface.runs.zero_shot import TEMPLATES, Template, ZeroShotRun, read_templates, zero_shot
 from jaxface.zeroshot import main
 from small_models import KINDS, random_tensors
 from weights_convert.checkpoint import write_checkpoint
@@ -157,7 +157,7 @@ def test_a_broken_template_is_one_clear_line(content, message, tmp_path):
         (("--photos", "nowhere"), "nowhere: no such file or folder"),
         (("--photos", ".", "--out", "p.xlsx"), "the suffix says the format: one of .csv, .jsonl, .parquet"),
         (("--data", "nowhere"), "no folder nowhere"),
-        (("--photos", ".", "--templates", "t.json"), "no file of templates t.json"),
+        (("--photos", ".", "--templates", "t.json"), "t.json: cannot be read: No such file or directory; expected JSON such as"),
         (("--photos", "."), "no photos (.jpg"),
     ],
 )
@@ -166,6 +166,13 @@ def test_wrong_input_is_one_line_and_status_2(words, message, command, checkpoin
     assert status == 2
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 10_000])
+def test_a_run_folder_whose_configuration_is_damaged_is_one_line(tmp_path, checkpoint, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: (no JSON|holds a list)"):
+        ZeroShotRun(tmp_path, checkpoint, ("gender",), TEMPLATES, (), "test").answers()
 
 
 def test_a_checkpoint_without_text_tower_is_refused(command, photos, tmp_path):

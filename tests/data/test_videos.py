@@ -1,5 +1,6 @@
 """Videos whose headers lie, that are cut or have holes: the frames that are there, under their right numbers and times."""
 
+import os
 from fractions import Fraction
 
 import av
@@ -114,6 +115,13 @@ def test_a_file_that_names_other_files_is_no_video(tmp_path, text):
     (tmp_path / "a.mp4").write_text(text)
     with pytest.raises(Unreadable, match="cannot be read as a video"):
         list(frames_apart(str(tmp_path / "a.mp4"), Bounds()))
+
+
+def test_what_is_no_file_is_said_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name in ("pipe.mp4", "."):
+        with pytest.raises(Unreadable, match="no file but"):
+            list(read_frames(str(tmp_path / name), Bounds()))
 
 
 def test_frames_are_turned_as_their_container_says():

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxface.digests import stamp_of
 from jaxface.errors import UserError
-from jaxface.prediction.journal import Journal, stamp_of
+from jaxface.prediction.journal import Journal
 
 ABOUT = {"model": "abc", "classes": {"gender": ["male", "female"]}}
 
@@ -116,7 +117,7 @@ def test_the_content_tells_what_size_and_time_do_not(tmp_path):
     os.utime(path, ns=(time, time))
     assert stamp_of(str(path)) == before[0]
     assert stamp_of(str(path), content=True) != before[1]
-    assert stamp_of(str(tmp_path / "none")) == ""
+    assert stamp_of(str(tmp_path / "none")) == ("",)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -86,9 +86,9 @@ def test_a_run_that_has_just_begun_holds_its_configuration_only(tmp_path):
     ("change", "message"),
     [
         (lambda run: (run / "config.json").unlink(), "not a run folder"),
-        (lambda run: (run / "config.json").write_text("{"), r"config\.json: not readable as JSON"),
-        (lambda run: (run / "config.json").write_text("[]"), r"config\.json: expected a JSON object, got list"),
-        (lambda run: (run / "baselines.json").write_bytes(b"\xff"), r"baselines\.json: not readable"),
+        (lambda run: (run / "config.json").write_text("{"), r"config\.json: no JSON"),
+        (lambda run: (run / "config.json").write_text("[]"), r"config\.json: holds a list, expected a JSON object"),
+        (lambda run: (run / "baselines.json").write_bytes(b"\xff"), r"baselines\.json: no JSON"),
         (lambda run: (run / "faces.npz").write_bytes(b"PK"), r"faces\.npz: not readable as arrays"),
         (lambda run: np.savez(run / "faces.npz", id=np.array(["a"])), r"faces\.npz: not readable as arrays"),
         (lambda run: np.savez(run / "faces.npz", id=np.array(["a"]), image=np.zeros((1, 4, 4, 3))), r"faces\.npz: got .* expected"),
