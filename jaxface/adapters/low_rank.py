@@ -141,6 +141,11 @@ class LowRank(nnx.Module):
         self.base_norms = None if norms is None else Constant(norms)
         self.magnitude = None if norms is None else Magnitude(jnp.sqrt(norms))
 
+    @property
+    def keeps_result(self) -> bool:
+        """Whether the backward pass asks for the product itself: the magnitude's gradient is a sum over it."""
+        return self.magnitude is not None
+
     def prepare(self, tokens: int, dtype: DTypeLike) -> None:
         """Computes what no block's input has a part in, for that many rows of x in a dtype: in one product for all blocks."""
         if self.magnitude is not None and self.detach_norm and not sums_kernel(tokens, *self.base.shape[-2:], dtype):

@@ -43,6 +43,9 @@ class Call(NamedTuple):
     causal: bool
 
 
+TURNED = "turned"
+"""The name of q, k and v as a fused kernel reads them: kept in the place of the product that they are cut from, where nothing else asks for
+that in the backward pass."""
 AUTO = "auto"
 """The name that leaves the choice to the kernels' own conditions."""
 ANYWHERE = "xla"
@@ -238,7 +241,8 @@ def token_major(
     if angles is not None:
         angles = jnp.pad(angles, ((0, q.shape[-2] - angles.shape[-2]), (0, 0)))
         q, k = rotate(q, angles), rotate(k, angles)
-    y = jnp.swapaxes(attend(*(jnp.swapaxes(x.reshape(-1, *x.shape[-3:]), 1, 2) for x in (q, k, v))), 1, 2)
+    read = (checkpoint_name(jnp.swapaxes(x.reshape(-1, *x.shape[-3:]), 1, 2), TURNED) for x in (q, k, v))
+    y = jnp.swapaxes(attend(*read), 1, 2)
     return y.reshape(*q.shape[:-3], *y.shape[1:])
 
 

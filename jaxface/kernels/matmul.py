@@ -147,6 +147,12 @@ def _beside(x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.lax.dynamic_update_slice(x, xa, (0, x.shape[1] - rank)), xa
 
 
+def _joined(x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x [n, in] times w + a b, as one product of joined operands: [x | x a] [w; b], and x a."""
+    joined, xa = _beside(x, a)
+    return joined @ jnp.concatenate([w, b]), xa
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _low_rank_product(
     x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
@@ -172,8 +178,8 @@ def _wide_forward(
     x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     """One product of the joined operands: [x | x a] [w; b]."""
-    joined, xa = _beside(x.reshape(-1, x.shape[-1]), a.astype(x.dtype))
-    y = joined @ jnp.concatenate([dense(w, x.dtype), b.astype(x.dtype)])
+    rows = x.reshape(-1, x.shape[-1])
+    y, xa = _joined(rows, dense(w, x.dtype), a.astype(x.dtype), b.astype(x.dtype))
     y = checkpoint_name(y.reshape(*x.shape[:-1], -1), PRODUCT)
     # what is kept is the result before its gain: whoever reads it next multiplies as it reads
     return _gained(y, gain), (x, w, a, b, gain, None if gain is None else y, checkpoint_name(xa, PRODUCT))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxface.kernels.attention import AUTO, attention
+from jaxface.kernels.attention import AUTO, TURNED, attention
 from jaxface.kernels.matmul import PRODUCT
 from jaxface.kernels.normalize import EPSILON
 from jaxface.kernels.plain import is_plain
@@ -65,7 +66,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
         """[..., N, D] -> [..., N, D]"""
-        x = x + _scaled(self.attn(self.norm1(x), angles, causal), self.scale1)
+        x = checkpoint_name(x + _scaled(self.attn(self.norm1(x), angles, causal), self.scale1), SUM)
         return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
 
 
@@ -73,22 +74,32 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * scale[...].astype(x.dtype)
 
 
+SUM = "sum"
+"""The name of a block's input and attention's result together."""
 BLOCK = "block"
 """The name under which a compiled program's operations say that they are a block's."""
 
 
-def _products(primitive: Any, *arrays: Any, **options: Any) -> Any:
-    """Keeps what is named a product, and both results of cuDNN's attention, which nothing names: they spare it a second run."""
-    fused = primitive.name.startswith("dot_product_attention_fwd")
-    return fused or jax.checkpoint_policies.save_only_these_names(PRODUCT)(primitive, *arrays, **options)
+def _products(block: Block) -> Callable[..., Any]:
+    """Keeps what is named a product, and both results of cuDNN's attention, which nothing names: they spare it a second run.
+
+    In the place of the product that q, k and v are cut from it keeps these as attention reads them, and in the place of attention's last
+    product the sum that it goes into, unless those products' own backward passes ask for them.
+    """
+    instead = {TURNED: block.attn.qkv, SUM: block.attn.out}
+    names = [name for name, linear in instead.items() if not getattr(linear.kernel, "keeps_result", False)]
+    named = jax.checkpoint_policies.save_only_these_names(PRODUCT, *names)
+    return lambda primitive, *arrays, **options: (
+        primitive.name.startswith("dot_product_attention_fwd") or named(primitive, *arrays, **options)
+    )
 
 
-REMAT: Registry[Any] = Registry(
+REMAT: Registry[Callable[[Block], Callable[..., Any] | None]] = Registry(
     "remat",
     {
-        "none": None,
+        "none": lambda block: None,
         "products": _products,
-        "full": jax.checkpoint_policies.nothing_saveable,
+        "full": lambda block: jax.checkpoint_policies.nothing_saveable,
     },
 )
 """What a block keeps for its backward pass: all that autodiff asks for, the results of matrix products and attention, or its input alone.
@@ -96,21 +107,28 @@ REMAT: Registry[Any] = Registry(
 The products are the only results that cost much to form again; keeping all else takes twice the memory, and as long to write and read."""
 
 
-def _scanned(body: Any, x: Any, blocks: Block) -> tuple[Any, Any]:
+def _scanned(body: Any, keep: Any, x: Any, blocks: Block) -> tuple[Any, Any]:
     """One program for all blocks, run once for each."""
-    return jax.lax.scan(body, x, blocks)
+    return jax.lax.scan(keep(body, prevent_cse=False), x, blocks)
 
 
-def _unrolled(body: Any, x: Any, blocks: Block) -> tuple[Any, Any]:
+def _unrolled(body: Any, keep: Any, x: Any, blocks: Block) -> tuple[Any, Any]:
     """A program for each block: what a block keeps stays where it was written, and is not copied into arrays of all blocks."""
-    every, leaves = [], jax.tree.leaves(blocks)
-    cut = [jax.lax.split(leaf, [1] * len(leaf)) for leaf in leaves]  # its gradient joins the blocks' at once
-    for number in range(len(cut[0])):
-        block = jax.tree.unflatten(jax.tree.structure(blocks), [parts[number][0] for parts in cut])
+    leaves, tree = jax.tree.flatten(blocks)
+    # arrays in fewer bits are frozen: a block cuts its own from them, in each pass anew; the gradients of the others are joined at once
+    cut = [jax.lax.split(leaf, [1] * len(leaf)) if leaf.dtype == jnp.float32 else leaf for leaf in leaves]
+
+    def one(x: Any, parts: list[Any], number: int) -> tuple[Any, Any]:
+        own = [part[number] if leaf.shape == part.shape else part[0] for part, leaf in zip(parts, leaves, strict=True)]
+        return body(x, jax.tree.unflatten(tree, own))
+
+    every: list[Any] = []
+    for number in range(len(leaves[0])):
         x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))  # else the compiler lays tokens out channel by channel
-        x, own = body(x, block)
+        parts = [part[number] if isinstance(part, (list, tuple)) else part for part in cut]
+        x, own = keep(partial(one, number=number))(x, parts)
         every.append(own)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+    return x, jax.tree.map(lambda *states: jnp.stack(states), *every)
 
 
 LOOPS: Registry[Any] = Registry("loop", {"scan": _scanned, "unrolled": _unrolled})
@@ -143,15 +161,15 @@ def _run_blocks(
             x = block(x, angles, causal)
         return x, x if every else None
 
-    if (policy := REMAT[remat]) is not None:
-        body: Any = jax.checkpoint(body, policy=policy, prevent_cse=loop != "scan")
+    policy = REMAT[remat](blocks)
+    keep: Any = (lambda function, **_: function) if policy is None else partial(jax.checkpoint, policy=policy)
     blocks = _prepared(blocks, x)
-    run = partial(LOOPS[loop], body)
+    run = partial(LOOPS[loop], body, keep)
     first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], blocks) for cut in (0, slice(1, None)))
     if jax.eval_shape(body, x, first)[0].shape == x.shape:
         return run(x, blocks)
     # a block that gives every task a result of its own changes the shape: it stands before the scan of those that keep it
-    x, states = body(x, first)
+    x, states = keep(body)(x, first)
     states = None if states is None else states[None]
     if blocks.norm1.scale.shape[0] == 1:
         return x, states

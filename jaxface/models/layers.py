@@ -40,7 +40,9 @@ class Linear(nnx.Module):
             return y
         if isinstance(self.kernel, nnx.Variable):
             return y + self.whole_bias().astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply
-        return (y + self.whole_bias()).astype(y.dtype)
+        bias = self.whole_bias()
+        wider = jnp.promote_types(y.dtype, bias.dtype)  # whoever reads an adapted product adds as it reads
+        return (y.astype(wider) + bias.astype(wider)).astype(y.dtype)
 
     def whole_bias(self) -> jax.Array:
         """[out]; asked for where there is a bias."""
