@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -73,6 +73,7 @@ def read_checkpoint(
     file.tensors = _without_prefix(file.tensors)
     layout, form, known = recognise(file.tensors)
     if not known:
+        _require_alone(path, file.tensors)
         names = ", ".join(name[:80] for name in list(file.tensors)[:3]) or "none"
         raise UserError(f"{path}: no layout of an encoder ({', '.join(LAYOUTS)}) has its tensors ({names}, ...)")
     whole = [f"{name} ({array.dtype})" for name, array in file.tensors.items() if not is_floating(array.dtype)]
@@ -94,6 +95,9 @@ def read_checkpoint(
     problems = _compare(_expected(layout, table(layout, form, text, towers.vision), towers), theirs, surplus)
     if problems:
         raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}{_other(ours, towers)}")
+    guessed = config is None and heads in (None, Heads()) and Towers.from_metadata(file.metadata.get(CONFIG)) is None
+    if guessed and layout.zero_bias and towers.vision.rope == "axial":  # one of timm's
+        _require_size(path, towers.vision)
     bias = None if towers.vision.output_bias else ours.pop(ZERO, None)
     if bias is not None and bias.any():
         raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
@@ -115,13 +119,28 @@ ANCHORS = ("patch_embed.proj.weight", "conv1.weight", "patch.kernel")
 """The patch embedding in each layout, without what may stand before it."""
 
 
-def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors without what wrappers put before every name (`module.`, `_orig_mod.`, `timm_model.`, `model.`, ...)."""
-    for name in tensors:
+def _prefixes(names: Iterable[str]) -> Iterator[str]:
+    """What wrappers put before names (`module.`, `_orig_mod.`, `timm_model.`, `model.`, ...), known by the patch embedding's."""
+    for name in names:
         match = re.fullmatch(rf"((?:[a-zA-Z_]\w*\.)*?)(?:visual\.(?:trunk\.)?)?(?:{'|'.join(map(re.escape, ANCHORS))})", name)
-        if match and match[1] and all(other.startswith(match[1]) for other in tensors):
-            return {other.removeprefix(match[1]): array for other, array in tensors.items()}
+        if match and match[1]:
+            yield match[1]
+
+
+def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors without what a wrapper put before every name."""
+    for prefix in _prefixes(tensors):
+        if all(other.startswith(prefix) for other in tensors):
+            return {other.removeprefix(prefix): array for other, array in tensors.items()}
     return dict(tensors)
+
+
+def _require_alone(path: str | Path, names: Iterable[str]) -> None:
+    """Raises UserError for tensors that are no encoder's beside one whose names all begin alike."""
+    prefix = next(_prefixes(names), None)
+    others = [name for name in names if prefix and not name.startswith(prefix)]
+    if others:
+        raise UserError(f"{path}: beside the encoder ({prefix}...) stand {_some('of something else', others)}: save the encoder alone")
 
 
 def _settle_classifier(file: TensorFile, prefix: str, classifier: Classifier) -> None:
@@ -158,7 +177,7 @@ def _towers(
     if config is None:
         found = infer(ours, heads, projected=layout.name != "timm")
         found = replace(found, vision=replace(found.vision, output_bias=biased))
-        _require_told(found, heads or Heads(), layout)
+        _require_told(found, heads or Heads())
         return found
     vision = get_variant(config) if isinstance(config, str) else config
     if vision.output and "visual.projection.kernel" not in ours and layout.name == "timm":
@@ -171,24 +190,30 @@ def _towers(
     return Towers(vision, TEXT_VARIANTS.get(config) if isinstance(config, str) and config in TEXT_VARIANTS else infer(ours, known).text)
 
 
-def _require_told(towers: Towers, heads: Heads, layout: Layout) -> None:
+def _shape(c: EncoderConfig) -> EncoderConfig:
+    """A configuration but for what files of one variant differ in."""
+    return replace(c, image_size=c.patch, output=None, output_bias=False, class_position=True)
+
+
+def _require_size(path: str | Path, vision: EncoderConfig) -> None:
+    """Raises UserError for positions of another image size than the variant's, since timm scales rotary ones by then."""
+    native = sorted({c.image_size for c in VARIANTS.values() if _shape(c) == _shape(vision)})
+    if vision.image_size not in native:
+        size, grid = vision.image_size, vision.grid
+        raise UserError(
+            f"{path}: its positions are for images of {size} pixels, not {' or '.join(map(str, native))}: timm scales rotary ones of "
+            f"such a model by its ref_feat_shape, which no tensor tells; if that was [{grid}, {grid}], which scales nothing, give its "
+            "number of heads"
+        )
+
+
+def _require_told(towers: Towers, heads: Heads) -> None:
     """Raises UserError for shapes of no variant, unless their heads are given."""
-
-    def shape(c: EncoderConfig) -> EncoderConfig:
-        return replace(c, image_size=c.patch, output=None, output_bias=False, class_position=True)
-
     c = towers.vision
-    if heads.vision is None and shape(c) not in map(shape, VARIANTS.values()):
+    if heads.vision is None and _shape(c) not in map(_shape, VARIANTS.values()):
         raise UserError(
             f"no variant has width {c.width}, {c.depth} blocks, patch {c.patch}, {'a' if c.pool else 'no'} pool: its tensors do not tell "
             "its heads; give their number, or a configuration"
-        )
-    native = sorted({c.image_size for c in VARIANTS.values() if shape(c) == shape(towers.vision)})
-    if heads.vision is None and layout.zero_bias and towers.vision.image_size not in native and towers.vision.rope == "axial":  # timm's
-        size, grid = towers.vision.image_size, towers.vision.grid
-        raise UserError(
-            f"its positions are for images of {size} pixels, not {' or '.join(map(str, native))}: timm scales rotary ones of such a model "
-            f"by its ref_feat_shape, which no tensor tells; if that was [{grid}, {grid}], which scales nothing, give its number of heads"
         )
     if towers.text is not None and heads.text is None and towers.text not in TEXT_VARIANTS.values():
         c = towers.text

@@ -113,8 +113,11 @@ def _open_file(path: Path, averaged: bool | None) -> TensorFile:
             raise UserError(f"{path}: a safetensors file holds one set of weights, and none beside it that is averaged")
         tensors, metadata = _read_safetensors(path, mapped)
         return TensorFile(path, tensors, metadata, [mapped])
-    tensors, taken = torch_format.read_legacy(path, averaged)
-    return TensorFile(path, tensors, taken=taken)
+    if mapped[: len(torch_format.LEGACY)] == torch_format.LEGACY:
+        tensors, taken = torch_format.read_legacy(path, mapped, averaged)
+        return TensorFile(path, tensors, mapped=[mapped], taken=taken)
+    hint = ": a pointer of Git LFS; fetch the file itself (git lfs pull)" if start == b"version h" else ""
+    raise UserError(f"{path}: neither a safetensors file nor one of torch's checkpoints{hint}")
 
 
 HEADER = 8 * 2**20

@@ -5,12 +5,14 @@ A pickle is a program; this reader runs none. It knows how torch spells a tensor
 
 from __future__ import annotations
 
+import io
 import mmap
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
@@ -39,6 +41,9 @@ WRAPPERS = ("state_dict", "weights", "model", "model_state_dict", "module")
 """Keys under which checkpoints often hold the state dict."""
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Keys under which training checkpoints hold a moving average of it."""
+
+COUNTER = "n_averaged"
+"""What torch's AveragedModel (SWA, EMA) has beside the average, all of which it calls `module`."""
 
 PICKLE = 2 * 2**20
 """Bytes of a pickle that are read: some two hundred a tensor."""
@@ -135,7 +140,7 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         match pid:
-            case ("storage", np.dtype() as dtype, str() as key, _, int() as count):
+            case ("storage", np.dtype() as dtype, str() as key, _, int() as count, *rest) if rest in ([], [None]):  # None: no view
                 return self.storage(key, dtype, count)
         raise _Refused(f"an object {str(pid)[:60]}")
 
@@ -148,32 +153,38 @@ def read_zip(path: Path, mapped: mmap.mmap, averaged: bool | None = None) -> tup
     """
     if _directory_size(mapped) > DIRECTORY:
         raise UserError(f"{path}: its list of entries is longer than that of any model ({DIRECTORY:,} bytes)")
+    with _told(path), zipfile.ZipFile(path) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        if len(entries) < len(archive.infolist()):
+            raise UserError(f"{path}: broken: an entry stands in it twice")
+        pickles = [name for name in entries if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise UserError(f"{path}: a zip file, but not one of torch's checkpoints (no data.pkl in it)")
+        folder = pickles[0].removesuffix("data.pkl")
+        for name in (pickles[0], f"{folder}byteorder"):
+            if name in entries and entries[name].file_size > PICKLE:
+                size = entries[name].file_size
+                raise UserError(f"{path}: its entry {name[:80]} of {size:,} bytes is longer than that of any model ({PICKLE:,})")
+        if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
+            raise UserError(f"{path}: written on a big-endian machine, which this reader does not know")
+        with archive.open(pickles[0]) as file:
+            value = _Unpickler(file, lambda key, *wanted: _storage(path, mapped, entries, f"{folder}data/{key}", *wanted)).load()
+    return tensors_in(path, value, averaged)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Makes one line of whatever a damaged file, or one that asks for more than tensors, has the standard library raise."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-            if len(entries) < len(archive.infolist()):
-                raise UserError(f"{path}: broken: an entry stands in it twice")
-            pickles = [name for name in entries if name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise UserError(f"{path}: a zip file, but not one of torch's checkpoints (no data.pkl in it)")
-            folder = pickles[0].removesuffix("data.pkl")
-            for name in (pickles[0], f"{folder}byteorder"):
-                if name in entries and entries[name].file_size > PICKLE:
-                    size = entries[name].file_size
-                    raise UserError(f"{path}: its entry {name[:80]} of {size:,} bytes is longer than that of any model ({PICKLE:,})")
-            if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
-                raise UserError(f"{path}: written on a big-endian machine, which this reader does not know")
-            with archive.open(pickles[0]) as file:
-                value = _Unpickler(file, lambda key, *wanted: _storage(path, mapped, entries, f"{folder}data/{key}", *wanted)).load()
+        yield
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: truncated or broken: {_line(error)}") from None
     except _Refused as error:
         raise UserError(
-            f"{path}: refused: its pickle asks for {_line(error)}, which is no part of a state dict; save the state dict alone"
+            f"{path}: refused: its pickle asks for {_line(error)}, which makes no plain tensor; save the state dict alone"
         ) from None
     except BROKEN as error:
         raise UserError(f"{path}: its pickle is broken: {type(error).__name__}: {_line(error)}") from None
-    return tensors_in(path, value, averaged)
 
 
 def _line(error: Exception) -> str:
@@ -224,15 +235,28 @@ def tensors_in(path: Path, value: Any, averaged: bool | None = None) -> tuple[di
             raise UserError(f"{path}: holds {', '.join(plain + means)}, not {kind}")
         if not chosen:
             break
+        useless = [key for key in AVERAGED if averaged is None and key in value and key not in means]
         value = value[chosen[0]]
+        if useless and not means:
+            taken = f"{chosen[0]} is taken; {useless[0]} beside it is no dictionary of tensors"
         if means:
             others = [key for key in plain + means if key != chosen[0]]
             taken = f"{chosen[0]} is taken" + (f", not {others[0]}" if others else " (an average of the weights)")
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected a dictionary of tensors")
+        kind = "tensor" if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"{path}: holds a {kind}, expected a dictionary of tensors")
+    tensors = {str(name): array for name, array in value.items() if isinstance(array, np.ndarray)}
+    if COUNTER in tensors and all(name.startswith("module.") for name in tensors if name != COUNTER):
+        del tensors[COUNTER]
+        taken = taken or "its average of the weights is taken (torch's AveragedModel), which is all that it holds"
+        if averaged is False:
+            raise UserError(f"{path}: holds averaged weights alone (torch's AveragedModel)")
     if averaged and not taken:
         raise UserError(f"{path}: holds no averaged weights ({', '.join(AVERAGED)})")
-    return {str(name): array for name, array in value.items() if isinstance(array, np.ndarray)}, taken
+    if value and not tensors:
+        keys = ", ".join(str(key)[:60] for key in list(value)[:6])
+        raise UserError(f"{path}: holds {keys}, and no tensor of torch's under its own name: save the state dict alone")
+    return tensors, taken
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -245,32 +269,34 @@ LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """How a file from before torch 1.6 begins: a pickle of torch's magic number."""
 
 
-def read_legacy(path: Path, averaged: bool | None = None) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of a file from before torch 1.6, read by torch. Raises UserError if it is none, or torch is missing."""
-    with path.open("rb") as file:
-        if file.read(len(LEGACY)) != LEGACY:
-            raise UserError(f"{path}: neither a safetensors file nor one of torch's checkpoints")
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path}: in torch's old format, which takes torch to read: install it, or save again in the zip format") from None
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        first = _line(Exception(str(error).splitlines()[0] if str(error) else type(error).__name__))
-        raise UserError(f"{path}: torch cannot load it without running code: {first}") from None
-    return tensors_in(path, _arrays(value), averaged)
+def read_legacy(path: Path, mapped: mmap.mmap, averaged: bool | None = None) -> tuple[dict[str, np.ndarray], str]:
+    """The tensors of a file from before torch 1.6: pickles one after another, then every storage, its length in front. As `read_zip`."""
+    wanted: dict[str, tuple[np.dtype, int]] = {}
+    places: dict[str, np.ndarray] = {}
 
+    def storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        wanted[key] = (dtype, count)
+        return places[key] if places else np.broadcast_to(np.zeros((), dtype), max(count, 0))
 
-def _arrays(value: Any) -> Any:
-    import torch
+    def value_at(start: int) -> tuple[Any, int]:
+        file = io.BytesIO(mapped[start : start + PICKLE])
+        return _Unpickler(file, storage).load(), start + file.tell()
 
-    if isinstance(value, dict):
-        return {key: _arrays(item) for key, item in value.items()}
-    if not isinstance(value, torch.Tensor):
-        return value
-    bits = value.detach().contiguous()
-    return bits.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bits.dtype == torch.bfloat16 else bits.numpy()
+    with _told(path):
+        at = len(LEGACY) + 1  # the magic number and its full stop
+        for _ in ("protocol", "machine"):
+            _, at = value_at(at)
+        start = at
+        _, at = value_at(start)
+        keys, at = value_at(at)
+        for key in keys:
+            dtype, count = wanted[key]
+            if struct.unpack_from("<q", mapped, at)[0] != count or count < 0 or at + 8 + count * dtype.itemsize > len(mapped):
+                raise UserError(f"{path}: truncated or broken: its storage {str(key)[:60]} is not the {count} numbers that it is to be")
+            places[key] = np.frombuffer(mapped, dtype, count, at + 8)
+            at += 8 + count * dtype.itemsize
+        value = value_at(start)[0] if places else {}
+    return tensors_in(path, value, averaged)
 
 
 class _Entry(NamedTuple):

@@ -33,6 +33,7 @@ from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
 from jaxface.runs.parts import Parts, fingerprint, take_apart
 from jaxface.runs.temperatures import read_temperatures
+from weights_convert.folders import WEIGHTS
 
 
 def compute_dtype(config: Config) -> DTypeLike:
@@ -209,6 +210,8 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
     Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
     """
     if is_run(Path(path)):
+        if not (Path(path) / "config.json").is_file():
+            raise UserError(f"{path}: a folder with neither a run (config.json) nor a checkpoint ({', '.join(WEIGHTS)})")
         encoder = load_trained(path, dtype=options.pop("dtype", None) or jnp.float32).merged().encoder
         encoder.remat = options.pop("remat", encoder.remat)
         if options:

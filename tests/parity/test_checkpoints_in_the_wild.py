@@ -85,7 +85,7 @@ def test_shards_and_folders_of_hugging_face_are_read_whole_or_not_at_all(tmp_pat
         ('{"architecture": ', "no JSON"),
         (
             '{"architecture": "vit_pe_core_tiny_patch16_384", "model_args": {"img_size": 448, "ref_feat_shape": [24, 24]}}',
-            "it says ref_feat_shape of its model, which is not known here",
+            "it says ref_feat_shape of its model, and what that changes is not known here",
         ),
     ):
         (tmp_path / "config.json").write_text(text)
@@ -143,6 +143,43 @@ def test_of_a_training_checkpoint_the_average_is_taken_if_it_is_there_and_it_is_
         read(alone, averaged=False)
     with pytest.raises(UserError, match=r"holds several state dicts \(state_dict, model\)"):
         read(saved(tmp_path / "d.pt", {"model": state(0), "state_dict": state(1)}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_from_before_torch_1_6_is_read_as_its_pickles_and_storages_stand(tmp_path, dtype):
+    value = training_checkpoint(state_dict={name: tensor.to(dtype) for name, tensor in state().items()})
+    torch.save(value, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    found = read(tmp_path / "old.pt").tensors
+    assert all(
+        (found[name].astype(np.float32) == torch.tensor(array).to(dtype).float().numpy()).all() for name, array in expected().items()
+    )
+    content = (tmp_path / "old.pt").read_bytes()
+    for cut in (15, 400, len(content) // 2, len(content) - 3):
+        (tmp_path / "cut.pt").write_bytes(content[:cut])
+        with pytest.raises(UserError, match=r"broken|refused: its pickle asks for c\w*\.,"):
+            read(tmp_path / "cut.pt")
+
+
+def test_torchs_own_average_is_read_and_what_holds_no_state_dict_is_said(tmp_path):
+    average = torch.optim.swa_utils.AveragedModel(build_original("timm", TOWERS, random_tensors(TOWERS)).modules[0]).state_dict()
+    path = saved(tmp_path / "a.pt", average)
+    assert same(read(path).tensors)
+    assert "AveragedModel" in read(path).file.taken
+    with pytest.raises(UserError, match="holds averaged weights alone"):
+        read(path, averaged=False)
+    for value, message in (
+        ({"student": state(), "teacher": state()}, "holds student, teacher, and no tensor of torch's under its own name"),
+        (
+            {f"model.{n}": t for n, t in state().items()} | {"loss.w": torch.ones(2)},
+            r"beside the encoder \(model\.\.\.\.\) stand .*: loss\.w",
+        ),
+        (torch.ones(2), "holds a tensor, expected a dictionary"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(saved(tmp_path / "b.pt", value))
+    shadow = saved(tmp_path / "c.pt", {"model": state(), "ema": {"shadow_params": list(state(1).values())}})
+    assert same(read(shadow).tensors)
+    assert "ema beside it is no dictionary of tensors" in read(shadow).file.taken
 
 
 def test_a_trained_classifier_is_refused_dropped_or_kept_as_is_asked(tmp_path):
