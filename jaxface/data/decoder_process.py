@@ -27,17 +27,33 @@ HARMLESS = re.compile(r"unknown field|unknown tag|not divisible|tag_warning|SRGB
 Json = dict[str, Any]
 
 
-def limit(megabytes: float | None, seconds: float) -> None:
-    """Lets this process take so much more memory and time than it has now. Where a system cannot do that, nothing is limited."""
+SLACK = 32_000_000
+"""Bytes that a file is given at least."""
+
+
+def memory() -> int:
+    """Bytes that this process holds now; 0 where a system does not tell."""
+    try:
+        with open("/proc/self/status") as file:
+            return next((1024 * int(line.split()[1]) for line in file if line.startswith("VmData:")), 0)
+    except OSError:
+        return 0
+
+
+def limit(megabytes: float | None, seconds: float, base: int = 0) -> None:
+    """Lets this process take so much more memory and time than it has now. Where a system cannot do that, nothing is limited.
+
+    Args:
+      base: count from this many bytes, so that a file is given the same whatever earlier ones have left behind; but no less than `SLACK`.
+    """
     try:
         import resource
 
-        with open("/proc/self/status") as file:
-            now = next(1024 * int(line.split()[1]) for line in file if line.startswith("VmData:"))
-        if megabytes is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (now + int(1e6 * megabytes), resource.RLIM_INFINITY))
+        if megabytes is not None and (now := memory()):
+            most = max((base or now) + int(1e6 * megabytes), now + SLACK)
+            resource.setrlimit(resource.RLIMIT_DATA, (most, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, resource.RLIM_INFINITY))
-    except (ImportError, OSError, ValueError, StopIteration):
+    except (ImportError, OSError, ValueError):
         pass
 
 
@@ -75,7 +91,7 @@ def _answer(out: BinaryIO, answer: Json, data: memoryview | bytes = b"") -> None
 
 def _photo(request: Json, data: bytes, bounds: Bounds, complaints: Complaints) -> Iterator[tuple[Json, np.ndarray]]:
     limit(bounds.memory_mb, 2 * bounds.seconds * (os.cpu_count() or 1))  # a header may be a trap, too
-    limit(allowance(data, bounds), 2 * bounds.seconds * (os.cpu_count() or 1))
+    limit(allowance(data, bounds), 2 * bounds.seconds * (os.cpu_count() or 1), START)
     pixels, damage = decode_here(data, bounds)
     yield {"shape": pixels.shape, "damage": damage or complaints.take()}, pixels
 
@@ -99,6 +115,8 @@ def _video(request: Json, data: bytes, bounds: Bounds, complaints: Complaints) -
         raise Unreadable(f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
+START = memory()
+"""Bytes that this process holds when it has imported what it needs."""
 JOBS = {"photo": _photo, "video": _video}
 NOTHING = np.zeros(0, np.uint8)
 

@@ -12,6 +12,7 @@ from jaxface.digests import record_digests
 from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer, model_answer, register_exporter
 from jaxface.runs.base import PACKED, is_run
+from jaxface.runs.best import model_digest
 from jaxface.runs.folder import EVALUATION, OUTCOME
 from jaxface.runs.model import Trained, load_trained
 from weights_convert.checkpoint import convert
@@ -32,12 +33,19 @@ def open_packed(folder: Path) -> Answer:
 
 
 def pack(trained: Trained, folder: Path) -> None:
-    """Copies what a run is made of. Raises UserError for a folder that holds something else, or that cannot be written."""
-    if (folder / "best").exists() or folder.resolve() == trained.folder.resolve():
+    """Copies what a run is made of, again where an earlier copy of it was left unfinished.
+
+    Raises UserError for a folder that holds another run, or that cannot be written.
+    """
+    best, aside = folder / "best", folder / ".best.partial"
+    if (best.exists() and not _is_of(best, trained)) or folder.resolve() == trained.folder.resolve():
         raise UserError(f"{folder} holds a run already: choose another --out, or remove that folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(trained.folder / "best", folder / "best", ignore=shutil.ignore_patterns(".*"))
+        for left in (aside, best):
+            shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(trained.folder / "best", aside, ignore=shutil.ignore_patterns(".*"))
+        aside.rename(best)
         names = [name for name in dict.fromkeys((*OUTCOME, *EVALUATION)) if (trained.folder / name).is_file()]
         for name in names:
             shutil.copyfile(trained.folder / name, folder / name)
@@ -52,6 +60,12 @@ def pack(trained: Trained, folder: Path) -> None:
                 shutil.copyfile(trained.base, folder / PACKED / name)
             record_digests(folder / PACKED, [name])
     except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"{error.filename or folder}: cannot be copied: {error.strerror or error}") from None
     if trained.base is not None and is_run(trained.base):
         pack(load_trained(trained.base, trained.places), folder / PACKED / trained.base.name)
+
+
+def _is_of(best: Path, trained: Trained) -> bool:
+    """Whether what stands there is this very model."""
+    return (best / "trained.safetensors").is_file() and model_digest(best.parent) == trained.digest

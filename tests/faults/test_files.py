@@ -9,13 +9,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faces import write_manifest
 
+from jaxface.adapters.peft_format import save_peft
 from jaxface.data.preparation import prepare
 from jaxface.errors import UserError, run_command
+from jaxface.evaluation.predictions import Predictions
+from jaxface.exports.run_folder import pack
 from jaxface.files import alone_in, held, to_json, write_json
 from jaxface.prediction.journal import Journal
+from jaxface.runs.best import save_best
+from jaxface.runs.evaluate_run import write_scores
+from jaxface.runs.model import load_trained
+from jaxface.runs.predictions_file import write_predictions
 
 WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -27,7 +35,7 @@ class Fault:
         self.root, self.left, self.struck = None, -1, 0
 
     def __call__(self, event, args):
-        if self.root is None:
+        if self.root is None or (event == "os.mkdir" and os.path.isdir(args[0])):
             return
         if event in ("os.rename", "os.mkdir", "os.link", "os.truncate") or (event == "open" and args[2] & WRITES):
             self.strike(args[0])
@@ -124,6 +132,54 @@ def test_whichever_write_of_a_journal_fails_is_one_line_and_no_result_is_lost_or
         lines = next(path for path in (tmp_path / f"o{suffix}.lines.jsonl", tmp_path / f"o{suffix}") if path.exists())
         assert [json.loads(line)["path"] for line in lines.read_text().splitlines()] == ["0.jpg", "1.jpg", "2.jpg"]
         assert not list(tmp_path.glob(".*"))
+
+
+def write_answers(trained, folder):
+    """What `jaxface.evaluate` writes of answers."""
+    rng = np.random.default_rng(0)
+    labels = {task.name: rng.integers(0, task.num_classes, 6) for task in trained.tasks}
+    logits = {task.name: rng.normal(size=(6, task.num_classes)).astype(np.float32) for task in trained.tasks}
+    names, nothing = np.array(list("abcdef"), object), np.full(6, "", object)
+    predictions = Predictions(trained.tasks, names, labels, logits, nothing, nothing)
+    write_predictions(folder / "predictions.parquet", predictions)
+    write_scores(folder, predictions, {})
+
+
+WRITERS = {
+    "a packed run": lambda trained, folder: pack(trained, folder),
+    "adapters for PEFT": lambda trained, folder: save_peft(trained.model.encoder, folder),
+    "a best model": lambda trained, folder: save_best(folder, {"a": np.ones(3)}, {"step": 1}),
+    "answers and figures": write_answers,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(trained_run):
+    return load_trained(trained_run)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_whichever_write_of_a_folder_fails_is_one_line_and_the_next_run_is_whole(fault, trained, tmp_path, capsys, name):
+    def write(folder):
+        with alone_in(folder):
+            WRITERS[name](trained, folder)
+
+    def files(folder):
+        return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+    write(tmp_path / "undisturbed")
+    for n in range(100):
+        fault(tmp_path / str(n), n)
+        status, struck = command(lambda n=n: write(tmp_path / str(n))), fault()
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        if not struck:
+            break
+        assert (status, len(errors)) == (2, 1)
+        assert "No space left on device" in errors[0]
+        assert not list(tmp_path.rglob("*.partial"))
+        write(tmp_path / str(n))
+        assert files(tmp_path / str(n)) == files(tmp_path / "undisturbed")
+    assert 2 < n < 99
 
 
 @pytest.mark.parametrize("name", ["file/below", "x" * 256, "folder"])
