@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def train(config: Config) -> list[Path]:
     """Trains the runs that the configuration stands for and, first, the one that they start from. Returns their folders in that order."""
     from jaxface.kernels.attention import require_kernel  # slow to import: not for --help
+    from jaxface.kernels.operations import kernel_choice
     from jaxface.runs.sweep import members
     from jaxface.training.capacity import settle_batch_size
     from jaxface.training.loop import Run
@@ -25,6 +26,7 @@ def train(config: Config) -> list[Path]:
     runs = members(config)
     for run in runs:
         require_kernel(run.encoder.attention)  # before the run to start from takes its time
+        kernel_choice(run.encoder.kernels)
     folders = [] if config.after is None else train(config.after)
     for run in runs:
         run = settle_batch_size(run)

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.matmul import NORM_FLOOR, low_rank_product, product, sums_kernel, up
+from jaxface.kernels.matmul import NORM_FLOOR, dense, low_rank_product, product, sums_kernel, up
+from jaxface.kernels.operations import ADAPTED_PRODUCT, OWN, run_kernel
 from jaxface.registry import Registry
 
 
@@ -112,6 +113,8 @@ class LowRank(nnx.Module):
       keys: [B] random keys of a training step with dropout, else None: see `jaxface.adapters.dropout_keys`.
     """
 
+    operation, implementation = ADAPTED_PRODUCT, OWN
+
     def __init__(
         self,
         base: Any,
@@ -165,6 +168,10 @@ class LowRank(nnx.Module):
     def _product(self, x: jax.Array) -> jax.Array:
         a, b = self.factors()
         w = self.base[...].astype(x.dtype) if isinstance(self.base, nnx.Variable) else self.base
+        if self.implementation != OWN:
+            a, b, _ = self.plain_update()
+            gain = self.gain() if self.gains is None else self.gains[...]
+            return run_kernel(ADAPTED_PRODUCT, self.implementation, x, jax.lax.stop_gradient(dense(w, x.dtype)), a, b, gain)
         if self.magnitude is None:
             return low_rank_product(x, w, a, b)
         if self.gains is not None:

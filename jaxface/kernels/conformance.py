@@ -21,9 +21,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxface.kernels import operation_check
 from jaxface.kernels.attention import AttentionKernel, get_kernel
 from jaxface.timing import interleaved, medians
 
+ATTENTION = "attention"
 HEADS = 2
 
 
@@ -192,16 +194,23 @@ def check(
     dtypes: Sequence[str] = tuple(DTYPES),
     rounds: int = 5,
     show: bool = True,
-) -> Report:
+    operation: str = ATTENTION,
+) -> Report | operation_check.Report:
     """Runs a kernel, forward and backward, through every case and dtype, against the formula in float64.
 
     Args:
       kernel: a function, or the name of a registered kernel.
+      operation: attention, or one of `jaxface.kernels.operations`, which has cases of its own and is not timed.
       rounds: timed calls of each case, in turn with the plain XLA kernel; 0 times nothing.
       show: print the table.
 
     Raises UserError for an unknown name.
     """
+    if operation != ATTENTION:
+        found = operation_check.check_operation(operation, kernel, dtypes)
+        if show:
+            print(found)
+        return found
     name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", type(kernel).__name__)
     function = get_kernel(kernel) if isinstance(kernel, str) else kernel
     report = Report(name, tuple(_run(function, case, dtype, rounds) for case in cases for dtype in dtypes))

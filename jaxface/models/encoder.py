@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,9 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
+from jaxface.kernels import operations
 from jaxface.kernels.attention import fill, require_kernel
+from jaxface.kernels.operations import OWN, PATCH_EMBEDDING, run_kernel
 from jaxface.models.blocks import Block, run_blocks, run_stages, stack_blocks
 from jaxface.models.config import PIXELS, EncoderConfig
 from jaxface.models.layers import LayerNorm, Linear
@@ -37,6 +39,8 @@ class Encoder(nnx.Module):
       loop: how blocks come one after another, an entry of `LOOPS`.
       dtype: of activations; parameters are cast to it where they are used, layer norms and softmax compute in float32.
     """
+
+    operation, implementation = PATCH_EMBEDDING, OWN
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "products", dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
@@ -67,9 +71,7 @@ class Encoder(nnx.Module):
         require_images(images, c.patch)
         batch, height, width, _ = images.shape
         rows, columns = height // c.patch, width // c.patch
-        patches = as_trained(images, c).reshape(batch, rows, c.patch, columns, c.patch, 3).swapaxes(2, 3)
-        patches = patches.reshape(batch, rows * columns, c.patch * c.patch * 3)
-        x = self.patch(patches.astype(self.dtype))
+        x = run_kernel(PATCH_EMBEDDING, self.implementation, as_trained(images, c).astype(self.dtype), c.patch, self.patch)
         before = [] if self.class_token is None else [self.class_token[...].astype(x.dtype)[None]]
         before += [] if self.registers is None else [self.registers[...].astype(x.dtype)]
         if self.positions is not None:
@@ -159,6 +161,11 @@ def use_attention(encoder: Encoder, kernel: str) -> None:
     for _, module in modules:
         if hasattr(module, "attention"):
             module.attention = kernel
+
+
+def use_kernels(encoder: Any, choice: Mapping[str, str]) -> None:
+    """Has an encoder run kernels of `jaxface.kernels.operations` by name: {"normalization": "mine"}. Raises UserError for unknown names."""
+    operations.use_kernels((module for _, module in nnx.iter_modules(encoder)), choice)
 
 
 def random_encoder(config: EncoderConfig, seed: int) -> Encoder:

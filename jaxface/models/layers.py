@@ -11,7 +11,9 @@ from flax import nnx
 
 from jaxface.kernels.gelu import gelu
 from jaxface.kernels.matmul import product
-from jaxface.kernels.normalize import EPSILON, normalize
+from jaxface.kernels.normalize import EPSILON
+from jaxface.kernels.operations import MLP as MLP_OPERATION
+from jaxface.kernels.operations import NORMALIZATION, OWN, run_kernel
 from jaxface.registry import Registry
 
 ACTIVATIONS: Registry[Callable[[jax.Array], jax.Array]] = Registry(
@@ -65,6 +67,8 @@ class KeylessLinear(Linear):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, statistics in float32."""
 
+    operation, implementation = NORMALIZATION, OWN
+
     def __init__(self, width: int, epsilon: float = EPSILON) -> None:
         self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones(width))
@@ -72,11 +76,13 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]"""
-        return normalize(x, self.scale[...], self.bias[...], self.epsilon)
+        return run_kernel(NORMALIZATION, self.implementation, x, self.scale[...], self.bias[...], self.epsilon)
 
 
 class MLP(nnx.Module):
     """Two linear layers with an activation between them."""
+
+    operation, implementation = MLP_OPERATION, OWN
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu", *, rngs: nnx.Rngs) -> None:
         self.activation = activation
@@ -85,7 +91,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]"""
-        return self.proj(ACTIVATIONS[self.activation](self.fc(x)))
+        return run_kernel(MLP_OPERATION, self.implementation, x, self.fc, self.proj, ACTIVATIONS[self.activation])
 
 
 class GatedMLP(nnx.Module):

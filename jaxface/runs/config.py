@@ -59,6 +59,7 @@ class EncoderOptions:
       loop: blocks as one program that runs once for each ("scan"), or as a program each, which moves fewer bytes on a GPU and takes longer
         to compile ("unrolled"); "auto" unrolls blocks that train on GPUs.
       attention: a kernel of `jaxface.kernels` by name; "auto" takes what suits the device and the shape.
+      kernels: kernels of the other operations (normalization, adapted_product, mlp, patch_embedding), as OPERATION=NAME.
     """
 
     weights: Annotated[str | None, Place()] = None
@@ -68,6 +69,7 @@ class EncoderOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     base: Literal["full", "int8", "nf4"] = "full"
     attention: Name = "auto"
+    kernels: Annotated[tuple[str, ...], Word(r"[a-z_]+=[\w.-]+", "OPERATION=NAME, such as normalization=mine")] = ()
     loop: Literal["auto", "scan", "unrolled"] = "auto"
 
 

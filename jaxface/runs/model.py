@@ -20,8 +20,9 @@ from jaxface.adapters.quantized import quantize
 from jaxface.data.tasks import Task, get_task
 from jaxface.digests import combined
 from jaxface.errors import UserError
+from jaxface.kernels.operations import kernel_choice
 from jaxface.kernels.platform import platform
-from jaxface.models.encoder import Encoder, random_encoder, use_attention
+from jaxface.models.encoder import Encoder, random_encoder, use_attention, use_kernels
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import arrays_of, flatten, shallow_copy
 from jaxface.models.variants import get_variant
@@ -59,6 +60,7 @@ def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None
     quantize(encoder, config.encoder.base, groups)
     encoder.remat, encoder.dtype = config.encoder.remat, dtype
     use_attention(encoder, config.encoder.attention)
+    use_kernels(encoder, kernel_choice(config.encoder.kernels))
     encoder.loop = _loop(config, groups)
     classes = {task: get_task(task).num_classes for task in config.tasks}
     outputs = {task: get_loss(name).output for task, name in config.losses.items()}
