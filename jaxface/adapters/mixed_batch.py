@@ -15,7 +15,7 @@ from flax import nnx
 from jaxface.adapters.low_rank import Constant, Frozen, LowRank
 from jaxface.adapters.methods import as_base, is_adapted, linears
 from jaxface.errors import UserError
-from jaxface.kernels.matmul import product
+from jaxface.kernels.matmul import unrounded_product
 from jaxface.models.encoder import Encoder, cut_stages
 from jaxface.models.tree import arrays_of, shallow_copy
 
@@ -46,8 +46,8 @@ class PerSample(nnx.Module):
         a, b = (array[...][index].astype(x.dtype) for array in (self.a, self.b))
         if x.ndim == 2:
             x = jnp.broadcast_to(x, (index.shape[0], *x.shape))
-        y = product(x, self.base) + (x @ a) @ b
-        return y if self.gain is None else y * self.gain[...][index][:, None].astype(x.dtype)
+        y = unrounded_product(x, self.base) + ((x @ a) @ b).astype(jnp.float32)
+        return (y if self.gain is None else y * self.gain[...][index][:, None]).astype(x.dtype)
 
 
 @dataclass(frozen=True)

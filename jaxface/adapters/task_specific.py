@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxface.adapters.low_rank import DownProjection, UpProjection
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.matmul import product
+from jaxface.kernels.matmul import PRODUCT, unrounded_product
 
 
 class TaskLowRank(nnx.Module):
@@ -43,7 +44,7 @@ class TaskLowRank(nnx.Module):
         tasks, inputs, width = a.shape
         rank, outputs = b.shape[-2:]
         groups = width // rank
-        y = product(x, jax.lax.stop_gradient(self.base))
+        y, dtype = checkpoint_name(unrounded_product(x, self.base), PRODUCT), x.dtype
         x = x if self.keys is None else drop(x, self.keys[...], self.dropout)
         if x.ndim == 3:  # one wide product with all tasks' A
             xa = (x @ jnp.moveaxis(a, 0, 1).reshape(inputs, tasks * width)).reshape(*x.shape[:-1], tasks, width)
@@ -52,7 +53,8 @@ class TaskLowRank(nnx.Module):
             xa = jnp.einsum("tbni,tir->tbnr", x, a)
         xa = xa.reshape(*xa.shape[:-1], groups, rank)
         b = b.reshape(tasks, rank, groups, outputs // groups)
-        return y + jnp.einsum("tbngr,trgo->tbngo", xa, b).reshape(*xa.shape[:-2], outputs)
+        updates = jnp.einsum("tbngr,trgo->tbngo", xa, b).reshape(*xa.shape[:-2], outputs)
+        return (y + updates.astype(y.dtype)).astype(dtype)
 
 
 class TaskPools(nnx.Module):

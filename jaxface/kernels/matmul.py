@@ -53,6 +53,29 @@ def product(x: jax.Array, kernel: Any) -> jax.Array:
     return x @ kernel
 
 
+def unrounded_product(x: jax.Array, w: Any) -> jax.Array:
+    """`x @ w` in float32 whatever x's dtype is, for something to be added before it is rounded; w is frozen. Its gradient has x's dtype."""
+    w = jax.lax.stop_gradient(dense(w[...] if isinstance(w, nnx.Variable) else w, x.dtype))
+    return _in_float32(x, w) if is_plain() else _unrounded_product(*varying_alike(x, w))
+
+
+def _in_float32(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.matmul(x, w, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _unrounded_product(x: jax.Array, w: jax.Array) -> jax.Array:
+    return _in_float32(x, w)
+
+
+def _unrounded_backward(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None]:
+    x, w = residuals
+    return g.astype(x.dtype) @ w.T, None
+
+
+_unrounded_product.defvjp(lambda x, w: (_in_float32(x, w), (x, w)), _unrounded_backward)
+
+
 def compressed_product(x: jax.Array, w: Compressed) -> jax.Array:
     """`x @ w`: x [..., in] times a quantised kernel. The backward pass keeps neither x nor an array of the kernel."""
     return x @ jax.lax.stop_gradient(dense(w, x.dtype)) if is_plain() else _compressed_product(*varying_alike(x, w))
@@ -157,7 +180,21 @@ def _joined(x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax
 def _low_rank_product(
     x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
 ) -> jax.Array:
-    return _forward(x, w, a, b, gain, summed, unit_columns)[0]
+    return _forward(x, w, a, b, gain, summed, unit_columns)[0] if summed or x.dtype == jnp.float32 else _rounded_once(x, w, a, b, gain)
+
+
+def _rounded_once(x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None) -> jax.Array:
+    """`_forward` where nobody asks for a gradient, in float32 up to the end: if x W were rounded first, nothing would be left of an update,
+    or of a gain, that changes a value by less than half a unit in its last place."""
+    if _is_wide(x, w) and _groups(a, b) == 1:
+        if gain is None:
+            return _wide_forward(x, w, a, b, gain)[0]
+        joined = _beside(x.reshape(-1, x.shape[-1]), a.astype(x.dtype))[0]
+        y = _in_float32(joined, jnp.concatenate([dense(w, x.dtype), b.astype(x.dtype)])).reshape(*x.shape[:-1], -1)
+    else:
+        xa = up(x @ a.astype(x.dtype), b.astype(x.dtype), _groups(a, b))
+        y = _in_float32(x, dense(w, x.dtype)) + xa.astype(jnp.float32)
+    return (y if gain is None else y * gain).astype(x.dtype)
 
 
 def _forward(

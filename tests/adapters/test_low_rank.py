@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxface.adapters.low_rank import LowRank, column_norms_squared
+from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.kernels.matmul import sums_kernel
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -142,3 +143,26 @@ def test_blocks_stacked_along_depth_adapt_as_each_block_alone():
 def test_bf16_never_rounds_the_update_into_the_kernel():
     assert sums_kernel(10_000, 64, 64, jnp.float32)
     assert not sums_kernel(10_000, 64, 64, jnp.bfloat16)
+
+
+@pytest.mark.parametrize("tokens", [100, 400])  # fewer and more than the kernel is wide
+@pytest.mark.parametrize("kind", ["lora", "dora", "per task"])
+def test_an_update_of_a_thousandth_keeps_its_effect_when_activations_are_bfloat16(kind, tokens):
+    rng = np.random.default_rng(0)
+    w, x = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((64, 256), (2, tokens // 2, 64)))
+    if kind == "per task":
+        kernel = TaskLowRank(w, 4, 2, rngs=nnx.Rngs(0))
+    else:
+        kernel = LowRank(w, 4, dora=kind == "dora", rngs=nnx.Rngs(0))
+    before = np.asarray(jax.jit(lambda x: x @ kernel)(x), np.float64)
+    if kind == "dora":
+        kernel.magnitude[...] *= 1.001
+        effect = 0.001 * np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    else:
+        b = 1e-3 * np.abs(rng.normal(size=kernel.b.shape))
+        kernel.b[...] = jnp.asarray(b, jnp.float32)
+        effect = np.asarray(x, np.float64) @ np.asarray(kernel.a[...], np.float64).reshape(-1, 64, 4)[:, None] @ b.reshape(-1, 1, 4, 256)
+    found = np.asarray(jax.jit(lambda x: x @ kernel)(x), np.float64) - before
+    effect = effect.reshape(found.shape)
+    assert np.abs(effect).max() < 0.02 * np.abs(before).max()
+    assert 0.9 < np.sum(found * effect) / np.sum(effect * effect) < 1.1
