@@ -113,10 +113,18 @@ class Word(Rule):
 
 @dataclass(frozen=True, eq=False)
 class Place(Rule):
-    """Files and folders anywhere; whoever opens one says whether it is there."""
+    """Files and folders anywhere; whoever opens one says whether it is there.
+
+    Attributes:
+      urls: whether it may be an address as well (`gs://...`), which a path of a file system is not.
+    """
+
+    urls: bool = False
 
     def __call__(self, value: Any) -> None:
         text = str(value)
+        if not self.urls and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+            raise UserError("expected a path of a file system, not an address")
         if not text.strip() or not text.isprintable() or any(len(part) > 255 for part in text.split("/")):
             raise UserError("expected a path")
 

@@ -61,7 +61,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = _path(folder)
+        self.folder: Any = _path(folder) if is_first() else folder
         self._good: list[int] = []  # saves that are known to be whole, the oldest first
         self._writer = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
@@ -71,9 +71,9 @@ class Checkpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
                     left.rmtree()
+                self._orbax = _manager(self.folder)
             except OSError as error:
                 raise UserError(f"{self.folder}: cannot write checkpoints there ({error.strerror or error})") from error
-            self._orbax = _manager(self.folder)
             _hush()
 
     def saves(self) -> list[int]:
@@ -199,7 +199,14 @@ def _path(folder: Path | str) -> Any:
     """A path of any file system."""
     from etils import epath
 
-    return epath.Path(folder) if "://" in str(folder) else epath.Path(Path(folder).absolute())
+    if "://" not in str(folder):
+        return epath.Path(Path(folder).absolute())
+    try:
+        path = epath.Path(folder)
+        path.exists()  # asks whoever is there
+    except Exception as error:  # of packages that may not even be installed
+        raise UserError(f"{folder}: cannot write checkpoints there ({_short(error)})") from error
+    return path
 
 
 def _manager(folder: Any) -> Any:

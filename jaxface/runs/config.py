@@ -202,6 +202,8 @@ class Config:
       epochs: at most.
       seed: of everything that is drawn at random.
       checkpoint_minutes: time between two saves of the latest state; it is saved at every epoch's end as well.
+      checkpoints: where the states are kept, in a folder of the run's name: any place that Orbax can write, such as gs://BUCKET/STATES; in
+        the run folder if not given.
       log_every: steps between two lines of metrics.
       before: test the starting model, too (for a run that starts from another run's heads).
       pixels: measure a linear model on pixels for comparison.
@@ -229,6 +231,7 @@ class Config:
     epochs: Annotated[int, Range(1, MOST_EPOCHS)] = 100
     seed: Seed = 0
     checkpoint_minutes: Annotated[float, Range(0, 10_000)] = 10.0
+    checkpoints: Annotated[str | None, Place(urls=True)] = None
     log_every: Annotated[int, Range(1, 10**6)] = 10
     before: bool = False
     pixels: bool = False
@@ -249,6 +252,11 @@ class Config:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.out) / self.name
+
+    @property
+    def states(self) -> Path | str:
+        """Where its checkpoints are."""
+        return self.folder / "checkpoints" if self.checkpoints is None else f"{self.checkpoints.rstrip('/')}/{self.name}"
 
 
 def with_method(config: Config, words: Sequence[str]) -> Config:

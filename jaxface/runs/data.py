@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,12 @@ def prepared_sets(config: Config) -> tuple[str, ...]:
     while not (out / SUMMARY).exists():  # the first process draws for all
         time.sleep(0.2)
     return (str(out),)
+
+
+def sets_of_run(config: Config, folder: Path) -> tuple[str, ...]:
+    """`prepared_sets` for a run that may have been moved since it was trained: faces are drawn beside it, and not where it was."""
+    moved = folder.resolve() != config.folder.resolve()
+    return prepared_sets(replace(config, out=str(folder.resolve().parent)) if moved else config)
 
 
 class Batches(Protocol):

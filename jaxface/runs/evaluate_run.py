@@ -90,12 +90,12 @@ def evaluate_run(
 
     Raises UserError for a folder that holds no trained model, or sets that do not hold the split.
     """
-    from jaxface.runs.data import prepared_sets
+    from jaxface.runs.data import sets_of_run
 
     out = out or folder
     columns = [read_groups(path) for path in groups]
     trained = load_trained(folder, weights)
-    own = prepared_sets(trained.config)
+    own = sets_of_run(trained.config, folder)
     sets = tuple(map(str, sets)) or own
     split = split or test_split(sets)
     options: dict[str, Any] = {"batch_size": batch_size, "features": features}

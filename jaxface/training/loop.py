@@ -265,7 +265,7 @@ class Run(Setup):
                 training.finish()
         except OSError as error:
             raise UserError(
-                f"{error.filename or self.folder}: {error.strerror or error}; the last good state is in checkpoints/"
+                f"{error.filename or self.folder}: {error.strerror or error}; the last good state is in {self.config.states}"
             ) from error
         return self.folder
 
@@ -277,7 +277,7 @@ class Run(Setup):
             stack.enter_context(self.stop)
             if is_first():
                 stack.enter_context(alone_in(self.folder))
-            checkpoints = Checkpoints(self.folder / "checkpoints")
+            checkpoints = Checkpoints(self.config.states)
             stack.callback(checkpoints.close)
             saved = checkpoints.restore(self.initial)
             progress = Progress.start(self.config) if saved is None else Progress.from_json(saved.host)

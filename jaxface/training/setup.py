@@ -97,7 +97,7 @@ class Setup:
             check_identity(self.folder, progress.identity, self.identity)
             self._tell_longer_cosine(done)
         elif (self.folder / RESULT).exists():
-            raise UserError(f"{self.folder} is done, and checkpoints/ has no state to go on from to {self.config.epochs} epochs")
+            raise UserError(f"{self.folder} is done, and {self.config.states} has no state to go on from to {self.config.epochs} epochs")
         elif (self.folder / "metrics.jsonl").exists():
             say(f"{self.folder}: no state was saved so far: it starts again at step 0")
         (self.folder / RESULT).unlink(missing_ok=True)

@@ -218,6 +218,11 @@ def test_a_vanished_folder_is_one_line(checkpoints):
         checkpoints.wait()
 
 
+def test_a_place_that_nothing_here_can_write_is_one_line():
+    with pytest.raises(UserError, match=r"^nowhere://at/all: cannot write checkpoints there \("):
+        Checkpoints("nowhere://at/all")
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write checkpoints there"):

@@ -21,6 +21,7 @@ from jaxface.models.variants import VARIANTS
 from jaxface.runs.base import PLACES
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.config import EncoderOptions, HeadOptions
+from jaxface.runs.data import sets_of_run
 from jaxface.runs.folder import changed_options, read_config
 from jaxface.runs.model import load_base, load_encoder, load_trained, make_parts
 from jaxface.training.setup import check_tokens
@@ -87,6 +88,21 @@ def test_a_run_opens_where_its_base_weights_lie_now(run, tmp_path, monkeypatch):
     assert_close(logits(load_trained(run, [tmp_path / "else/weights.safetensors"])), expected, 0)
     monkeypatch.setenv(PLACES, str(tmp_path / "else/weights.safetensors"))
     assert_close(logits(load_trained(run)), expected, 0)
+
+
+def test_a_run_that_was_moved_has_its_faces_drawn_beside_it(run, tmp_path, monkeypatch):
+    made = []
+
+    def draw(out, **options):
+        made.append(out.parent.parent)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "summary.json").write_text("{}")
+
+    monkeypatch.setattr("jaxface.runs.data.prepare_synthetic", draw)
+    config = read_config(run)
+    sets_of_run(config, run)
+    sets_of_run(config, shutil.copytree(run, tmp_path / "elsewhere/renamed"))
+    assert made == [run.parent, tmp_path / "elsewhere"]
 
 
 def test_other_weights_of_the_same_shape_are_refused(run):
