@@ -10,6 +10,7 @@ BENCHMARKS = Registry(
         "adapters": "mixed_adapters",
         "compile": "gpu_program",
         "attention": "attention_kernels",
+        "gpu": "gpu_report",
         "input": "input_pipeline",
         "loop": "training_loop",
         "memory": "step_memory",

@@ -61,7 +61,8 @@ def _differentiated(function: Callable[..., Any], arrays: list[Any]) -> Callable
         y, backward = jax.vjp(function, q, k, v)
         return y, *backward(g)
 
-    arrays = [jnp.asarray(x) for x in arrays]
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    arrays = [jnp.asarray(x, dtype) for x in arrays]
 
     def run() -> None:
         for _ in range(CALLS):
@@ -72,6 +73,7 @@ def _differentiated(function: Callable[..., Any], arrays: list[Any]) -> Callable
 
 def reference_attention(name: str, shape: Shape) -> Callable[[], Any]:
     """timm's rotation of q and k, and `torch.nn.functional.scaled_dot_product_attention`."""
+    from jaxface.benchmarks._step_cases import wait
     from jaxface.originals.reference import import_torch
 
     torch, _ = import_torch("timm")
@@ -79,14 +81,16 @@ def reference_attention(name: str, shape: Shape) -> Callable[[], Any]:
 
     torch.set_num_threads(shape.threads)
     arrays, angles = _arrays(shape)
-    q, k, v, g = (torch.from_numpy(np.swapaxes(x, 1, 2).copy()) for x in arrays)
+    place = {"device": "cuda", "dtype": torch.bfloat16} if torch.cuda.is_available() else {}
+    q, k, v, g = (torch.from_numpy(np.swapaxes(x, 1, 2).copy()).to(**place) for x in arrays)
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    turn = torch.from_numpy(np.concatenate([f(angles).repeat(2, -1) for f in (np.sin, np.cos)], -1))
+    turn = torch.from_numpy(np.concatenate([f(angles).repeat(2, -1) for f in (np.sin, np.cos)], -1)).to(**place)
 
     def run() -> None:
         for _ in range(CALLS):
             y = torch.nn.functional.scaled_dot_product_attention(apply_rot_embed_cat(q, turn), apply_rot_embed_cat(k, turn), v)
             torch.autograd.grad(y, leaves, g)
+        wait(torch)
 
     return run
 

@@ -71,6 +71,9 @@ def our_case(name: str, shape: Shape) -> Callable[[], Any]:
     if name != "forward":
         return _our_step(name.removesuffix(CACHED), shape, _features_of(batch, shape) if name.endswith(CACHED) else batch)
     encoder = random_encoder(get_variant(shape.variant), 0)
+    if jax.default_backend() != "cpu":  # as a run computes there
+        encoder.dtype = jax.numpy.bfloat16
+        encoder = jax.tree.map(lambda leaf: leaf.astype(encoder.dtype) if leaf.ndim > 2 else leaf, encoder)
     images = jax.device_put(batch["image"])
     forward = jax.jit(lambda encoder, images: encoder(normalize_images(images)))
     return lambda: jax.block_until_ready(forward(encoder, images))
@@ -108,6 +111,22 @@ def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], An
     return run
 
 
+def place_of(torch: Any) -> str:
+    """Where PyTorch computes: on a GPU if it sees one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def half_precision(torch: Any) -> Any:
+    """On a GPU bfloat16 where PyTorch's autocast has it, as its users train; on a CPU float32, as ours."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available())
+
+
+def wait(torch: Any) -> None:
+    """Until a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def reference_case(name: str, shape: Shape) -> Callable[[], Any]:
     """The same step in PyTorch: timm's encoder, PEFT's adapters, the same heads, cross-entropy and AdamW, gradients as usual.
 
@@ -120,14 +139,19 @@ def reference_case(name: str, shape: Shape) -> Callable[[], Any]:
     torch.manual_seed(0)
     encoder = timm.create_model(TIMM_NAMES[shape.variant], pretrained=False)
     batch = random_batch(shape)
-    images = (torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+    place = place_of(torch)
+    encoder = encoder.to(place)
+    images = (torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous().to(place)
     if name == "forward":
         encoder.eval()
         forward = torch.compile(encoder) if shape.compile else encoder
 
         @torch.no_grad()
         def run() -> Any:
-            return forward(images)
+            with half_precision(torch):
+                result = forward(images)
+            wait(torch)
+            return result
 
         return run
     return _reference_step(torch, _reference_adapted(peft, encoder, name, shape.rank), images, batch["labels"], shape)
@@ -165,14 +189,16 @@ def _reference_step(torch: Any, encoder: Any, images: Any, labels: dict[str, np.
             losses = [nn.functional.cross_entropy(self.heads[t.name](features), labels[t.name], ignore_index=-1) for t in TASKS]
             return torch.sum(torch.exp(-self.log_variances) * torch.stack(losses) + self.log_variances / 2)
 
-    model = Model().train()
+    place = place_of(torch)
+    model = Model().train().to(place)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.01)
-    targets = {task: torch.from_numpy(values) for task, values in labels.items()}
+    targets = {task: torch.from_numpy(values).to(place) for task, values in labels.items()}
     loss_of = torch.compile(model) if shape.compile else model
 
     def run() -> Any:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(images, targets)
+        with half_precision(torch):
+            loss = loss_of(images, targets)
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -1,0 +1,175 @@
+"""python -m jaxface.bench gpu FOLDER: what is to be run once on a machine with a GPU, in one command of eight minutes, into one folder.
+
+Each part is a command of its own with a time limit; its output stands in a file of its name. What needs a GPU is left out where there is
+none. `summary.md` says what came of each part, and puts the predictions beside what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxface.cli import parse
+from jaxface.files import write_json
+from jaxface.models.variants import VARIANTS
+from jaxface.ranges import Count, Known, Place, Range, ranged
+
+ASK = """
+import json, platform, jax
+from importlib.metadata import distributions
+names = ("jax", "jaxlib", "flax", "optax", "torch", "timm", "peft", "triton", "nvidia")
+found = sorted((d.metadata["Name"], d.version) for d in distributions() if (d.metadata["Name"] or "").lower().split("-")[0] in names)
+devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+print(json.dumps({"backend": jax.default_backend(), "devices": devices, "python": platform.python_version(), **dict(found)}))
+"""
+CHECK = """
+import jaxface.kernels
+from jaxface.kernels.operations import OPERATIONS
+reports = [jaxface.kernels.check(name, operation=kind) for kind, known in OPERATIONS.items() for name in known]
+raise SystemExit(not all(report.ok for report in reports))
+"""
+
+
+@ranged()
+class Options:
+    """Runs the parts, the most telling first, until the time is over.
+
+    Attributes:
+      folder: where all of it is written; it may not exist yet.
+      minutes: for all parts together.
+      variant: the encoder.
+      batch_size: images of a step alone; beside timm and PEFT, which share the card, a quarter of them.
+    """
+
+    folder: Annotated[str, Place(), tyro.conf.Positional] = "gpu-report"
+    minutes: Annotated[float, Range(0.1, 600)] = 8.0
+    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-L14-336"
+    batch_size: Count = 128
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command.
+
+    Attributes:
+      name: of its file.
+      words: behind the interpreter.
+      device: whether it needs a GPU.
+      seconds: that it may take.
+    """
+
+    name: str
+    words: Sequence[str]
+    device: bool = True
+    seconds: float = 120
+
+
+def parts(options: Options) -> tuple[Part, ...]:
+    """All parts, the most telling first."""
+
+    def bench(name: str, *words: str) -> tuple[str, ...]:
+        return ("-m", "jaxface.bench", name, *words)
+
+    size = ("--variant", options.variant, "--batch-size")
+    alone, beside = (*size, str(options.batch_size)), (*size, str(max(1, options.batch_size // 4)))
+    few = ("--rounds", "3", "--json")
+    against = (*beside, "--against", "torch", *few)
+    compiler = find_spec("jax_cuda12_plugin") or find_spec("jax_cuda13_plugin")  # needs no card
+    run = str(Path(options.folder).resolve() / "runs")
+    return (
+        Part("operations", ("-c", CHECK), device=False),
+        Part("kernels", bench("attention", "xla", "cudnn", "pallas", "--rounds", "0")),
+        Part("steps", bench("steps", *alone, *few, "--cases", "dora", "lora", "full"), seconds=240),
+        Part("steps-beside-torch", bench("steps", *against, "--cases", "dora", "lora"), seconds=180),
+        Part("predicted", bench("compile", *alone, "--json", "--cases", "dora", "lora", "full"), device=not compiler, seconds=240),
+        Part("training", ("-m", "jaxface.train", "--out", run)),
+        Part("steps-beside-compiled-torch", bench("steps", *against, "--compile", "--cases", "dora"), seconds=180),
+        Part("attention", bench("attention", "cudnn", "pallas", "--against", "torch", "--variants", f"{options.variant}:16", *few)),
+        Part("memory", bench("memory", *alone, "--rounds", "0", "--json", "--remat", "products", "--base", "full", "int8")),
+        Part("prediction", bench("predict", "--faces", "whole", "--batches", "2", "--rounds", "1", "--json"), device=False),
+        Part("input", bench("input", "--seconds", "1", "--rounds", "1", "--json"), device=False),
+    )
+
+
+def run(part: Part, folder: Path, seconds: float) -> str:
+    """Runs a part for so long at most, its output in a file. Returns what came of it: "done", or why not."""
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share a card
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.resolve() / "programs"))
+    path = folder / f"{part.name}.txt"
+    with path.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, *part.words], stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            return f"ended after {seconds:.0f} s"
+    if not status:
+        return "done"
+    last = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return f"failed: {last[-1][:200] if last else f'exit status {status}'}"
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a part's output that are JSON objects."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def beside(folder: Path) -> list[dict[str, Any]]:
+    """Each case's predicted seconds and bytes, and the seconds that it took."""
+    took = {row["case"]: row["seconds"] for row in json_lines(folder / "steps.txt")}
+    return [
+        {"case": row["case"], "predicted_seconds": row["estimated_seconds"], "seconds": took[row["case"]]}
+        for row in json_lines(folder / "predicted.txt")
+        if row["case"] in took
+    ]
+
+
+def summary(machine: dict[str, Any], came: dict[str, str], pairs: Iterable[dict[str, Any]]) -> str:
+    """All of it as a page."""
+    lines = ["# One run on a machine with a GPU" if machine.get("backend") == "gpu" else "# No GPU here: its parts were left out", ""]
+    lines += [f"- {name}: {', '.join(value) if isinstance(value, list) else value}" for name, value in machine.items()]
+    lines += ["", "| part | what came of it |", "| --- | --- |", *(f"| [{name}]({name}.txt) | {what} |" for name, what in came.items())]
+    rows = []
+    for pair in pairs:
+        predicted, took = pair["predicted_seconds"], pair["seconds"]
+        rows.append(f"| {pair['case']} | {predicted:.3f} | {took:.3f} | {took / predicted:.2f} |")
+    if rows:
+        lines += ["", "| step | predicted, s | measured, s | measured / predicted |", "| --- | --- | --- | --- |", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    options = parse(Options, args=arguments, prog="python -m jaxface.bench gpu")
+    folder, start = Path(options.folder), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    came = {"machine": run(Part("machine", ("-c", ASK)), folder, 60 * options.minutes)}
+    machine = (json_lines(folder / "machine.txt") or [{}])[-1]
+    for part in parts(options):
+        left = 60 * options.minutes - (time.monotonic() - start)
+        if part.device and machine.get("backend") != "gpu":
+            came[part.name] = "left out: no GPU here"
+        elif left < 1:
+            came[part.name] = "left out: no time left"
+        else:
+            print(f"{part.name} ...", file=sys.stderr, flush=True)
+            came[part.name] = run(part, folder, min(part.seconds, left))
+        print(f"{part.name}: {came[part.name]}", file=sys.stderr, flush=True)
+    pairs = beside(folder)
+    write_json(folder / "summary.json", {"machine": machine, "parts": came, "predictions": pairs})
+    (folder / "summary.md").write_text(summary(machine, came, pairs))
+    print(folder / "summary.md")
