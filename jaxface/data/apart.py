@@ -47,6 +47,7 @@ class Worker:
         if nice:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+        _running.add(self)
         os.set_blocking(self._process.stdin.fileno(), False)
         self._left = b""
         self._line(time.monotonic() + START_SECONDS)
@@ -82,11 +83,16 @@ class Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """Ends the process, whatever it does."""
-        self._process.kill()
+        """Ends the process, whatever it does, and lets go of it."""
+        _running.discard(self)
+        self.stop()
         self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
+
+    def stop(self) -> None:
+        """Ends the process, from any thread."""
+        self._process.kill()
 
     def _send(self, data: bytes, deadline: float) -> None:
         view, pipe = memoryview(data), self._process.stdin.fileno()
@@ -120,6 +126,7 @@ class Worker:
         return taken
 
 
+_running: set[Worker] = set()
 _idle: list[Worker] = []
 _lock = threading.Lock()
 
@@ -150,12 +157,19 @@ def worker(nice: int = 0) -> Iterator[Worker]:
 
 
 @atexit.register
-def _end() -> None:
-    for one in _idle:
-        one.kill()
+def end() -> None:
+    """Ends all decoding processes; who waits for an answer of one hears that it broke down."""
+    for one in [*_running]:
+        one.stop()
 
 
-os.register_at_fork(after_in_child=_idle.clear)
+def _forget() -> None:
+    """They are the parent's."""
+    _running.clear()
+    _idle.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _refused(answer: Json) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from jaxface.data.decoding import decode_photo
+from jaxface.data.decoding import decode_photo, read_file
 from jaxface.data.faces import CHOICES, DETECTORS, MARGIN, Box, Detector, Face, crop, crop_upright, get_detector, inside
 from jaxface.data.headers import Unreadable, is_plain
 from jaxface.data.images import encode
@@ -69,12 +69,9 @@ def cut_face(record: Record, cropping: Cropping, margin: float) -> tuple[bytes, 
     Args:
       margin: of the source, where `cropping` has none.
 
-    Raises Unreadable if the image or its face cannot be used, OSError if the file cannot be read.
+    Raises Unreadable if the image or its face cannot be used.
     """
-    try:
-        data = record.image if isinstance(record.image, bytes) else record.image.read_bytes()
-    except ValueError as error:  # a name that no file can have
-        raise Unreadable(str(error)) from None
+    data = record.image if isinstance(record.image, bytes) else read_file(record.image)
     image, damage = decode_photo(data)
     if damage and cropping.damaged == "drop":
         raise Unreadable(f"damaged: {damage}")

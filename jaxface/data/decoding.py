@@ -72,15 +72,19 @@ def decode_here(data: bytes, bounds: Bounds) -> Decoded:
 
 def read_photo(path: Path, bounds: Bounds = BOUNDS) -> Decoded:
     """As `decode_photo`, from a file. Raises Unreadable, without the path, also for what cannot be read, or is no file."""
+    return decode_photo(read_file(path, bounds), bounds)
+
+
+def read_file(path: Path, bounds: Bounds = BOUNDS) -> bytes:
+    """A photo's bytes. Raises Unreadable, without the path, for what cannot be read, is no file or too large."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise Unreadable("no file but a folder, a pipe or a device")
         if found.st_size > 1e6 * bounds.megabytes:
             raise TooLarge(f"too large: {found.st_size / 1e6:,.0f} MB, at most {bounds.megabytes:g}")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
     except ValueError as error:  # a name that no file can have
         raise Unreadable(str(error)) from None
-    return decode_photo(data, bounds)

@@ -114,9 +114,6 @@ def write_shard(shard: Shard) -> None:
             except Unreadable as error:
                 outcome["dropped"].append((record.id, str(error)))
                 continue
-            except OSError as error:
-                outcome["dropped"].append((record.id, error.strerror or str(error)))
-                continue
             labels = {task: record.labels.get(task, MISSING) for task in TASKS}
             write(serialize(data, record, shard.source, labels))
             outcome["labels"].append(list(labels.values()))

@@ -22,6 +22,7 @@ from importlib import resources
 
 import numpy as np
 
+from jaxface.data import apart
 from jaxface.data.decoding import Plan, decode_photo, plan
 from jaxface.data.formats import Bounds
 from jaxface.data.headers import NoPhoto, TooLarge, Unreadable
@@ -94,6 +95,7 @@ class Service:
             self.predictor.answers(self.predictor.classify([np.zeros((side, side, 3), np.uint8)] * size), size)
 
     def close(self) -> None:
+        apart.end()  # whoever could wait for an answer has one, and the threads shall not wait
         self.threads.shutdown(cancel_futures=True)
         self.batcher.close()
 

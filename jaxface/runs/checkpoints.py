@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,6 +67,9 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
         self._orbax: Any = None
+        logging.getLogger("concurrent.futures").setLevel(
+            logging.CRITICAL
+        )  # where Orbax's threads print tracebacks of what we say in a line
         if is_first():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_a_decoder_that_dies_is_that_files_line_and_no_others():
         process._process.kill()
         with pytest.raises(Unreadable, match="its decoder broke down"):
             process.ask({"do": "photo", "bounds": {}}, b"", 10.0)
+    assert decode_photo(saved("TIFF")).pixels.shape == FACE.shape
+
+
+def test_all_decoders_can_be_ended_while_one_is_at_work():
+    threading.Timer(0.05, apart.end).start()
+    with apart.worker() as process, pytest.raises(Unreadable, match="its decoder broke down"):
+        process.next(60.0)
     assert decode_photo(saved("TIFF")).pixels.shape == FACE.shape
 
 

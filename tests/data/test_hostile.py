@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import os
 import shutil
 import signal
 import subprocess
@@ -118,12 +119,21 @@ def test_bad_files_among_good_ones_are_listed_and_the_rest_is_written(tmp_path):
     for index, data in enumerate([*GOOD.values(), *(data for data, _ in BAD.values())]):
         (tmp_path / f"set/{index}.jpg").write_bytes(data)
         rows.append(f"{index}.jpg,m,test,,,,")
-    rows += ["missing.jpg,f,test,,,,", "0.jpg,f,test,900,900,950,950", "0.jpg,f,test,5,5,9,9", "1.jpg,f,test,nan,0,9,9"]
+    os.mkfifo(tmp_path / "set/pipe.jpg")
+    rows += [
+        "missing.jpg,f,test,,,,",
+        "pipe.jpg,f,test,,,,",
+        "/dev/zero,f,test,,,,",
+        "0.jpg,f,test,900,900,950,950",
+        "0.jpg,f,test,5,5,9,9",
+        "1.jpg,f,test,nan,0,9,9",
+    ]
     (tmp_path / "set/manifest.csv").write_text("\n".join(rows) + "\n")
     dropped = prepare("manifest", tmp_path / "set", tmp_path / "out")["dropped"]
     reasons = {entry["id"]: entry["reason"] for entry in dropped["files"]}
     assert len(open_records(tmp_path / "out", "test")) == len(GOOD)
-    assert dropped["count"] == len(BAD) + 4
+    assert dropped["count"] == len(BAD) + 6
+    assert reasons["pipe.jpg"] == reasons["/dev/zero"] == "no file but a folder, a pipe or a device"
     assert reasons["missing.jpg"] == "No such file or directory"
     assert "has no area inside the image" in reasons["0.jpg@900,900,950,950"]
     assert reasons["0.jpg@5,5,9,9"] == "the face is only 4 x 4 pixels (at least 16)"
