@@ -120,7 +120,7 @@ def _open_file(path: Path, averaged: bool | None) -> TensorFile:
     raise UserError(f"{path}: neither a safetensors file nor one of torch's checkpoints{hint}")
 
 
-HEADER = 8 * 2**20
+HEADER = 2**20
 """Bytes of a safetensors header that are read: some hundred a tensor."""
 
 
@@ -133,6 +133,8 @@ def _read_safetensors(path: Path, mapped: mmap.mmap) -> tuple[dict[str, np.ndarr
     try:
         header = parse_json(mapped[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
+        if odd := next((name for name, entry in header.items() if not isinstance(entry, dict)), None):
+            raise ValueError(f"{odd[:80]!r} describes no tensor")
         entries = [_Entry(name, e["dtype"], e["shape"], *e["data_offsets"]) for name, e in header.items()]
         if not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("its metadata is no texts")

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -65,6 +65,10 @@ BROKEN = (
     ValueError,
 )
 """What a damaged pickle makes the standard library raise."""
+
+
+NESTED = 100
+"""How deep values of a pickle may stand in one another."""
 
 
 class _Refused(Exception):
@@ -132,6 +136,13 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes], storage: Callable[[str, np.dtype, int], np.ndarray]) -> None:
         super().__init__(file)
         self.storage = storage
+
+    def load_mark(self) -> None:
+        if len(self.metastack) > NESTED:
+            raise _Refused(f"values nested more than {NESTED} deep")
+        super().load_mark()
+
+    dispatch: ClassVar = pickle._Unpickler.dispatch | {pickle.MARK[0]: load_mark}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
@@ -243,7 +254,7 @@ def tensors_in(path: Path, value: Any, averaged: bool | None = None) -> tuple[di
             others = [key for key in plain + means if key != chosen[0]]
             taken = f"{chosen[0]} is taken" + (f", not {others[0]}" if others else " (an average of the weights)")
     if not isinstance(value, dict):
-        kind = "tensor" if isinstance(value, np.ndarray) else type(value).__name__
+        kind = "tensor" if isinstance(value, np.ndarray) else type(value).__name__.replace("_Inert", "value")
         raise UserError(f"{path}: holds a {kind}, expected a dictionary of tensors")
     tensors = {str(name): array for name, array in value.items() if isinstance(array, np.ndarray)}
     if COUNTER in tensors and all(name.startswith("module.") for name in tensors if name != COUNTER):

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from jaxface.files import read_object
 CONFIG = "adapter_config.json"
 PATCHES = "patch_embed.proj"
 """timm's one module that is no linear layer and has adapters in PEFT: a convolution, whose A and B are no matrices."""
-LIMIT = 16 * 2**20
+LIMIT = 2 * 2**20
 """Bytes of a configuration that are read: the largest have a line for every module of a large model."""
+MOST = 2000
+"""Names or patterns that a field may hold, which is more than any encoder has modules."""
 PATIENCE = 1.0
 """Seconds that one regular expression may take on one name."""
 
@@ -38,7 +41,11 @@ def _rank(value: Any) -> bool:
 
 
 def _names(value: Any) -> bool:
-    return value is None or isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    return (
+        value is None
+        or isinstance(value, str)
+        or (isinstance(value, list) and len(value) <= MOST and all(isinstance(name, str) for name in value))
+    )
 
 
 def _layers(value: Any) -> bool:
@@ -50,7 +57,7 @@ def _index(value: Any) -> bool:
 
 
 def _pattern_of(each: Check) -> Check:
-    return lambda value: value is None or (isinstance(value, dict) and all(map(each, value.values())))
+    return lambda value: value is None or (isinstance(value, dict) and len(value) <= MOST and all(map(each, value.values())))
 
 
 def _off(value: Any) -> bool:
@@ -84,10 +91,10 @@ FIELDS: dict[str, tuple[Check, str]] = {
     "lora_alpha": (_number, "a number"),
     "use_rslora": (_flag, "true or false"),
     "use_dora": (_flag, "true or false"),
-    "rank_pattern": (_pattern_of(_rank), "whole numbers above 0 by the names of modules"),
-    "alpha_pattern": (_pattern_of(_number), "numbers by the names of modules"),
-    "target_modules": (lambda value: value is not None and _names(value), "names of modules, or one regular expression"),
-    "exclude_modules": (_names, "names of modules, or one regular expression"),
+    "rank_pattern": (_pattern_of(_rank), f"whole numbers above 0 by the names of at most {MOST} modules"),
+    "alpha_pattern": (_pattern_of(_number), f"numbers by the names of at most {MOST} modules"),
+    "target_modules": (lambda value: value is not None and _names(value), f"names of at most {MOST} modules, or one regular expression"),
+    "exclude_modules": (_names, f"names of at most {MOST} modules, or one regular expression"),
     "layers_to_transform": (_layers, "numbers of blocks"),
     "layers_pattern": (_names, "the name before a block's number"),
     "lora_dropout": (lambda value: value is None or (_number(value) and 0 <= value < 1), "a number from 0 to below 1"),
@@ -102,6 +109,12 @@ FIELDS: dict[str, tuple[Check, str]] = {
     **dict.fromkeys(("corda_config", "eva_config", "lora_ga_config", "loftq_config", "qalora_group_size", "megatron_core"), ANYTHING),
 }
 """By field: whether a value is understood, and what is, in words."""
+
+
+@lru_cache(maxsize=4 * MOST)
+def _compiled(pattern: str) -> Any:
+    """A regular expression: a folder may have one for each module, which each other module is compared with."""
+    return regex.compile(pattern)
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,7 @@ class PeftConfig:
     def matches(self, field: str, pattern: str, name: str) -> bool:
         """Whether a regular expression is all of a name. Raises UserError for a wrong one, and for one that takes too long."""
         try:
-            return regex.fullmatch(pattern, name, timeout=PATIENCE) is not None
+            return _compiled(pattern).fullmatch(name, timeout=PATIENCE) is not None
         except regex.error as error:
             raise UserError(f"{self.path}: {field} has a wrong regular expression {pattern[:60]!r}: {error}") from None
         except TimeoutError:

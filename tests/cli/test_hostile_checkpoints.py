@@ -58,6 +58,8 @@ HEADERS = {
     "a block of number 10^9": ({"patch_embed.proj.weight": entry([1], 0, 4), "blocks.999999999.norm1.weight": entry([1], 4, 8)}, b"0" * 8),
     "a number of 10^4 digits": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 10**4 + b'],"data_offsets":[0,4]}}', b"0" * 4),
     "no UTF-8": (b'{"\xff\xfe":1}', b""),
+    "10^4 tensors of no bytes": ({f"t{i}": entry([0], 0, 0) for i in range(10_000)}, b""),
+    "a number in the place of a tensor": ({"a": 1}, b""),
     "a header longer than any model's": (b'{"a":"' + b"x" * 9 * 2**20 + b'"}', b""),
 }
 
@@ -118,8 +120,9 @@ def test_a_pickle_or_a_list_of_entries_longer_than_any_models_is_not_opened(tmp_
         b"\x80\x02cbuiltins\nexec\n(X\x04\x00\x00\x00passtR.",
         b"\x80\x02X\xff\xff\xff\x7fabc.",
         b"\x80\x02csubprocess\nPopen\n.",
+        b"\x80\x02" + b"(" * 10**6 + b"t" * 10**6 + b".",
     ],
-    ids=["nested tuples", "itself", "a namespace alone", "exec", "a text of 2 GB", "Popen"],
+    ids=["nested tuples", "itself", "a namespace alone", "exec", "a text of 2 GB", "Popen", "tuples 10^6 deep"],
 )
 def test_a_pickle_that_holds_no_weights_is_one_line(tmp_path, pickled):
     complaint_within_limits(zipped(tmp_path / "a.pt", [("archive/data.pkl", pickled)]))
