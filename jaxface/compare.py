@@ -11,7 +11,8 @@ from rich.table import Table
 
 from jaxface.cli import parse
 from jaxface.errors import run_command
-from jaxface.ranges import Range, Where, ranged
+from jaxface.models.variants import VARIANTS
+from jaxface.ranges import Known, Range, Where, ranged
 
 
 @ranged()
@@ -24,11 +25,12 @@ class Options:
       meta_code: a checkout of facebookresearch/perception_models, for Meta's.
       photos: photos, or folders of them; without any, random images.
       batch_size: images.
-      image_size: side in pixels, 0 for the model's own; another one is for Meta's code alone.
+      image_size: side in pixels, 0 for the model's own; of a Perception Encoder another one is for Meta's code alone.
       tolerance: largest difference over the largest value, after any stage.
       repeats: of the timing; 0 leaves it out.
       dtype: of our side; the original runs in float32.
-      heads: attention heads, where the checkpoint's width is none of the family's.
+      variant: what the checkpoint is, where its tensors do not tell.
+      heads: attention heads, where the checkpoint's shape is no variant's.
       out: the picture to write.
     """
 
@@ -41,6 +43,7 @@ class Options:
     tolerance: Annotated[float, Range(above=0, high=1)] = 1e-4
     repeats: Annotated[int, Range(0, 1000)] = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
+    variant: Annotated[str | None, Known(VARIANTS)] = None
     heads: Annotated[int | None, Range(1, 1024)] = None
     out: Where = Path("compare.png")
 
@@ -69,7 +72,7 @@ def run(options: Options) -> tuple[list[Any], Any, str]:
     from weights_convert.checkpoint import read_checkpoint
     from weights_convert.towers import Heads
 
-    checkpoint = read_checkpoint(options.weights, heads=Heads(vision=options.heads))
+    checkpoint = read_checkpoint(options.weights, config=options.variant, heads=Heads(vision=options.heads))
     towers = checkpoint.towers
     images = read_images(options, options.image_size or towers.vision.image_size)
     original = build_original(options.against, towers, checkpoint.tensors, options.meta_code)

@@ -254,6 +254,15 @@ def _some(what: str, items: list[str], most: int = 6) -> str:
     return f"{len(items)} tensor{'s' * (len(items) > 1)} {what}: {', '.join(item[:160] for item in items[:most])}{more}"
 
 
+def unplaced(layout: str, towers: Towers) -> list[str]:
+    """Our names of what a layout has no place for; a text tower that it leaves out as a whole is not among them."""
+    chosen = LAYOUTS.get(layout)
+    placed = {row.ours for row in table(chosen, chosen.forms[0 if chosen.text else -1], True, towers.vision)} | {ZERO}
+    text = towers.text if chosen.text else None
+    names = Towers(towers.vision, text).shapes()
+    return [name for name in names if re.sub(r"\.\d+\.", ".{i}.", name, count=1) not in placed]
+
+
 def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, list[np.ndarray]], Towers]:
     """The parts of every tensor of a layout, and the towers that it has a place for."""
     chosen = LAYOUTS.get(layout)
@@ -263,10 +272,7 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     if problems:
         raise UserError(f"cannot be written as {towers.name}: {'; '.join(problems)}")
     rows = table(chosen, chosen.forms[0 if text else -1], text, towers.vision)
-    placed = {row.ours for row in rows} | {ZERO}
-    homeless = [name for name in arrays if re.sub(r"\.\d+\.", ".{i}.", name, count=1) not in placed]
-    homeless = [name for name in homeless if text or name.startswith("visual.")]
-    if homeless:
+    if homeless := unplaced(layout, towers):
         raise UserError(f"layout {layout} has no place for what {towers.name} has: {_some('without one', homeless)}; take another layout")
     if towers.vision.output_bias and not any(row.ours == ZERO for row in rows):
         raise UserError(f"layout {layout} has no place for the bias of a classifier: drop it, or take another layout")

@@ -30,7 +30,7 @@ class Ambiguous(UserError):
 
     def __init__(self, names: list[str], fields: list[str], where: str = "") -> None:
         differ = ", ".join(field.replace("_", " ") for field in fields)
-        said = "say which: a configuration, or --variant NAME of python -m weights_convert, which writes it into the file"
+        said = "say which: --encoder.variant of a run, --variant of other commands, or a configuration"
         super().__init__(f"{where}{', '.join(names)} have the same tensors and differ in {differ}: {said}")
         self.names, self.fields = names, fields
 

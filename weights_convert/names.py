@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from jaxface.models.config import EncoderConfig
 from jaxface.models.variants import VARIANTS
 
 _WORDS = {
@@ -25,6 +26,11 @@ _TIMM = (
 def timm_name(variant: str) -> str | None:
     """timm's name of a variant, None for one that it does not have."""
     return next((name(match) for pattern, name in _TIMM if (match := re.fullmatch(pattern, variant))), None)
+
+
+def timm_class(config: EncoderConfig) -> tuple[str, str]:
+    """timm's class of an encoder, and the module that it is in."""
+    return ("Eva", "timm.models.eva") if config.rope != "none" else ("VisionTransformer", "timm.models.vision_transformer")
 
 
 def of_timm(architecture: str) -> str | None:

@@ -24,6 +24,7 @@ from jaxface.models.encoder import Encoder
 from jaxface.models.tree import shallow_copy
 from jaxface.ranges import PathLike, checked
 from weights_convert.layouts import TIMM_VISION
+from weights_convert.names import timm_class
 from weights_convert.tensor_files import open_tensors, write_tensors
 from weights_convert.tensor_parts import finite, is_floating
 
@@ -72,6 +73,9 @@ def save_peft(encoder: Encoder, folder: PathLike, *, base: str | None = None) ->
     Args:
       base: name or path of the base weights, for `base_model_name_or_path`.
 
+    timm's models without a bias of keys (`qkv_bias="no key"`) read the base kernel of `attn.qkv` past an adapter unless their attention's
+    `qkv_bias_separate` is set; it changes nothing else.
+
     Raises UserError if it has none, if a kernel is adapted in a way that PEFT has no place for, or if the folder cannot be written.
     """
     updates = adapter_updates(encoder)
@@ -86,7 +90,7 @@ def save_peft(encoder: Encoder, folder: PathLike, *, base: str | None = None) ->
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "auto_mapping": {"base_model_class": "Eva", "parent_library": "timm.models.eva"},
+        "auto_mapping": dict(zip(("base_model_class", "parent_library"), timm_class(encoder.config), strict=True)),
         "base_model_name_or_path": base,
         "r": common,
         "lora_alpha": common,

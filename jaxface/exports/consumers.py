@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from jaxface.errors import UserError
 from jaxface.exports.exporter import CONSUMERS, Answer, BuildTimm, Consumer, Logits, MissingConsumer
 from jaxface.exports.tensors import BASE, HEADS
+from jaxface.models.encoder import as_trained, normalize_images
 from jaxface.runs.model import Trained, load_base
 from jaxface.weights import save_weights
 
@@ -59,7 +60,8 @@ def _answer(trained: Trained, folder: Path, model: Any) -> Answer:
 
     def answer(images: np.ndarray) -> Logits:
         with torch.inference_mode():
-            features = model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+            pixels = np.array(as_trained(normalize_images(jnp.asarray(images)), trained.model.encoder.config))
+            features = model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             features = torch.from_numpy(np.array(trained.model.reduced(features.numpy())))
             outputs = {task: _head(torch, heads, task, features).numpy() for task in trained.model.heads}
         return {task: np.asarray(trained.model.heads[task].to_logits(jnp.asarray(output))) for task, output in outputs.items()}

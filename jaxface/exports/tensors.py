@@ -17,6 +17,7 @@ from jaxface.adapters.task_specific import TaskPools
 from jaxface.errors import UserError
 from jaxface.exports.exporter import Answer, Logits, model_answer, register_exporter
 from jaxface.files import write_arrays
+from jaxface.models.config import PIXELS
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.positions import resize_positions
@@ -24,6 +25,8 @@ from jaxface.models.tree import arrays_of, shallow_copy
 from jaxface.runs.base import is_run
 from jaxface.runs.model import Trained, load_base
 from jaxface.weights import load_encoder, save_weights
+from weights_convert.checkpoint import unplaced
+from weights_convert.towers import Towers
 
 LAYOUTS = ("meta", "timm")
 HEADS = "heads.safetensors"
@@ -84,9 +87,18 @@ def require_one_pool(trained: Trained) -> None:
 
 
 def timm_arguments(trained: Trained) -> dict[str, Any]:
-    """What `timm.create_model` must be told to have our positions: it scales rotary ones from the grid `ref_feat_shape`."""
-    side = trained.image_size // trained.model.encoder.config.patch
-    return {"img_size": trained.image_size, "ref_feat_shape": [side, side]}
+    """What `timm.create_model` must be told to have our positions: it scales the Perception Encoder's from the grid `ref_feat_shape`."""
+    c = trained.model.encoder.config
+    side = trained.image_size // c.patch
+    return {"img_size": trained.image_size} | ({"ref_feat_shape": [side, side]} if c.rope == "axial" else {})
+
+
+def pixel_statistics(trained: Trained) -> dict[str, Any]:
+    """What others must normalise pixels in 0..1 with, and what their attention must be told where keys have no bias."""
+    c = trained.model.encoder.config
+    mean, deviation = PIXELS[c.pixels]
+    keyless = {"attention": "set qkv_bias_separate of every block's attn, or timm passes an adapter of attn.qkv by"}
+    return {"mean": list(mean), "std": list(deviation)} | (keyless if c.qkv_bias == "no key" else {})
 
 
 def _with_encoder(model: Classifier, encoder: Encoder) -> Answer:
@@ -104,7 +116,8 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
     kept = next((name for name, linear in linears(model.encoder) if isinstance(linear.kernel, nnx.Module)), None)
     if kept is not None:
         raise UserError(f"{trained.folder}: {kept} has an update per task, which no single kernel is: export to stablehlo or onnx")
-    files = {layout: f"encoder.{layout}.safetensors" for layout in LAYOUTS}
+    layouts = [layout for layout in LAYOUTS if not unplaced(layout, Towers(model.encoder.config))]
+    files = {layout: f"encoder.{layout}.safetensors" for layout in layouts}
     for layout, name in files.items():
         encoder = at_size(model.encoder, trained.image_size) if layout == "timm" else model.encoder
         save_weights(encoder, folder / name, layout=layout)
@@ -117,7 +130,7 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
         ours = model_answer(model)(images)
         return max(found, key=lambda logits: max(np.nan_to_num(np.abs(logits[task] - ours[task]), nan=np.inf).max() for task in ours))
 
-    return both, {"encoders": files, "heads": heads_note(model), "timm": timm_arguments(trained)}
+    return both, {"encoders": files, "heads": heads_note(model), "timm": timm_arguments(trained)} | pixel_statistics(trained)
 
 
 @register_exporter("peft")
@@ -137,4 +150,5 @@ def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
         save_weights(base, folder / BASE, layout="timm")
     write_arrays(folder / HEADS, torch_heads(trained.model), {"format": "pt"})
     about = {"base": BASE if own_base else weights, "heads": heads_note(trained.model), "timm": timm_arguments(trained)}
+    about |= pixel_statistics(trained)
     return _with_encoder(trained.merged(), merge(load_peft(base, folder))), about

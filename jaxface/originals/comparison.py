@@ -58,7 +58,7 @@ def compare(model: Encoder | Clip, original: Original, images: np.ndarray, ids: 
     native = encoder.config.image_size
     if not original.any_size and images.shape[1:3] != (native, native):
         raise UserError(
-            f"images of {images.shape[1]} x {images.shape[2]}: timm and open_clip rescale positions at other sizes than the model's "
+            f"images of {images.shape[1]} x {images.shape[2]}: timm and open_clip rescale its rotary positions at other sizes than its "
             f"{native} x {native}; compare with Meta's code (--against meta --meta-code DIR)"
         )
     ours, theirs = _vision(encoder, images), _original_vision(original, images)

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.imports import imported, take_imports
-from jaxface.runs.config import CONFIGS, Config, load_configs, with_method
+from jaxface.runs.config import CONFIGS, RANDOM, Config, load_configs, with_method
 
 QUICKSTART = CONFIGS / "quickstart.py"
 
@@ -62,4 +62,6 @@ def _changed(config: Config, words: list[str], prog: str) -> Config:
     if config.after is None or config.encoder.weights is not None:  # other weights were named: the run to start from has no use
         return replace(config, after=None)
     after = replace(config.after, out=config.out, cluster=config.cluster, imports=config.imports)
+    if "encoder.variant" in given and after.encoder.weights == RANDOM:
+        after = replace(after, encoder=replace(after.encoder, variant=config.encoder.variant))
     return replace(config, after=after, encoder=replace(config.encoder, weights=str(after.folder)))

@@ -51,7 +51,7 @@ class EncoderOptions:
 
     Attributes:
       weights: a checkpoint in any layout, or a run folder; the word "random" trains from nothing.
-      variant: the shape to start from random numbers; a checkpoint knows its own.
+      variant: the shape to start from random numbers; a checkpoint knows its own, or says of which variants it may be.
       image_size: side in pixels of the input, 0 for the encoder's own.
       remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
       precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.

@@ -97,14 +97,15 @@ PROMPTS = 18
 def encoder_flops(c: EncoderConfig, image_size: int | None = None) -> dict[str, float]:
     """FLOPs (2 x multiply-adds) of one square image: linear layers and convolution, and the attention's score and value products."""
     grid = (image_size or c.image_size) // c.patch
-    n = grid * grid + c.class_token
+    n = grid * grid + c.prefix
     d = c.width
-    linear = 2 * grid * grid * c.patch**2 * 3 * d + c.depth * 2 * n * (4 * d * d + 2 * d * c.mlp_width)
+    kernels = 2 if c.gate == "none" else 3
+    linear = 2 * grid * grid * c.patch**2 * 3 * d + c.depth * 2 * n * (4 * d * d + kernels * d * c.mlp_width)
     attention = c.depth * 4 * n * n * d
     if c.pool:
-        linear += 2 * (n * 2 * d * d + 2 * d * d + 8 * d * d)
+        linear += 2 * (n * 2 * d * d + 2 * d * d + 2 * d * c.pool_hidden)
         attention += 4 * n * d
-    linear += 2 * d * (c.output or 0) * (1 if c.pool else n)
+    linear += 2 * d * (c.output or 0) * (n if not c.pool and c.readout == "tokens" else 1)
     return {"linear": float(linear), "attention": float(attention)}
 
 
@@ -134,7 +135,7 @@ def _products(jaxpr: Any) -> float:
 def attention_flops(encoder: Encoder, image_size: int) -> float:
     """FLOPs of the attention's score and value products of one image: what each task has of its own counts once for each."""
     c = encoder.config
-    n, total, copies = (image_size // c.patch) ** 2 + c.class_token, 0.0, 1
+    n, total, copies = (image_size // c.patch) ** 2 + c.prefix, 0.0, 1
     for stage in encoder.stages:
         copies = max(copies, _tasks(stage))
         total += stage.norm1.scale.shape[0] * copies * 4 * n * n * c.width

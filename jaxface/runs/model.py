@@ -35,6 +35,7 @@ from jaxface.runs.folder import read_config
 from jaxface.runs.parts import Parts, fingerprint, take_apart
 from jaxface.runs.temperatures import read_temperatures
 from weights_convert.folders import WEIGHTS
+from weights_convert.inference import Ambiguous
 
 
 def compute_dtype(config: Config) -> DTypeLike:
@@ -242,5 +243,10 @@ def load_base(config: Config, path: Path | None = None, places: Sequence[Path] =
     if is_run(path):
         trained = load_trained(path, places, dtype=np.float32)
         return Base(trained.merged().encoder, trained.model, trained.fingerprint, path)
-    encoder = weights.load_encoder(path)
+    try:
+        encoder = weights.load_encoder(path)
+    except Ambiguous as error:  # nor is the variant told to a checkpoint that knows its own
+        if config.encoder.variant not in error.names:
+            raise
+        encoder = weights.load_encoder(path, config=config.encoder.variant)
     return Base(encoder, None, fingerprint({name: np.asarray(leaf, np.float32) for name, leaf in arrays_of(encoder).items()}), path)

@@ -80,7 +80,10 @@ def test_a_model_that_differs_in_one_bias_is_found_at_its_block(command, checkpo
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--against", "timm", "--image-size", 64), "rescale positions at other sizes than the model's 32 x 32; compare with Meta's code"),
+        (
+            ("--against", "timm", "--image-size", 64),
+            "rescale its rotary positions at other sizes than its 32 x 32; compare",
+        ),
         (("--against", "meta"), "expected --meta-code DIR, a checkout of facebookresearch/perception_models"),
         (("--against", "timm", "--photos", "nowhere"), "nowhere: no such file or folder"),
         (("--against", "timm", "--batch-size", 0), "batch_size 0: expected 1 to 1024"),

@@ -47,5 +47,5 @@ VISION = {
     "EUPE-S16": _vit(384, 12, 6, bias=True),
     "EUPE-B16": _vit(768, 12, 12, bias=True),
     # not of the paper: small ones with all parts, for the quickstart and for tests
-    "DINOv3-Mini-10": EncoderConfig(**{**_vit(128, 5, 4, bias=True).to_json(), "patch": 10, "image_size": 60}),
+    "DINOv3-Mini-10-60": EncoderConfig(**{**_vit(128, 5, 4, bias=True).to_json(), "patch": 10, "image_size": 60}),
 }

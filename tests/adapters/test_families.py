@@ -1,0 +1,78 @@
+"""LoRA and DoRA on the families beside the Perception Encoder, against PEFT on timm's models, every parameter random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from peft_on_timm import peft, torch
+
+import jaxface
+from jaxface.adapters.peft_format import MODULES, adapter_updates
+from jaxface.models.tree import flatten
+from jaxface.originals.reference import build_original
+from jaxface.weights import load_encoder
+from small_models import FAMILIES, random_images, random_tensors
+from weights_convert.checkpoint import write_checkpoint
+
+IMAGES = random_images(3, 32, 32)
+EVERYTHING = {"rank": 3, "pool_inputs": True}
+
+
+@jax.jit
+def run(train, rest, weight):
+    structure, rest = rest
+    y, pull = jax.vjp(lambda train: structure.value.build(train, rest)(jnp.asarray(IMAGES)), train)
+    return y, pull(weight)[0]
+
+
+@jax.tree_util.register_static
+class Static:
+    def __init__(self, value):
+        self.value = value
+
+    def __hash__(self):
+        return hash(self.value.tree)
+
+    def __eq__(self, other):
+        return self.value.tree == other.value.tree
+
+
+def difference(ours, expected):
+    expected = expected.detach().numpy()
+    return float(np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("DINOv3", "lora"), *((kind, "dora") for kind in ("DINOv3 with biases", "DINOv3+", "DINOv2 g", "CLIP", "SigLIP"))],
+)
+def test_outputs_and_gradients_of_a_written_folder_equal_pefts(kind, method, tmp_path):
+    write_checkpoint(tmp_path / "model.safetensors", FAMILIES[kind], random_tensors(FAMILIES[kind]))
+    plain = load_encoder(tmp_path / "model.safetensors")
+    arrays, structure = flatten(jaxface.adapt(plain, method, **EVERYTHING))
+    random = np.random.default_rng(0)
+    train = {
+        name: jnp.asarray(value + 0.1 * random.normal(size=value.shape), jnp.float32)
+        for name, value in arrays.items()
+        if name.endswith((".kernel.a", ".kernel.b", ".kernel.magnitude"))
+    }
+    rest = {name: value for name, value in arrays.items() if name not in train}
+    encoder = structure.build(rest, train)
+    jaxface.save_peft(encoder, tmp_path / "adapter")
+    original = build_original("timm", FAMILIES[kind], random_tensors(FAMILIES[kind]))  # PEFT puts its layers into the model
+    model = peft.PeftModel.from_pretrained(original.modules[0], str(tmp_path / "adapter"), is_trainable=True).eval()
+    want = original.vision(torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
+    weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(1))
+    (want * weight).sum().backward()
+    y, gradients = run(train, (Static(structure), rest), jnp.asarray(weight.numpy()))
+    assert difference(y, want) < 1e-5
+    theirs = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    kinds = {"a": "lora_A.default.weight", "b": "lora_B.default.weight", "magnitude": "lora_magnitude_vector.default.weight"}
+    assert len(theirs) == len(adapter_updates(encoder)) * (3 if method == "dora" else 2)
+    for name, gradient in gradients.items():
+        ours, part = name.removeprefix("stages.0.").rsplit(".kernel.", 1)
+        module = MODULES[ours if name.startswith("pool") else f"blocks.{{i}}.{ours}"]
+        for i, got in enumerate(gradient) if "{i}" in module else [(0, gradient)]:
+            assert difference(got.T, theirs[f"base_model.model.{module.format(i=i)}.{kinds[part]}"]) < 1e-5, (name, i)
+    merged = jax.jit(lambda encoder, images: encoder(images))(jaxface.merge(jaxface.load_peft(plain, tmp_path / "adapter")), IMAGES)
+    assert difference(merged, want) < 1e-5
