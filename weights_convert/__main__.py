@@ -18,6 +18,7 @@ from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
 from jaxface.ranges import Known, Where, ranged
 from weights_convert.checkpoint import Checkpoint, convert
+from weights_convert.layouts import LAYOUTS
 from weights_convert.towers import HeadCount, Heads
 
 DTYPES = {"keep": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -43,7 +44,7 @@ class Arguments:
 
     src: tyro.conf.Positional[Where]
     dst: tyro.conf.Positional[Where]
-    layout: Literal["jaxface", "meta", "timm", "open_clip"] = "jaxface"
+    layout: Annotated[str, Known(LAYOUTS)] = "jaxface"
     variant: Annotated[str | None, Known(VARIANTS)] = None
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     heads: HeadCount | None = None

@@ -15,7 +15,7 @@ from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, get_variant
 from weights_convert.inference import Ambiguous, infer
-from weights_convert.layouts import LAYOUTS, LOGIT_SCALE, ZERO, Layout, Row, decode, encode, recognise, table
+from weights_convert.layouts import LAYOUTS, LOGIT_SCALE, OPTIONAL, ZERO, Layout, Row, decode, encode, recognise, table
 from weights_convert.tensor_files import TensorFile, open_tensors, write_tensors
 from weights_convert.tensor_parts import NotFinite, finite, is_floating, joined_shape
 from weights_convert.towers import Heads, Shapes, Towers
@@ -92,7 +92,8 @@ def read_checkpoint(
     text = towers.text is not None
     if not text and any(name == LOGIT_SCALE or name.startswith("text.") for name in ours):
         surplus |= {row.theirs for row in rows if row.ours == LOGIT_SCALE} & set(theirs)
-    problems = _compare(_expected(layout, table(layout, form, text, towers.vision), towers), theirs, surplus)
+    needed = {name: array for name, array in theirs.items() if name not in {row.theirs for row in rows if row.optional}}
+    problems = _compare(_expected(layout, table(layout, form, text, towers.vision), towers), needed, surplus)
     if problems:
         raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}{_other(ours, towers)}")
     guessed = config is None and heads in (None, Heads()) and Towers.from_metadata(file.metadata.get(CONFIG)) is None
@@ -115,8 +116,8 @@ def _other(ours: Mapping[str, np.ndarray], towers: Towers) -> str:
     return "" if names in ("custom", towers.name) else f"; its tensors are those of {names}"
 
 
-ANCHORS = ("patch_embed.proj.weight", "conv1.weight", "patch.kernel")
-"""The patch embedding in each layout, without what may stand before it."""
+ANCHORS = ("patch_embed.proj.weight", "conv1.weight", "patch.kernel", "embeddings.cls_token")
+"""A tensor of the start of each layout, without what may stand before it."""
 
 
 def _prefixes(names: Iterable[str]) -> Iterator[str]:
@@ -268,7 +269,7 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     chosen = LAYOUTS.get(layout)
     text = towers.text is not None and chosen.text is not None
     arrays = dict(tensors)
-    problems = _compare(towers.shapes(), tensors, set())
+    problems = _compare(towers.shapes(), {name: array for name, array in arrays.items() if name not in OPTIONAL}, set())
     if problems:
         raise UserError(f"cannot be written as {towers.name}: {'; '.join(problems)}")
     rows = table(chosen, chosen.forms[0 if text else -1], text, towers.vision)
@@ -276,8 +277,18 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
         raise UserError(f"layout {layout} has no place for what {towers.name} has: {_some('without one', homeless)}; take another layout")
     if towers.vision.output_bias and not any(row.ours == ZERO for row in rows):
         raise UserError(f"layout {layout} has no place for the bias of a classifier: drop it, or take another layout")
+    vision = towers.vision
+    if chosen.joins_position and vision.registers and vision.placed:
+        arrays |= _without_class_position(arrays)
+        vision = replace(vision, class_position=False)
     parts = encode(rows, _with_zero(chosen, towers, arrays))
-    return parts, Towers(towers.vision, towers.text if text else None)
+    return parts, Towers(vision, towers.text if text else None)
+
+
+def _without_class_position(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The class token with its position added to it, and the patches' positions alone."""
+    token, positions = (arrays[f"visual.{name}"] for name in ("class_token", "positions"))
+    return {"visual.class_token": token + positions[0], "visual.positions": positions[1:]}
 
 
 def layout_tensors(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

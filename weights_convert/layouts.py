@@ -7,96 +7,44 @@ Our names are those of the modules, with blocks counted (`visual.blocks.3.attn.q
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from jaxface.models.config import EncoderConfig
 from jaxface.registry import Registry
-
-
-class Transform(NamedTuple):
-    """How an array is turned: from theirs to ours, and back."""
-
-    read: Callable[[np.ndarray], np.ndarray]
-    write: Callable[[np.ndarray], np.ndarray]
-
-
-def _write_patch(kernel: np.ndarray) -> np.ndarray:
-    side = round((kernel.shape[0] // 3) ** 0.5)
-    return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
-
-
-SAME = Transform(lambda x: x, lambda x: x)
-TRANSPOSED = Transform(np.transpose, np.transpose)
-ONE_BEFORE = Transform(lambda x: x[0], lambda x: x[None])
-TWO_BEFORE = Transform(lambda x: x[0, 0], lambda x: x[None, None])
-PATCHES = Transform(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), _write_patch)
-"""A convolution [D, 3, p, p] over patches is a product with a kernel [p * p * 3, D]."""
-When = Callable[[EncoderConfig], bool]
-"""Which encoders a line is for."""
-RANK = {TRANSPOSED: 2, ONE_BEFORE: 3, TWO_BEFORE: 3, PATCHES: 4}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table.
-
-    Attributes:
-      ours: our name; `{i}` counts blocks.
-      theirs: their name; where it has no `{i}` and ours has, theirs holds all blocks along its first axis.
-      transform: between the two arrays.
-      share: which part of the first axis of theirs it is, (first, last, of how many), where theirs holds several of ours.
-      piece: which part of the last axis of ours it is, where ours holds several of theirs.
-      when: for which encoders it is written so; files are read by the names alone.
-    """
-
-    ours: str
-    theirs: str
-    transform: Transform = SAME
-    share: tuple[int, int, int] | None = None
-    piece: tuple[int, int, int] | None = None
-    when: When = lambda c: True
-
-
-def _linear(ours: str, theirs: str) -> tuple[Row, ...]:
-    return Row(f"{ours}.kernel", f"{theirs}.weight", TRANSPOSED), Row(f"{ours}.bias", f"{theirs}.bias")
-
-
-def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
-    return Row(f"{ours}.scale", f"{theirs}.weight"), Row(f"{ours}.bias", f"{theirs}.bias")
-
+from weights_convert.hugging_face import HF_CLIP, HF_CLIP_TEXT, HF_DINOV2, HF_DINOV3, HF_SIGLIP
+from weights_convert.rows import ONE_BEFORE, PATCHES, RANK, SAME, TRANSPOSED, TWO_BEFORE, Row, linear, norm
 
 _META_BLOCKS = (
-    *_norm("blocks.{i}.norm1", "transformer.resblocks.{i}.ln_1"),
+    *norm("blocks.{i}.norm1", "transformer.resblocks.{i}.ln_1"),
     Row("blocks.{i}.attn.qkv.kernel", "transformer.resblocks.{i}.attn.in_proj_weight", TRANSPOSED),
     Row("blocks.{i}.attn.qkv.bias", "transformer.resblocks.{i}.attn.in_proj_bias"),
-    *_linear("blocks.{i}.attn.out", "transformer.resblocks.{i}.attn.out_proj"),
-    *_norm("blocks.{i}.norm2", "transformer.resblocks.{i}.ln_2"),
-    *_linear("blocks.{i}.mlp.fc", "transformer.resblocks.{i}.mlp.c_fc"),
-    *_linear("blocks.{i}.mlp.proj", "transformer.resblocks.{i}.mlp.c_proj"),
+    *linear("blocks.{i}.attn.out", "transformer.resblocks.{i}.attn.out_proj"),
+    *norm("blocks.{i}.norm2", "transformer.resblocks.{i}.ln_2"),
+    *linear("blocks.{i}.mlp.fc", "transformer.resblocks.{i}.mlp.c_fc"),
+    *linear("blocks.{i}.mlp.proj", "transformer.resblocks.{i}.mlp.c_proj"),
 )
 
 META_VISION = (
     Row("patch.kernel", "conv1.weight", PATCHES),
     Row("class_token", "class_embedding"),
     Row("positions", "positional_embedding"),
-    *_norm("norm_pre", "ln_pre"),
+    *norm("norm_pre", "ln_pre"),
     *_META_BLOCKS,
     Row("blocks.{i}.scale1", "transformer.resblocks.{i}.ls_1.gamma"),
     Row("blocks.{i}.scale2", "transformer.resblocks.{i}.ls_2.gamma"),
-    *_norm("norm_post", "ln_post"),
+    *norm("norm_post", "ln_post"),
     Row("pool.probe", "attn_pool.probe", ONE_BEFORE),
     Row("pool.q.kernel", "attn_pool.attn.in_proj_weight", TRANSPOSED, (0, 1, 3)),
     Row("pool.kv.kernel", "attn_pool.attn.in_proj_weight", TRANSPOSED, (1, 3, 3)),
     Row("pool.q.bias", "attn_pool.attn.in_proj_bias", SAME, (0, 1, 3)),
     Row("pool.kv.bias", "attn_pool.attn.in_proj_bias", SAME, (1, 3, 3)),
-    *_linear("pool.out", "attn_pool.attn.out_proj"),
-    *_norm("pool.norm", "attn_pool.layernorm"),
-    *_linear("pool.mlp.fc", "attn_pool.mlp.c_fc"),
-    *_linear("pool.mlp.proj", "attn_pool.mlp.c_proj"),
+    *linear("pool.out", "attn_pool.attn.out_proj"),
+    *norm("pool.norm", "attn_pool.layernorm"),
+    *linear("pool.mlp.fc", "attn_pool.mlp.c_fc"),
+    *linear("pool.mlp.proj", "attn_pool.mlp.c_proj"),
     Row("projection.kernel", "proj"),
 )
 
@@ -104,7 +52,7 @@ META_TEXT = (
     Row("embedding", "token_embedding.weight"),
     Row("positions", "positional_embedding"),
     *_META_BLOCKS,
-    *_norm("norm", "ln_final"),
+    *norm("norm", "ln_final"),
     Row("projection.kernel", "text_projection"),
 )
 
@@ -120,29 +68,29 @@ TIMM_VISION = (
     Row("class_token", "cls_token", TWO_BEFORE),
     Row("registers", "reg_token", ONE_BEFORE),
     Row("positions", "pos_embed", ONE_BEFORE),
-    *_norm("norm_pre", "norm_pre"),
-    *_norm("blocks.{i}.norm1", "blocks.{i}.norm1"),
+    *norm("norm_pre", "norm_pre"),
+    *norm("blocks.{i}.norm1", "blocks.{i}.norm1"),
     Row("blocks.{i}.attn.qkv.kernel", "blocks.{i}.attn.qkv.weight", TRANSPOSED),
     Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.qkv.bias", when=lambda c: c.qkv_bias == "all"),
     Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.q_bias", piece=(0, 1, 2), when=lambda c: c.qkv_bias == "no key"),
     Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.v_bias", piece=(1, 2, 2), when=lambda c: c.qkv_bias == "no key"),
-    *_linear("blocks.{i}.attn.out", "blocks.{i}.attn.proj"),
-    *_norm("blocks.{i}.norm2", "blocks.{i}.norm2"),
-    *_linear("blocks.{i}.mlp.fc", "blocks.{i}.mlp.fc1"),
-    *_linear("blocks.{i}.mlp.gate", "blocks.{i}.mlp.fc1_g"),
-    *_linear("blocks.{i}.mlp.value", "blocks.{i}.mlp.fc1_x"),
-    *_linear("blocks.{i}.mlp.proj", "blocks.{i}.mlp.fc2"),
+    *linear("blocks.{i}.attn.out", "blocks.{i}.attn.proj"),
+    *norm("blocks.{i}.norm2", "blocks.{i}.norm2"),
+    *linear("blocks.{i}.mlp.fc", "blocks.{i}.mlp.fc1"),
+    *linear("blocks.{i}.mlp.gate", "blocks.{i}.mlp.fc1_g"),
+    *linear("blocks.{i}.mlp.value", "blocks.{i}.mlp.fc1_x"),
+    *linear("blocks.{i}.mlp.proj", "blocks.{i}.mlp.fc2"),
     *(Row(f"blocks.{{i}}.scale{n}", f"blocks.{{i}}.gamma_{n}", when=_rotary) for n in (1, 2)),
     *(Row(f"blocks.{{i}}.scale{n}", f"blocks.{{i}}.ls{n}.gamma", when=lambda c: not _rotary(c)) for n in (1, 2)),
-    *_norm("norm_post", "norm"),
+    *norm("norm_post", "norm"),
     Row("pool.probe", "attn_pool.latent", ONE_BEFORE),
-    *_linear("pool.q", "attn_pool.q"),
-    *_linear("pool.kv", "attn_pool.kv"),
-    *_linear("pool.out", "attn_pool.proj"),
-    *_norm("pool.norm", "attn_pool.norm"),
-    *_linear("pool.mlp.fc", "attn_pool.mlp.fc1"),
-    *_linear("pool.mlp.proj", "attn_pool.mlp.fc2"),
-    *_linear("projection", "head"),
+    *linear("pool.q", "attn_pool.q"),
+    *linear("pool.kv", "attn_pool.kv"),
+    *linear("pool.out", "attn_pool.proj"),
+    *norm("pool.norm", "attn_pool.norm"),
+    *linear("pool.mlp.fc", "attn_pool.mlp.fc1"),
+    *linear("pool.mlp.proj", "attn_pool.mlp.fc2"),
+    *linear("projection", "head"),
 )
 """timm's head has a bias, which is zero in every published file; a trained classifier in its place has another."""
 
@@ -152,8 +100,8 @@ LOGIT_SCALE = "logit_scale"
 
 def _own(*tables: Iterable[Row]) -> tuple[Row, ...]:
     """All of our names that the tables have, blocks stacked."""
-    names = dict.fromkeys(row.ours for rows in tables for row in rows)
-    return tuple(Row(name, name.replace(".{i}", "")) for name in names)
+    names = {row.ours: row.optional for rows in tables for row in rows}
+    return tuple(Row(name, name.replace(".{i}", ""), optional=optional) for name, optional in names.items())
 
 
 @dataclass(frozen=True)
@@ -166,6 +114,7 @@ class Layout:
       text: the table of the text tower, or None where the layout has no place for one.
       forms: the prefixes of (vision, text) that files have; the first is written with a text tower, the last without.
       zero_bias: whether its projection has a bias where the model has none.
+      joins_position: whether the class token's position is part of the token where there are registers.
     """
 
     name: str
@@ -173,6 +122,7 @@ class Layout:
     text: tuple[Row, ...] | None
     forms: tuple[tuple[str, str | None], ...]
     zero_bias: bool = False
+    joins_position: bool = False
 
 
 LAYOUTS: Registry[Layout] = Registry(
@@ -182,24 +132,31 @@ LAYOUTS: Registry[Layout] = Registry(
         for layout in (
             Layout(
                 "jaxface",
-                _own(META_VISION, [Row("projection.bias", "")], TIMM_VISION),
+                _own(META_VISION, [Row("projection.bias", "")], TIMM_VISION, HF_DINOV2),
                 _own(META_TEXT),
                 (("visual.", "text."), ("", None)),
             ),
             Layout("meta", META_VISION, META_TEXT, (("visual.", ""), ("", None))),
-            Layout("timm", TIMM_VISION, None, (("", None),), zero_bias=True),
-            Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),), zero_bias=True),
+            Layout("timm", TIMM_VISION, None, (("", None),), zero_bias=True, joins_position=True),
+            Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),), zero_bias=True, joins_position=True),
+            Layout("hf_dinov2", HF_DINOV2, None, (("", None),)),
+            Layout("hf_dinov3", HF_DINOV3, None, (("model.", None), ("", None))),
+            Layout("hf_clip", HF_CLIP, HF_CLIP_TEXT, (("", ""), ("", None))),
+            Layout("hf_siglip", HF_SIGLIP, None, (("vision_model.", None), ("", None))),
         )
     },
 )
+
+OPTIONAL = {f"visual.{row.ours}" for layout in LAYOUTS.values() for row in layout.vision if row.optional}
+"""Our names of what is carried from file to file, and no part of an encoder."""
 
 
 def table(layout: Layout, form: tuple[str, str | None], text: bool = True, vision: EncoderConfig | None = None) -> tuple[Row, ...]:
     """All rows with full names on both sides, for files with that form's prefixes; those for one encoder if it is told."""
     wanted = [row for row in layout.vision if vision is None or row.when(vision)]
-    rows = [replace(row, ours=f"visual.{row.ours}", theirs=form[0] + row.theirs) for row in wanted]
+    rows = [row._replace(ours=f"visual.{row.ours}", theirs=form[0] + row.theirs) for row in wanted]
     if text and layout.text is not None and form[1] is not None:
-        rows += [replace(row, ours=f"text.{row.ours}", theirs=form[1] + row.theirs) for row in layout.text]
+        rows += [row._replace(ours=f"text.{row.ours}", theirs=form[1] + row.theirs) for row in layout.text]
         rows.append(Row(LOGIT_SCALE, LOGIT_SCALE))
     return tuple(rows)
 
@@ -232,6 +189,8 @@ def decode(rows: Iterable[Row], theirs: Mapping[str, np.ndarray]) -> tuple[dict[
         if not matches:
             surplus.add(name)
         for row in matches:
+            if row.beside and (row.beside.lstrip("!") in theirs) == row.beside.startswith("!"):
+                continue
             if "{i}" in row.ours and "{i}" not in row.theirs:
                 ours |= {row.ours.format(i=i): part for i, part in enumerate(array)} if array.ndim else {}
             elif array.ndim == RANK.get(row.transform, array.ndim):
@@ -247,10 +206,11 @@ def decode(rows: Iterable[Row], theirs: Mapping[str, np.ndarray]) -> tuple[dict[
 
 def _joined(pieces: Mapping[tuple[int, int, int], np.ndarray]) -> np.ndarray | None:
     """The array that pieces of its last axis make up; None where one is missing or they do not fit."""
-    count = next(iter(pieces))[2]
-    arrays = [pieces[piece] for piece in sorted(pieces)]
-    alike = {(array.shape, array.dtype) for array in arrays}
-    return np.concatenate(arrays, -1) if len(arrays) == count and len(alike) == 1 else None
+    for count in sorted({piece[2] for piece in pieces}, reverse=True):
+        arrays = [pieces[piece] for piece in sorted(pieces) if piece[2] == count]
+        if len(arrays) == count and len({(array.shape, array.dtype) for array in arrays}) == 1:
+            return np.concatenate(arrays, -1)
+    return None
 
 
 def encode(rows: Iterable[Row], ours: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from jaxface.bounded import parse_json
@@ -45,7 +45,8 @@ class Towers:
     @property
     def name(self) -> str:
         """The variants that have exactly this shape, or the word "custom"."""
-        names = [name for name, config in VARIANTS.items() if config == self.vision]
+        vision = replace(self.vision, class_position=not self.vision.registers)  # which depends on whose file it is
+        names = [name for name, config in VARIANTS.items() if config in (self.vision, vision)]
         return " or ".join(names) or "custom"
 
     def shapes(self) -> Shapes:
