@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from jaxface.adapters.adapt import merge
 from jaxface.errors import run_command
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import shallow_copy
-from jaxface.models.variants import TEXT_VARIANTS
+from jaxface.models.variants import TEXT_VARIANTS, VARIANTS
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.command_line import read_command_line
 from jaxface.runs.config import RANDOM, Config
@@ -30,6 +31,7 @@ from jaxface.runs.costs import (
     run_costs,
     text_flops,
 )
+from weights_convert.towers import Towers
 
 REFERENCE = "PE-Core-L14-336"
 """The encoder of the thesis."""
@@ -81,9 +83,8 @@ def _merged(model: Classifier) -> Classifier:
 
 def text_parts(variant: str) -> dict[str, int]:
     """Parameters of the variant's text tower, its logit scale counted in."""
-    t = TEXT_VARIANTS[variant]
-    block = 12 * t.width**2 + 13 * t.width
-    return {"text tower": t.depth * block + (t.vocabulary + t.context + 2) * t.width + t.width * t.output + 1}
+    shapes = Towers(VARIANTS[variant], TEXT_VARIANTS[variant]).shapes()
+    return {"text tower": sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith("visual."))}
 
 
 def _frozen(config: Config) -> Config:

@@ -21,7 +21,7 @@ from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import EncoderConfig
 from jaxface.ranges import Known, Like, PathLike, checked
 from weights_convert.checkpoint import Checkpoint, Classifier, read_checkpoint, write_checkpoint
-from weights_convert.layouts import LAYOUTS, LOGIT_SCALE
+from weights_convert.layouts import LAYOUTS, LOGIT_BIAS, LOGIT_SCALE
 from weights_convert.tensor_parts import NotFinite, contiguous, finite
 from weights_convert.towers import Heads, Towers
 
@@ -148,7 +148,9 @@ def _fill(make: Callable[[], Any], checkpoint: Checkpoint, prefix: str, dtype: A
 def _array(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: Any) -> jax.Array:
     """One array of the module: a tensor, or a stack of the blocks'."""
     pattern = re.sub(r"\.stages\.0\.", ".blocks.{i}.", name)
-    result = np.empty(shape, np.float32 if name == LOGIT_SCALE else dtype)  # a logarithm: rounded to bf16 the scale is 1 % off
+    result = np.empty(
+        shape, np.float32 if name in (LOGIT_SCALE, LOGIT_BIAS) else dtype
+    )  # a logarithm: rounded to bf16 the scale is 1 % off
     targets = {pattern.format(i=i): result[i] for i in range(shape[0])} if pattern != name else {name: result}
     for source, target in targets.items():
         values = contiguous(checkpoint.tensors[source])

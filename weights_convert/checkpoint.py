@@ -14,8 +14,8 @@ from numpy.typing import DTypeLike
 from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, get_variant
-from weights_convert.inference import Ambiguous, infer
-from weights_convert.layouts import LAYOUTS, LOGIT_SCALE, OPTIONAL, ZERO, Layout, Row, decode, encode, recognise, table
+from weights_convert.inference import Ambiguous, infer, infer_text
+from weights_convert.layouts import LAYOUTS, LOGIT_BIAS, LOGIT_SCALE, OPTIONAL, ZERO, Layout, Row, decode, encode, recognise, table
 from weights_convert.tensor_files import TensorFile, open_tensors, write_tensors
 from weights_convert.tensor_parts import NotFinite, finite, is_floating, joined_shape
 from weights_convert.towers import Heads, Shapes, Towers
@@ -90,10 +90,10 @@ def read_checkpoint(
         raise UserError(f"{path}: {error}") from None
     theirs = file.tensors
     text = towers.text is not None
-    if not text and any(name == LOGIT_SCALE or name.startswith("text.") for name in ours):
-        surplus |= {row.theirs for row in rows if row.ours == LOGIT_SCALE} & set(theirs)
+    if not text and any(name in (LOGIT_SCALE, LOGIT_BIAS) or name.startswith("text.") for name in ours):
+        surplus |= {row.theirs for row in rows if row.ours in (LOGIT_SCALE, LOGIT_BIAS)} & set(theirs)
     needed = {name: array for name, array in theirs.items() if name not in {row.theirs for row in rows if row.optional}}
-    problems = _compare(_expected(layout, table(layout, form, text, towers.vision), towers), needed, surplus)
+    problems = _compare(_expected(layout, table(layout, form, (towers.vision, towers.text)), towers), needed, surplus)
     if problems:
         raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}{_other(ours, towers)}")
     guessed = config is None and heads in (None, Heads()) and Towers.from_metadata(file.metadata.get(CONFIG)) is None
@@ -187,8 +187,9 @@ def _towers(
         vision = replace(vision, output=ours["visual.projection.kernel"].shape[-1], output_bias=True)
     if not any(name.startswith("text.") for name in ours):
         return Towers(vision)
-    known = Heads(vision.heads, vision.pool_heads, heads.text if heads else None)
-    return Towers(vision, TEXT_VARIANTS.get(config) if isinstance(config, str) and config in TEXT_VARIANTS else infer(ours, known).text)
+    return Towers(
+        vision, TEXT_VARIANTS.get(config) if isinstance(config, str) and config in TEXT_VARIANTS else infer_text(ours, vision, heads)
+    )
 
 
 def _shape(c: EncoderConfig) -> EncoderConfig:
@@ -258,8 +259,8 @@ def _some(what: str, items: list[str], most: int = 6) -> str:
 def unplaced(layout: str, towers: Towers) -> list[str]:
     """Our names of what a layout has no place for; a text tower that it leaves out as a whole is not among them."""
     chosen = LAYOUTS.get(layout)
-    placed = {row.ours for row in table(chosen, chosen.forms[0 if chosen.text else -1], True, towers.vision)} | {ZERO}
     text = towers.text if chosen.text else None
+    placed = {row.ours for row in table(chosen, chosen.forms[0 if chosen.text else -1], (towers.vision, text))} | {ZERO}
     names = Towers(towers.vision, text).shapes()
     return [name for name in names if re.sub(r"\.\d+\.", ".{i}.", name, count=1) not in placed]
 
@@ -272,7 +273,7 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     problems = _compare(towers.shapes(), {name: array for name, array in arrays.items() if name not in OPTIONAL}, set())
     if problems:
         raise UserError(f"cannot be written as {towers.name}: {'; '.join(problems)}")
-    rows = table(chosen, chosen.forms[0 if text else -1], text, towers.vision)
+    rows = table(chosen, chosen.forms[0 if text else -1], (towers.vision, towers.text if text else None))
     if homeless := unplaced(layout, towers):
         raise UserError(f"layout {layout} has no place for what {towers.name} has: {_some('without one', homeless)}; take another layout")
     if towers.vision.output_bias and not any(row.ours == ZERO for row in rows):

@@ -115,3 +115,11 @@ HF_SIGLIP = (
     *linear("pool.mlp.fc", "head.mlp.fc1"),
     *linear("pool.mlp.proj", "head.mlp.fc2"),
 )
+
+HF_SIGLIP_TEXT = (
+    Row("embedding", "embeddings.token_embedding.weight"),
+    Row("positions", "embeddings.position_embedding.weight"),
+    *_layers(),
+    *norm("norm", "final_layer_norm"),
+    *linear("projection", "head"),
+)

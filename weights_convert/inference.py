@@ -13,6 +13,7 @@ import numpy as np
 from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig, TextConfig
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS
+from weights_convert.layouts import LOGIT_BIAS
 from weights_convert.towers import Heads, Shapes, Towers
 
 BUILD = (
@@ -51,7 +52,8 @@ def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, project
     text = {name.removeprefix("text."): shape for name, shape in shapes.items() if name.startswith("text.")}
     if not vision:
         raise UserError("no vision tower in it")
-    return Towers(_infer_vision(vision, heads, projected), _infer_text(text, heads) if text else None)
+    found = _infer_vision(vision, heads, projected)
+    return Towers(found, infer_text(tensors, found, heads) if text else None)
 
 
 def _majority(shapes: Shapes, pattern: str, axis: int = -1, what: str = "", otherwise: int | None = None) -> int:
@@ -143,8 +145,13 @@ def _told(shapes: Shapes, width: int, depth: int, near: EncoderConfig | None) ->
     return told | {"image_size": side and side * told["patch"]}
 
 
-def _infer_text(shapes: Shapes, heads: Heads) -> TextConfig:
+def infer_text(tensors: Mapping[str, np.ndarray], vision: EncoderConfig, heads: Heads | None = None) -> TextConfig:
+    """The text tower beside a vision tower, whose activation and norms it has; one whose projection has a bias is SigLIP's."""
+    heads = heads or Heads()
+    shapes = {name.removeprefix("text."): tuple(array.shape) for name, array in tensors.items() if name.startswith("text.")}
     width = _majority(shapes, r"norm\.\w+|.*norm\d\.\w+|embedding|positions", what="text tower's width")
+    hidden = _majority(shapes, r"blocks\.\d+\.mlp\.fc\.\w+", otherwise=4 * width)
+    biased = "projection.bias" in shapes
     return TextConfig(
         width=width,
         depth=_depth(shapes),
@@ -152,6 +159,13 @@ def _infer_text(shapes: Shapes, heads: Heads) -> TextConfig:
         context=_majority(shapes, "positions", 0, "context length (text position embedding)"),
         output=_majority(shapes, r"projection\.kernel", what="text tower's output (text projection)"),
         vocabulary=_majority(shapes, "embedding", 0, "vocabulary (token embedding)"),
+        mlp_width=None if hidden == 4 * width else hidden,
+        activation=vision.activation,
+        epsilon=vision.epsilon,
+        causal=not biased,
+        last=biased,
+        output_bias=biased,
+        logit_bias=LOGIT_BIAS in tensors,
     )
 
 

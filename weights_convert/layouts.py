@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxface.models.config import EncoderConfig
+from jaxface.models.config import EncoderConfig, TextConfig
 from jaxface.registry import Registry
-from weights_convert.hugging_face import HF_CLIP, HF_CLIP_TEXT, HF_DINOV2, HF_DINOV3, HF_SIGLIP
-from weights_convert.rows import ONE_BEFORE, PATCHES, RANK, SAME, TRANSPOSED, TWO_BEFORE, Row, linear, norm
+from weights_convert.hugging_face import HF_CLIP, HF_CLIP_TEXT, HF_DINOV2, HF_DINOV3, HF_SIGLIP, HF_SIGLIP_TEXT
+from weights_convert.rows import ONE, ONE_BEFORE, PATCHES, RANK, SAME, TRANSPOSED, TWO_BEFORE, Row, Transform, linear, norm
 
 _META_BLOCKS = (
     *norm("blocks.{i}.norm1", "transformer.resblocks.{i}.ln_1"),
@@ -53,7 +53,9 @@ META_TEXT = (
     Row("positions", "positional_embedding"),
     *_META_BLOCKS,
     *norm("norm", "ln_final"),
-    Row("projection.kernel", "text_projection"),
+    Row("projection.kernel", "text_projection", when=lambda c: not c.output_bias),
+    Row("projection.kernel", "text_projection.weight", TRANSPOSED, when=lambda c: c.output_bias),
+    Row("projection.bias", "text_projection.bias", when=lambda c: c.output_bias),
 )
 
 
@@ -94,8 +96,10 @@ TIMM_VISION = (
 )
 """timm's head has a bias, which is zero in every published file; a trained classifier in its place has another."""
 
+Pair = tuple[EncoderConfig, TextConfig | None]
+"""A vision tower and, where there is one, a text tower."""
 ZERO = "visual.projection.bias"
-LOGIT_SCALE = "logit_scale"
+LOGIT_SCALE, LOGIT_BIAS = "logit_scale", "logit_bias"
 
 
 def _own(*tables: Iterable[Row]) -> tuple[Row, ...]:
@@ -114,6 +118,7 @@ class Layout:
       text: the table of the text tower, or None where the layout has no place for one.
       forms: the prefixes of (vision, text) that files have; the first is written with a text tower, the last without.
       zero_bias: whether its projection has a bias where the model has none.
+      scalars: how the scale and the offset of similarities stand in it.
       joins_position: whether the class token's position is part of the token where there are registers.
     """
 
@@ -123,6 +128,7 @@ class Layout:
     forms: tuple[tuple[str, str | None], ...]
     zero_bias: bool = False
     joins_position: bool = False
+    scalars: Transform = SAME
 
 
 LAYOUTS: Registry[Layout] = Registry(
@@ -142,7 +148,7 @@ LAYOUTS: Registry[Layout] = Registry(
             Layout("hf_dinov2", HF_DINOV2, None, (("", None),)),
             Layout("hf_dinov3", HF_DINOV3, None, (("model.", None), ("", None))),
             Layout("hf_clip", HF_CLIP, HF_CLIP_TEXT, (("", ""), ("", None))),
-            Layout("hf_siglip", HF_SIGLIP, None, (("vision_model.", None), ("", None))),
+            Layout("hf_siglip", HF_SIGLIP, HF_SIGLIP_TEXT, (("vision_model.", "text_model."), ("", None)), scalars=ONE),
         )
     },
 )
@@ -151,13 +157,15 @@ OPTIONAL = {f"visual.{row.ours}" for layout in LAYOUTS.values() for row in layou
 """Our names of what is carried from file to file, and no part of an encoder."""
 
 
-def table(layout: Layout, form: tuple[str, str | None], text: bool = True, vision: EncoderConfig | None = None) -> tuple[Row, ...]:
-    """All rows with full names on both sides, for files with that form's prefixes; those for one encoder if it is told."""
+def table(layout: Layout, form: tuple[str, str | None], towers: Pair | None = None) -> tuple[Row, ...]:
+    """All rows with full names on both sides, for files with that form's prefixes; those for a vision and a text tower if they are told."""
+    vision, text = (None, None) if towers is None else towers
     wanted = [row for row in layout.vision if vision is None or row.when(vision)]
     rows = [row._replace(ours=f"visual.{row.ours}", theirs=form[0] + row.theirs) for row in wanted]
-    if text and layout.text is not None and form[1] is not None:
-        rows += [row._replace(ours=f"text.{row.ours}", theirs=form[1] + row.theirs) for row in layout.text]
-        rows.append(Row(LOGIT_SCALE, LOGIT_SCALE))
+    if (towers is None or text is not None) and layout.text is not None and form[1] is not None:
+        wanted = [row for row in layout.text if text is None or row.when(text)]
+        rows += [row._replace(ours=f"text.{row.ours}", theirs=form[1] + row.theirs) for row in wanted]
+        rows += [Row(name, name, layout.scalars) for name in (LOGIT_SCALE, LOGIT_BIAS)]
     return tuple(rows)
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from jaxface.models.config import EncoderConfig
 
 
 class Transform(NamedTuple):
@@ -28,9 +26,11 @@ ONE_BEFORE = Transform(lambda x: x[0], lambda x: x[None])
 TWO_BEFORE = Transform(lambda x: x[0, 0], lambda x: x[None, None])
 PATCHES = Transform(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), _write_patch)
 """A convolution [D, 3, p, p] over patches is a product with a kernel [p * p * 3, D]."""
-When = Callable[[EncoderConfig], bool]
-"""Which encoders a line is for."""
-RANK = {TRANSPOSED: 2, ONE_BEFORE: 3, TWO_BEFORE: 3, PATCHES: 4}
+When = Callable[[Any], bool]
+"""Which towers, told by their configurations, a line is for."""
+ONE = Transform(lambda x: x[0], lambda x: x[None])
+"""An array of one number is a number."""
+RANK = {ONE: 1, TRANSPOSED: 2, ONE_BEFORE: 3, TWO_BEFORE: 3, PATCHES: 4}
 
 
 class Row(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -12,7 +11,7 @@ from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig, TextConfig
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Range, ranged
-from weights_convert.layouts import LOGIT_SCALE
+from weights_convert.layouts import LOGIT_BIAS, LOGIT_SCALE
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -54,6 +53,7 @@ class Towers:
         shapes = _prefixed("visual.", self.vision_shapes())
         if self.text is not None:
             shapes |= _prefixed("text.", _text_shapes(self.text)) | {LOGIT_SCALE: ()}
+            shapes |= {LOGIT_BIAS: ()} if self.text.logit_bias else {}
         return shapes
 
     def vision_shapes(self) -> Shapes:
@@ -65,7 +65,7 @@ class Towers:
         vision = self.vision.to_json()
         if not self.vision.output_bias:
             del vision["output_bias"]
-        return json.dumps({"vision": vision, "text": self.text and dataclasses.asdict(self.text)})
+        return json.dumps({"vision": vision, "text": self.text and self.text.to_json()})
 
     @staticmethod
     def from_metadata(text: str | None) -> Towers | None:
@@ -126,5 +126,5 @@ def _vision_shapes(c: EncoderConfig) -> Shapes:
 
 def _text_shapes(c: TextConfig) -> Shapes:
     shapes: Shapes = {"embedding": (c.vocabulary, c.width), "positions": (c.context, c.width)}
-    shapes |= _blocks(c.depth, c.width, 4 * c.width) | _norm("norm", c.width)
-    return shapes | {"projection.kernel": (c.width, c.output)}
+    shapes |= _blocks(c.depth, c.width, c.hidden) | _norm("norm", c.width)
+    return shapes | {"projection.kernel": (c.width, c.output)} | ({"projection.bias": (c.output,)} if c.output_bias else {})

@@ -12,12 +12,13 @@ from jaxface.models.variants import EncoderConfig, TextConfig
 
 
 class Clip(nnx.Module):
-    """A vision tower, a text tower, and the logarithm of the scale of their cosine similarities."""
+    """A vision tower, a text tower, the logarithm of the scale of their cosine similarities, and their offset or None."""
 
     def __init__(self, vision: EncoderConfig, text: TextConfig, *, rngs: nnx.Rngs) -> None:
         self.visual = Encoder(vision, rngs=rngs)
         self.text = Text(text, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
+        self.logit_bias = nnx.Param(jnp.float32(-10)) if text.logit_bias else None
 
     def encode_image(self, images: jax.Array, normalize: bool = False) -> jax.Array:
         """[B, H, W, 3] in -1..1 -> features [B, D], of unit length with `normalize`."""
@@ -30,9 +31,10 @@ class Clip(nnx.Module):
         return unit(features) if normalize else features
 
     def __call__(self, images: jax.Array, ids: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] and token ids [T, L] -> logits [B, T]: cosine similarities times the scale, in float32."""
+        """Images [B, H, W, 3] and token ids [T, L] -> logits [B, T]: cosine similarities times the scale, and the offset, in float32."""
         similarity = self.encode_image(images, True).astype(jnp.float32) @ self.encode_text(ids, True).astype(jnp.float32).T
-        return jnp.exp(self.logit_scale[...].astype(jnp.float32)) * similarity
+        logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * similarity
+        return logits if self.logit_bias is None else logits + self.logit_bias[...].astype(jnp.float32)
 
 
 def unit(features: jax.Array) -> jax.Array:

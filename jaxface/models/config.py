@@ -118,7 +118,7 @@ class EncoderConfig:
     @property
     def placed(self) -> int:
         """Tokens before the patches that have an absolute position: the class token, or none."""
-        return int(self.class_token and self.class_position)
+        return int(self.positions and self.class_token and self.class_position)
 
     @property
     def pool_hidden(self) -> int:
@@ -142,7 +142,19 @@ FIRST = tuple(field.name for field in dataclasses.fields(EncoderConfig))[:13]
 
 @ranged("text tower ")
 class TextConfig:
-    """The shape of a text tower: a causal transformer over byte-pair tokens."""
+    """The shape of a text tower, a transformer over tokens. What follows `vocabulary` is, as it stands, a Perception Encoder's and CLIP's.
+
+    Attributes:
+      context: tokens of a text at most.
+      output: channels of the projected feature.
+      mlp_width: hidden channels of a block's MLP, or None for 4 times the width.
+      activation: of the MLPs, one of `jaxface.models.layers.ACTIVATIONS`.
+      epsilon: of the layer norms.
+      causal: whether a token attends to those before it alone.
+      last: whether the feature stands at the last token of the context, not at the one of the largest id, the end of the text.
+      output_bias: whether the projection has a bias.
+      logit_bias: whether the two towers' similarities have a learned offset beside their scale.
+    """
 
     width: Size
     depth: Depth
@@ -150,7 +162,33 @@ class TextConfig:
     context: Size
     output: Size
     vocabulary: Size = 49_408
+    mlp_width: Size | None = None
+    activation: Name = "gelu"
+    epsilon: Epsilon = 1e-5
+    causal: bool = True
+    last: bool = False
+    output_bias: bool = False
+    logit_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not a multiple of the text tower's {self.heads} heads")
+
+    @property
+    def qkv_bias(self) -> str:
+        """As an encoder's; of all text towers the same, as is `gate`."""
+        return "all"
+
+    @property
+    def gate(self) -> str:
+        return "none"
+
+    @property
+    def hidden(self) -> int:
+        """Hidden channels of a block's MLP."""
+        return self.mlp_width or 4 * self.width
+
+    def to_json(self) -> dict[str, Any]:
+        """Its values by name; what CLIP's towers do not differ in is left out where it is as usual."""
+        fields = dataclasses.fields(self)
+        return {f.name: value for i, f in enumerate(fields) if (value := getattr(self, f.name)) != f.default or i < 6}

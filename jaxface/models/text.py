@@ -18,7 +18,7 @@ from jaxface.models.variants import TextConfig
 
 
 class Text(nnx.Module):
-    """A text tower of the Perception Encoder family (CLIP's, with 4x MLPs and the exact GELU), its blocks in stages as an encoder's."""
+    """A text tower of the Perception Encoder, CLIP or SigLIP, its blocks in stages as an encoder's."""
 
     pool = None
 
@@ -27,15 +27,17 @@ class Text(nnx.Module):
         width = config.width
         self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocabulary, width)))
         self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (config.context, width)))
-        self.stages = nnx.List([stack_blocks(config.depth, Block, width, config.heads, 4 * width, rngs=rngs)])
-        self.norm = LayerNorm(width)
-        self.projection = Linear(width, config.output, bias=False, rngs=rngs)
+        shape = (width, config.heads, config.hidden)
+        options = {"activation": config.activation, "epsilon": config.epsilon}
+        self.stages = nnx.List([stack_blocks(config.depth, Block, *shape, **options, rngs=rngs)])
+        self.norm = LayerNorm(width, config.epsilon)
+        self.projection = Linear(width, config.output, bias=config.output_bias, rngs=rngs)
 
     @any_mesh
     def hidden_states(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> the first block's input and every block's result, [depth + 1, B, L, D]."""
         x = self.embed(ids)
-        states: Any = run_stages(self.stages, x, None, causal=True, every=True)[1]
+        states: Any = run_stages(self.stages, x, None, causal=self.config.causal, every=True)[1]
         return jnp.concatenate([x[None], states])
 
     def embed(self, ids: jax.Array) -> jax.Array:
@@ -52,8 +54,10 @@ class Text(nnx.Module):
 
     @any_mesh
     def __call__(self, ids: jax.Array) -> jax.Array:
-        """Token ids [B, L], zero padded -> features [B, output], at the largest id of each row: the end of its text."""
-        x, _ = run_stages(self.stages, self.embed(ids), None, causal=True)
+        """Token ids [B, L], padded -> features [B, output], at the largest id of each row, the end of its text, or at the last token."""
+        x, _ = run_stages(self.stages, self.embed(ids), None, causal=self.config.causal)
+        if self.config.last:
+            return self.projection(self.norm(x[..., -1, :]))
         ends = ids.argmax(-1).reshape(*[1] * (x.ndim - 3), -1, 1, 1)
         last = jnp.take_along_axis(x, ends, axis=-2)[..., 0, :]
         return self.projection(self.norm(last))

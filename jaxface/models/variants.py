@@ -11,4 +11,4 @@ __all__ = ["TEXT_VARIANTS", "VARIANTS", "EncoderConfig", "TextConfig", "get_vari
 VARIANTS: Registry[EncoderConfig] = Registry("encoder", pe.VISION | dinov3.VISION | dinov2.VISION | clip.VISION | siglip.VISION)
 get_variant = VARIANTS.get
 
-TEXT_VARIANTS: Registry[TextConfig] = Registry("text tower", pe.TEXT)
+TEXT_VARIANTS: Registry[TextConfig] = Registry("text tower", pe.TEXT | clip.TEXT | siglip.TEXT)

@@ -111,7 +111,7 @@ def encoder_flops(c: EncoderConfig, image_size: int | None = None) -> dict[str, 
 
 def text_flops(c: TextConfig, prompts: int = 1) -> dict[str, float]:
     """FLOPs of encoding that many prompts with the text tower."""
-    linear = c.depth * 2 * c.context * 12 * c.width**2 + 2 * c.width * c.output
+    linear = c.depth * 2 * c.context * (4 * c.width**2 + 2 * c.width * c.hidden) + 2 * c.width * c.output
     return {"linear": float(prompts * linear), "attention": float(prompts * c.depth * 4 * c.context**2 * c.width)}
 
 

@@ -125,6 +125,8 @@ def zero_shot(clip: Clip, tasks: Sequence[str], templates: Mapping[str, Template
         raise UserError(f"no prompt template for task {missing[0]!r}: give one with --templates FILE")
     prompts = {task: templates[task].prompts(get_task(task)) for task in tasks}
     sentences = [sentence for classes in prompts.values() for group in classes for sentence in group]
+    if clip.text.config.last:
+        raise UserError("its text tower reads sentence pieces, which this tokenizer does not make: take a model of CLIP's tokenizer")
     ids = tokenize(sentences, clip.text.config.context)
     encode = jax.jit(lambda text, ids: unit(text(ids).astype(jnp.float32)))
     rows = iter(np.asarray(encode(clip.text, ids)))

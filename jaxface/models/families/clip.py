@@ -6,7 +6,7 @@ OpenCLIP's weights (LAION-2B's L/14) were trained with pixels of mean and deviat
 
 from __future__ import annotations
 
-from jaxface.models.config import EncoderConfig
+from jaxface.models.config import EncoderConfig, TextConfig
 
 
 def _vit(width: int, depth: int, heads: int, hidden: int, patch: int, size: int, output: int, activation: str) -> EncoderConfig:
@@ -44,3 +44,11 @@ _MADE = {
 }
 
 VISION = {f"{maker}-{size}": _vit(*_SHAPES[size], activation) for maker, (activation, sizes) in _MADE.items() for size in sizes}
+
+_TEXTS = {"B": (512, 12, 8), "L": (768, 12, 12), "H": (1024, 24, 16), "g": (1024, 24, 16), "bigG": (1280, 32, 20)}
+
+TEXT = {
+    name: TextConfig(*_TEXTS[size], 77, config.output or 0, activation=config.activation)
+    for name, config in VISION.items()
+    for size in [name.split("-")[1].rstrip("0123456789")]
+}

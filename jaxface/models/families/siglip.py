@@ -5,7 +5,7 @@ The originals compute the tanh form of GELU everywhere; timm takes the exact one
 
 from __future__ import annotations
 
-from jaxface.models.config import EncoderConfig
+from jaxface.models.config import EncoderConfig, TextConfig
 
 
 def _vit(width: int, depth: int, heads: int, hidden: int, patch: int, size: int) -> EncoderConfig:
@@ -56,4 +56,21 @@ VISION = {
 } | {
     # not of the papers: a small one with all parts, for the quickstart and for tests
     "SigLIP-Mini-10-60": _vit(128, 5, 4, 512, 10, 60),
+}
+
+
+def _text(maker: str, shape: str, width: int) -> TextConfig:
+    """As wide as the vision tower, but gopt's, which is so400m's; in 64 tokens of a vocabulary of sentence pieces."""
+    own, depth, heads, hidden, _ = _SHAPES["SO400M16" if shape == "gopt16" else shape]
+    words = 256_000 if maker == "SigLIP2" else 250_000 if shape == "SO400M16" else 32_000
+    hidden = None if hidden == 4 * own else hidden
+    rules = {"activation": "gelu_tanh", "epsilon": 1e-6, "causal": False, "last": True, "output_bias": True, "logit_bias": True}
+    return TextConfig(own, depth, heads, 64, width, words, hidden, **rules)
+
+
+TEXT = {
+    f"{maker}-{shape}-{size}": _text(maker, shape, _SHAPES[shape][0])
+    for maker, shapes in _SIZES.items()
+    for shape, sizes in shapes.items()
+    for size in sizes
 }
