@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["jaxface*", "weights_convert*"]), "jaxface.configs"],
-    package_dir={"jaxface.configs": "configs"},  # they stay in sight at the top, and travel inside
+    packages=[*find_packages(include=["jaxface*", "weights_convert*"]), "jaxface.configs", "jaxface.configs.encoders"],
+    # they stay in sight at the top, and travel inside
+    package_dir={"jaxface.configs": "configs", "jaxface.configs.encoders": "configs/encoders"},
 )

@@ -8,7 +8,7 @@ from jaxface.runs.command_line import read_command_line, read_command_lines
 from jaxface.runs.config import Config, MethodOptions, load_configs
 from jaxface.runs.sweep import members
 
-CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "quickstart")
+CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").rglob("*.py") if path.stem != "quickstart")
 
 
 def test_a_configuration_without_a_sweep_stands_for_itself():
@@ -54,8 +54,9 @@ def test_a_grid_that_cannot_be_read_is_one_line(word, message):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_named_after_its_file_and_stands_for_runs(path):
     (config, *_) = load_configs(path)
-    assert config.name.replace("/", "_") == path.stem or config.name.startswith(f"{path.stem}/")
-    assert f"--config configs/{path.name}" in path.read_text()  # its docstring says how to run it
+    place = path.relative_to(CONFIGS[0].parent)
+    assert config.name.replace("/", "_") == "_".join(place.with_suffix("").parts) or config.name.startswith(f"{path.stem}/")
+    assert f"--config configs/{place}" in path.read_text()  # its docstring says how to run it
     assert members(config)
 
 
