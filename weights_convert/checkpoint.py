@@ -92,6 +92,8 @@ def read_checkpoint(
     text = towers.text is not None
     if not text and any(name in (LOGIT_SCALE, LOGIT_BIAS) or name.startswith("text.") for name in ours):
         surplus |= {row.theirs for row in rows if row.ours in (LOGIT_SCALE, LOGIT_BIAS)} & set(theirs)
+    if file.activation not in (None, towers.vision.activation) and towers.vision.gate == "none":
+        raise UserError(f"{path}: its configuration says activation {file.activation}, and {towers.name} has {towers.vision.activation}")
     needed = {name: array for name, array in theirs.items() if name not in {row.theirs for row in rows if row.optional}}
     problems = _compare(_expected(layout, table(layout, form, (towers.vision, towers.text)), towers), needed, surplus)
     if problems:
@@ -176,7 +178,13 @@ def _towers(
         return told
     biased = ZERO in ours and bool(np.any(ours[ZERO]))
     if config is None:
-        found = infer(ours, heads, projected=layout.name != "timm")
+        try:
+            found = infer(ours, heads, projected=layout.name != "timm")
+        except Ambiguous as error:
+            known = [name for name in error.names if VARIANTS[name].activation == file.activation]
+            if error.fields != ["activation"] or not known:
+                raise
+            return _towers(known[0], file, ours, heads, layout)
         found = replace(found, vision=replace(found.vision, output_bias=biased))
         _require_told(found, heads or Heads())
         return found

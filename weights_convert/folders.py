@@ -7,6 +7,8 @@ from pathlib import Path
 
 from jaxface.errors import UserError
 from jaxface.files import read_object
+from jaxface.models.variants import VARIANTS
+from weights_convert.names import of_timm
 
 WEIGHTS = (
     *("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors"),
@@ -22,7 +24,9 @@ HARMLESS = {
 }
 """Arguments of timm's models that the tensors tell, or that change no feature."""
 FAMILY = "vit_pe_"
-"""How timm's names of the family's models begin."""
+"""How timm's names of the Perception Encoders begin."""
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
+"""By transformers' words for them."""
 
 
 def weights_in(folder: Path) -> Path | None:
@@ -30,8 +34,12 @@ def weights_in(folder: Path) -> Path | None:
     return next((path for name in WEIGHTS if (path := folder / name).is_file()), None)
 
 
-def require_family(folder: Path) -> None:
-    """Raises UserError if a folder's configuration says that its model is of another family than the Perception Encoder's."""
+def told_activation(folder: Path) -> str | None:
+    """The activation of the model that a folder's configuration names, timm's or transformers', where it does.
+
+    Raises UserError if that is no model of the variants' kinds, or one with arguments that no tensor tells.
+    """
+    told = None
     for name in ("config.json", "open_clip_config.json"):
         if (folder / name).is_file():
             config = read_object(folder / name, limit=LIMIT)
@@ -41,8 +49,13 @@ def require_family(folder: Path) -> None:
             changed = vision.get("model_args") or vision.get("timm_model_kwargs") or {} if isinstance(vision, dict) else {}
             if odd := sorted(set(changed) - HARMLESS):
                 raise UserError(f"{folder / name}: it says {odd[0][:60]} of its model, and what that changes is not known here")
-            if found is not None and not str(found).startswith(FAMILY):
-                raise UserError(f"{folder / name}: the model is {str(found)[:60]!r}, none of the Perception Encoder family ({FAMILY}...)")
+            variant = None if found is None else of_timm(str(found))
+            if found is not None and variant is None and not str(found).startswith(FAMILY):
+                raise UserError(f"{folder / name}: the model is {str(found)[:60]!r}, of none of the kinds that are known")
+            own = config.get("vision_config", config)
+            hugging = ACTIVATIONS.get(str(own.get("hidden_act"))) if isinstance(own, dict) else None
+            told = VARIANTS[variant].activation if variant else hugging or told
+    return told
 
 
 def shards(index: Path) -> dict[str, list[str]]:

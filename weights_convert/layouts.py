@@ -146,7 +146,7 @@ LAYOUTS: Registry[Layout] = Registry(
             Layout("timm", TIMM_VISION, None, (("", None),), zero_bias=True, joins_position=True),
             Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),), zero_bias=True, joins_position=True),
             Layout("hf_dinov2", HF_DINOV2, None, (("", None),)),
-            Layout("hf_dinov3", HF_DINOV3, None, (("model.", None), ("", None))),
+            Layout("hf_dinov3", HF_DINOV3, None, (("", None),)),
             Layout("hf_clip", HF_CLIP, HF_CLIP_TEXT, (("", ""), ("", None))),
             Layout("hf_siglip", HF_SIGLIP, HF_SIGLIP_TEXT, (("vision_model.", "text_model."), ("", None)), scalars=ONE),
         )

@@ -20,7 +20,7 @@ from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.files import aside
 from weights_convert import torch_format
-from weights_convert.folders import INDEX, WEIGHTS, require_family, shards, weights_in
+from weights_convert.folders import INDEX, WEIGHTS, shards, told_activation, weights_in
 from weights_convert.tensor_parts import Parts, as_bytes, joined_shape, target_dtype
 
 SAFETENSORS_DTYPES = {
@@ -47,6 +47,7 @@ class TensorFile:
       metadata: what a safetensors file says beside its tensors.
       mapped: the mapped files; none where the tensors are in memory.
       taken: which of several sets of weights in the file it is, in words, or nothing.
+      activation: of the model, where the folder's configuration tells it.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class TensorFile:
     metadata: dict[str, str] = field(default_factory=dict)
     mapped: list[mmap.mmap] = field(default_factory=list)
     taken: str = ""
+    activation: str | None = None
 
     def release(self) -> None:
         """Lets go of the pages read so far; they are read again when needed."""
@@ -69,14 +71,15 @@ def open_tensors(path: str | Path, *, averaged: bool | None = None) -> TensorFil
 
     Raises UserError if there is none, or it is broken, or it wants to run code.
     """
-    path = Path(path)
+    path, activation = Path(path), None
     if path.is_dir():
         found = weights_in(path)
         if found is None:
             raise UserError(f"{path}: a folder with none of {', '.join(WEIGHTS)}; expected a checkpoint")
-        require_family(path)
+        activation = told_activation(path)
         path = found
     opened = _open_shards(path) if path.name.endswith(INDEX) else _open_file(path, averaged)
+    opened.activation = activation
     for name in opened.tensors:
         if not name.isprintable() or len(name) > 300:
             raise UserError(f"{path}: a tensor's name is {name[:60]!r}: expected up to 300 characters that can be printed")

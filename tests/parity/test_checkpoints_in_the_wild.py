@@ -79,8 +79,8 @@ def test_shards_and_folders_of_hugging_face_are_read_whole_or_not_at_all(tmp_pat
     assert arrays_of(load_encoder(tmp_path, heads=HEADS)).keys() == arrays_of(jaxface.load_encoder(index, heads=HEADS)).keys()
     for text, message in (
         (
-            '{"architecture": "vit_base_patch32_clip_224"}',
-            "the model is 'vit_base_patch32_clip_224', none of the Perception Encoder family",
+            '{"architecture": "resnet50"}',
+            "the model is 'resnet50', of none of the kinds that are known",
         ),
         ('{"architecture": ', "no JSON"),
         (
