@@ -13,6 +13,10 @@ T = TypeVar("T")
 F = TypeVar("F")
 
 
+MOST = 500
+"""Characters of known names in a message."""
+
+
 def require_known(kind: str, names: Iterable[str], known: Iterable[str], others: str = "") -> None:
     """Raises UserError at the first name that is not known: it lists those that are, and the one that was likely meant.
 
@@ -24,7 +28,11 @@ def require_known(kind: str, names: Iterable[str], known: Iterable[str], others:
         if name not in known.values():
             nearest = difflib.get_close_matches(str(name).lower(), known, 1)
             hint = f" (nearest: {known[nearest[0]]})" if nearest else ""
-            raise UserError(f"no {kind} {name!r}; known: {', '.join([*known.values(), *filter(None, [others])])}{hint}")
+            words, listed = [*known.values(), *filter(None, [others])], 0
+            while listed < len(words) and sum(map(len, words[: listed + 1])) < MOST:
+                listed += 1
+            more = f" and {len(words) - listed} more" if listed < len(words) else ""
+            raise UserError(f"no {kind} {name!r}; known: {', '.join(words[:listed])}{more}{hint}")
 
 
 class Registry(Generic[T]):

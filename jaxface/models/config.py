@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 
 from jaxface.errors import UserError
 from jaxface.models.rope import ROPES
-from jaxface.ranges import Known, Name, Range, ranged
+from jaxface.ranges import Known, Range, Word, ranged
 from jaxface.registry import Registry
 
 Size = Annotated[int, Range(1, 2**24)]
 """Of an axis of an array."""
 Depth = Annotated[int, Range(1, 1000)]
 """Number of blocks."""
+Entry = Annotated[str, Word(r"\w[\w-]*", "the name of an entry")]
+"""Looked up where the module is made: what it names is no part of a shape."""
 Epsilon = Annotated[float, Range(above=0, high=0.1)]
 """What layer norms add to the variance."""
 
@@ -79,16 +81,16 @@ class EncoderConfig:
     pool_heads: Size = 8
     output_bias: bool = False
     pool_mlp_width: Size | None = None
-    readout: Name = "tokens"
+    readout: Entry = "tokens"
     registers: Annotated[int, Range(0, 1024)] = 0
     positions: bool = True
     class_position: bool = True
-    resize: Name = "bilinear"
+    resize: Entry = "bilinear"
     rope: Annotated[str, Known(ROPES, "none")] = "axial"
     norm_pre: bool = True
     patch_bias: bool = False
     qkv_bias: Literal["all", "no key", "none"] = "all"
-    activation: Name = "gelu"
+    activation: Entry = "gelu"
     gate: Literal["none", "separate", "packed"] = "none"
     epsilon: Epsilon = 1e-5
     pixels: Annotated[str, Known(PIXELS)] = "half"
@@ -163,7 +165,7 @@ class TextConfig:
     output: Size
     vocabulary: Size = 49_408
     mlp_width: Size | None = None
-    activation: Name = "gelu"
+    activation: Entry = "gelu"
     epsilon: Epsilon = 1e-5
     causal: bool = True
     last: bool = False
