@@ -89,6 +89,7 @@ def start_from(kernel: Any, init: str, rank: int, groups: int, scaling: float) -
     return xp.concatenate([a for a, _ in parts], -1), xp.concatenate([b for _, b in parts], -1)
 
 
+@jax.jit
 def column_norms_squared(w: jax.Array) -> jax.Array:
     """||w||^2 of each output feature: [..., in, out] -> [..., out] float32."""
     return jnp.sum(jnp.square(w.astype(jnp.float32)), -2)

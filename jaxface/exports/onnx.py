@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.task_specific import TaskLowRank
+from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer, register_exporter
 from jaxface.exports.onnx_graph import Graph
@@ -22,7 +22,7 @@ from jaxface.models.config import PIXELS
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier, Head
 from jaxface.models.layers import GatedMLP, LayerNorm, PackedMLP
-from jaxface.models.pool import AttentionPool, split_heads
+from jaxface.models.pool import split_heads
 from jaxface.models.positions import resize_positions
 from jaxface.models.rope import rope_angles
 from jaxface.runs.model import Trained
@@ -179,8 +179,12 @@ def readout(graph: Graph, x: str, what: str, prefix: int) -> str:
     return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=-1)
 
 
-def pool(graph: Graph, x: str, layer: AttentionPool, tokens: int, width: int) -> str:
-    """Tokens [..., N, D] -> [..., 1, D]"""
+def pool(graph: Graph, x: str, layer: Any, tokens: int, width: int) -> str:
+    """Tokens [..., N, D] -> [..., 1, D]; with a pool per task [T, B, 1, D]."""
+    if isinstance(layer, TaskPools):
+        each = [graph.add("Unsqueeze", pool(graph, x, own, tokens, width), graph.constant([0], np.int64)) for own in layer.pools]
+        graph.tasks = len(each)
+        return graph.add("Concat", *each, axis=0)
     probe = layer.probe[...]
     q = np.asarray(split_heads(layer.q(probe), layer.heads), np.float32) * (width // layer.heads) ** -0.5
     k, v = (

@@ -236,12 +236,16 @@ def test_updates_per_task_have_no_place_in_one_kernel(specific, tmp_path, name):
         export_run(specific, name, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["safetensors", "peft"])
-def test_a_pool_per_task_has_no_place_in_timm(tmp_path, name):
+def test_a_pool_per_task_has_a_place_in_onnx_and_none_in_timm(tmp_path):
     from trained_run import write_trained_run
 
-    with pytest.raises(UserError, match="a pool per task"):
-        export_run(write_trained_run(tmp_path, "ap_per_task"), name, tmp_path / name)
+    run = write_trained_run(tmp_path, "ap_per_task")
+    for name in ("safetensors", "peft"):
+        with pytest.raises(UserError, match="a pool per task"):
+            export_run(run, name, tmp_path / name)
+    check = export_run(run, "onnx", tmp_path / "onnx")["check"]
+    assert check["largest_relative_difference"] < 1e-5
+    assert check["checked_by"] == "ONNX Runtime"
 
 
 @pytest.mark.parametrize(
