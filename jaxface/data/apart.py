@@ -159,6 +159,11 @@ def worker(nice: int = 0) -> Iterator[Worker]:
 @atexit.register
 def end() -> None:
     """Ends all decoding processes; who waits for an answer of one hears that it broke down."""
+    with _lock:
+        idle = [*_idle]
+        _idle.clear()
+    for one in idle:
+        one.kill()
     for one in [*_running]:
         one.stop()
 

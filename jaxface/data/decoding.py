@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jaxface.data.apart import decode_apart
 from jaxface.data.formats import Bounds, Decoded, checked, format_of, work
-from jaxface.data.headers import NoPhoto, TooLarge, Unreadable, is_cut_off
+from jaxface.data.headers import JPEG_START, NoPhoto, TooLarge, Unreadable, is_cut_off
 
 BOUNDS = Bounds()
 
@@ -41,7 +41,8 @@ def plan(data: bytes, bounds: Bounds = BOUNDS) -> Plan:
         return Plan(True, 0.0)
     found = checked(data, bounds)
     amount = work(data, found, bounds)
-    return Plan(amount > bounds.heavy or found.mode == "CMYK", amount)  # OpenCV mixes four inks, and tells of damage on standard error
+    inks = data.startswith(JPEG_START) and found.mode not in ("RGB", "L")  # OpenCV mixes them, and tells of damage on standard error
+    return Plan(inks or amount > bounds.heavy, amount)
 
 
 def decode_photo(data: bytes, bounds: Bounds = BOUNDS, planned: Plan | None = None) -> Decoded:

@@ -9,6 +9,7 @@ GET  /          the page
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -89,7 +90,9 @@ class Service:
             Gauge(name, what, registry=registry).set_function(value)
 
     def warm_up(self) -> None:
-        """Compiles the program of every batch size before the first request."""
+        """Compiles the program of every batch size before the first request, and starts a process for the first doubtful photo."""
+        with contextlib.suppress(Unreadable), apart.worker(BEHIND):
+            pass
         side = self.predictor.image_size
         for size in self.predictor.sizes:
             self.predictor.answers(self.predictor.classify([np.zeros((side, side, 3), np.uint8)] * size), size)
