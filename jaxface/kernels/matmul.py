@@ -207,8 +207,12 @@ def _forward(
         return y, (x, w, a, b, gain, None if gain is None else y, None)
     if _is_wide(x, w) and _groups(a, b) == 1:
         return _wide_forward(x, w, a, b, gain)
-    y = checkpoint_name(x @ dense(w, x.dtype) + up(x @ a.astype(x.dtype), b.astype(x.dtype), _groups(a, b)), PRODUCT)
-    return _gained(y, gain), (x, w, a, b, gain, None if gain is None else y, None)
+    # few rows: the sum, which the magnitude's gradient is taken from, costs little in float32
+    wider = jnp.promote_types(x.dtype, jnp.float32)
+    multiply = partial(jnp.matmul, preferred_element_type=wider)
+    xa, b_wider = multiply(x, a.astype(x.dtype)), b.astype(x.dtype).astype(wider)
+    y = checkpoint_name(multiply(x, dense(w, x.dtype)) + up(xa, b_wider, _groups(a, b)), PRODUCT)
+    return _gained(y, gain).astype(x.dtype), (x, w, a, b, gain, None if gain is None else y, None)
 
 
 def _wide_forward(

@@ -77,15 +77,14 @@ def ours(values, dora):
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize(("inputs", "outputs"), [(96, 288), (288, 96), (96, 96)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 288), (288, 96), (96, 96), (96, 1536)])
 def test_bf16_is_no_further_from_float64_than_peft_in_bf16(inputs, outputs, dora):
     values = rounded(arrays(inputs, outputs))
     exact, rival, own = theirs(values, dora, None), theirs(values, dora, torch.bfloat16), ours(values, dora)
     assert own.keys() == exact.keys()
     for name, value in exact.items():
         error, allowed = (np.linalg.norm(side[name] - value) / np.linalg.norm(value) for side in (own, rival))
-        # PEFT's DoRA gives its result in float32, and takes the magnitude's gradient from it; where the result is narrower than x, ours
-        # rounds two products before they are added
-        bounds = {"y": 1.4, "m": 1.4 if outputs < inputs else 1.1}
-        bound = bounds.get(name, 1.02)
+        # ours keeps a result of many rows rounded, PEFT two parts of it: the magnitude's sums over these have errors of one size, by chance
+        # a little more or less; over few rows it is formed of what was never rounded
+        bound = 1.02 if name != "m" else 1.1 if max(inputs, outputs) < TOKENS else 0.8
         assert error <= bound * allowed, (name, error, allowed)
