@@ -26,8 +26,10 @@ Logits = Mapping[str, np.ndarray]
 Answer = Callable[[np.ndarray], Logits]
 """What was exported, as a function: images uint8 [B, S, S, 3] -> logits."""
 
-TOLERANCE = 1e-5
-"""Largest difference of a logit over the largest logit that an export may show, in float32."""
+TOLERANCE = 5e-5
+"""Largest difference of a logit over the largest logit that an export may show, in float32.
+
+Programs that round alike differ by up to 6e-6 after three blocks, a single kernel that is 1 % off by 1e-3 and more."""
 CONSUMER_TOLERANCE = 1e-4
 """The same where another library computes, whose sums have another order: `jaxface.compare`'s."""
 OWN_READER = "jaxface"

@@ -202,7 +202,7 @@ def test_without_timm_the_manifest_says_who_checked(trained_run, tmp_path):
 
     check = export_run(trained_run, "peft", tmp_path, build_timm=missing)["check"]
     assert check["checked_by"] == "jaxface (the original takes timm)"
-    assert check["tolerance"] == 1e-5
+    assert check["tolerance"] == exporter.TOLERANCE
 
 
 def test_the_manifest_says_what_was_written(trained_run, tmp_path, monkeypatch, capsys):
