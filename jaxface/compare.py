@@ -1,51 +1,80 @@
-"""python -m jaxface.compare --weights FILE --against meta|timm|open_clip: the same weights and images through JAX and the original."""
+"""python -m jaxface.compare: a JAX model beside its PyTorch original, every value within the original's own rounding, with a certificate.
+
+python -m jaxface.compare --weights FILE --against meta|timm|open_clip
+python -m jaxface.compare --jax FILE.py:make --torch FILE.py:make
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from jaxface.cli import parse
-from jaxface.errors import run_command
+from jaxface.errors import UserError, run_command
 from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Known, Range, Where, ranged
+from jaxface.ranges import Known, Range, Where, Word, ranged
+
+if TYPE_CHECKING:
+    from jaxface.originals.certificate import Certificate
+
+
+Maker = Annotated[str, Word(r".+\.py:\w+", "FILE.py:NAME, a function of a Python file")]
+"""Makes a model."""
 
 
 @ranged()
 class Options:
-    """Compares this project with the PyTorch original; exit status 1 if a stage differs by more than the tolerance.
+    """Compares a JAX model with its PyTorch original; exit status 1 if a value is further from the original than its budget.
 
     Attributes:
-      weights: a checkpoint in any layout.
+      weights: a checkpoint in any layout; of two models of your own, what `make` is given.
       against: the original: Meta's code, timm, or open_clip (both towers).
+      their_weights: the original's checkpoint, where it is another one.
+      jax: instead of an encoder: FILE.py:NAME, a function that makes an NNX module.
+      torch: FILE.py:NAME, a function that makes the torch module to compare it with.
       meta_code: a checkout of facebookresearch/perception_models, for Meta's.
       photos: photos, or folders of them; without any, random images.
       batch_size: images.
-      image_size: side in pixels, 0 for the model's own; of a Perception Encoder another one is for Meta's code alone.
-      tolerance: largest difference over the largest value, after any stage.
+      image_size: side in pixels, 0 for the model's own (224 for models of yours); of a Perception Encoder another one is for Meta's code alone.
+      tolerance: one budget for every value; without one, twice the original's own error.
       repeats: of the timing; 0 leaves it out.
-      dtype: of our side; the original runs in float32.
+      dtype: of our side, and of the original's own run that sets the budget.
       variant: what the checkpoint is, where its tensors do not tell.
       heads: attention heads, where the checkpoint's shape is no variant's.
-      out: the picture to write.
+      json: print the certificate and nothing else.
+      out: the picture to write; the certificate (.json) and its page (.html) stand beside it.
     """
 
-    weights: Where
-    against: Literal["meta", "timm", "open_clip"]
+    weights: Where | None = None
+    against: Literal["meta", "timm", "open_clip"] | None = None
+    their_weights: Where | None = None
+    jax: Maker | None = None
+    torch: Maker | None = None
     meta_code: Where | None = None
     photos: tuple[Where, ...] = ()
     batch_size: Annotated[int, Range(1, 1024)] = 4
     image_size: Annotated[int, Range(0, 8192)] = 0
-    tolerance: Annotated[float, Range(above=0, high=1)] = 1e-4
+    tolerance: Annotated[float | None, Range(above=0, high=1)] = None
     repeats: Annotated[int, Range(0, 1000)] = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
     variant: Annotated[str | None, Known(VARIANTS)] = None
     heads: Annotated[int | None, Range(1, 1024)] = None
+    json: bool = False
     out: Where = Path("compare.png")
+
+    def __post_init__(self) -> None:
+        files, built_in = (self.jax, self.torch), (self.weights, self.against)
+        if any(files) and (None in files or self.against is not None):
+            raise UserError("--jax and --torch go together, and without --against")
+        if not any(files) and None in built_in:
+            raise UserError("expected --weights and --against, or --jax and --torch")
 
 
 SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old", "two dogs on a beach, in the rain")
@@ -61,63 +90,123 @@ def read_images(options: Options, size: int) -> np.ndarray:
     return np.stack([read_photo(path, size) for path in photos]).astype(np.float32) / 127.5 - 1
 
 
-def run(options: Options) -> tuple[list[Any], Any, str]:
-    """The differences, the speed or None, and the variant's name."""
-    import jax
+def check(
+    model: Any, original: Any, *inputs: np.ndarray, names: Mapping[str, str] | None = None, tolerance: float | None = None
+) -> Certificate:
+    """Asserts that an NNX module equals a torch module on the inputs, for a test; see `jaxface.originals.pairs.made_pair`.
 
+    Returns:
+      the certificate.
+
+    Raises AssertionError that names the first value beyond its budget.
+    """
+    from jaxface.originals.certificate import certify
+    from jaxface.originals.pairs import made_pair
+
+    found = certify(made_pair(model, original, inputs, names), tolerance=tolerance)
+    if found.first_departure is not None:
+        layer = next(layer for layer in found.layers if layer.name == found.first_departure)
+        raise AssertionError(f"{layer.name}: error {layer.error:.2e}, budget {layer.budget:.2e}; {found.cause or 'no cause found'}")
+    return found
+
+
+def compare_towers(options: Options) -> tuple[Certificate, Any, str]:
+    """The certificate of an encoder or both towers, the speed or None, and the variant's name."""
+    from jaxface.digests import file_digest
     from jaxface.models.tokenizer import tokenize
-    from jaxface.originals.comparison import compare, measure
+    from jaxface.originals.certificate import certify
+    from jaxface.originals.comparison import measure
+    from jaxface.originals.pairs import tower_pair
     from jaxface.originals.reference import build_original
     from jaxface.weights import load_clip, load_encoder
     from weights_convert.checkpoint import read_checkpoint
     from weights_convert.towers import Heads
 
+    assert options.weights is not None
+    assert options.against is not None
     checkpoint = read_checkpoint(options.weights, config=options.variant, heads=Heads(vision=options.heads))
-    towers = checkpoint.towers
+    towers, other = checkpoint.towers, options.their_weights
+    theirs = checkpoint if other is None else read_checkpoint(other, config=towers, heads=Heads(vision=options.heads))
     images = read_images(options, options.image_size or towers.vision.image_size)
-    original = build_original(options.against, towers, checkpoint.tensors, options.meta_code)
+    original = build_original(options.against, towers, theirs.tensors, options.meta_code)
+    native = towers.vision.image_size
+    if not original.any_size and images.shape[1:3] != (native, native):
+        raise UserError(
+            f"images of {images.shape[1]} x {images.shape[2]}: timm and open_clip rescale its rotary positions at other sizes than its "
+            f"{native} x {native}; compare with Meta's code (--against meta --meta-code DIR)"
+        )
     for module in original.modules:
         module.float()
     load = load_encoder if towers.text is None else load_clip
     model = load(options.weights, dtype=options.dtype, config=towers)
     ids = tokenize(SENTENCES, towers.text.context) if towers.text else None
-    if ids is not None and ids.max() >= towers.text.vocabulary:
+    if ids is not None and towers.text is not None and ids.max() >= towers.text.vocabulary:
         ids = ids % towers.text.vocabulary  # a small model's vocabulary, for which no text means anything
-    with jax.default_matmul_precision("highest"):
-        differences = compare(model, original, images, ids)
-        speed = measure(model, original, images, options.repeats) if options.repeats else None
-    return differences, speed, towers.name
+    speed = measure(model, original, images, options.repeats) if options.repeats else None
+    about = {"variant": towers.name, "original": options.against, "images": list(images.shape)}
+    about |= {"weights": file_digest(options.weights), "their_weights": file_digest(other or options.weights)}
+    found = certify(tower_pair(model, original, options.against, towers, images, ids), options.dtype, options.tolerance, about)
+    return found, speed, towers.name
+
+
+def compare_files(options: Options) -> tuple[Certificate, Any, str]:
+    """The certificate of two models that the user's functions make, None, and the name of ours."""
+    from jaxface.originals.certificate import certify
+    from jaxface.originals.pairs import files_pair
+
+    assert options.jax is not None
+    assert options.torch is not None
+    images = read_images(options, options.image_size or 224)
+    pair = files_pair(options.jax, options.torch, (images,), options.weights, options.their_weights)
+    return certify(pair, options.dtype, options.tolerance, {"jax_model": options.jax, "torch_model": options.torch}), None, options.jax
 
 
 def main() -> int:
-    """Prints the table, writes the picture, and returns 1 if a stage is past the tolerance."""
+    """Prints the table or the certificate, writes picture, certificate and page, and returns 1 if a value is beyond its budget."""
     options = parse(Options, prog="python -m jaxface.compare", description=__doc__)
-    differences, speed, variant = run(options)
+    found, speed, ours = compare_towers(options) if options.jax is None else compare_files(options)
+    from jaxface.files import aside, to_json, write_json
     from jaxface.originals.comparison import draw
     from jaxface.plots import to_png_bytes
-    from weights_convert.tensor_files import aside
+    from jaxface.report.certificate import certificate_page
 
-    names = ("jaxface", options.against)
-    table = Table("stage", "largest error / largest value", "1 - cosine", "", title=f"{variant}: {names[0]} and {names[1]}")
-    for d in differences:
-        wrong = not d.error <= options.tolerance
-        table.add_row(
-            d.stage,
-            f"{d.error:.2e}",
-            f"{max(0.0, 1 - d.cosine):.1e}",
-            "past the tolerance" if wrong else "",
-            style="red" if wrong else None,
-        )
+    theirs = options.against or options.torch or ""
+    title, names = f"{ours} against {theirs}", ("jaxface" if options.jax is None else "JAX", options.against or "torch")
+    value = found.to_json()
+    with aside(options.out) as path:
+        path.write_bytes(to_png_bytes(draw(found, speed, title, names)))
+    with aside(options.out.with_suffix(".html")) as path:
+        path.write_text(certificate_page(title, json.loads(to_json(value)), draw(found, speed, title, names)), encoding="utf-8")
+    write_json(options.out.with_suffix(".json"), value)
+    if options.json:
+        print(to_json(value))
+    else:
+        show(found, speed, title, names, options.out)
+    return int(found.verdict != "equal")
+
+
+COARSE = re.compile(r"embedding|(text\.)?(blocks\.\d+|features)|tokens|logits|output")
+"""The values that the table shows of a tower; the certificate has all."""
+
+
+def show(found: Certificate, speed: Any, title: str, names: Sequence[str], out: Path) -> None:
+    """The table, the verdict, and the speeds."""
+    table = Table("value", "ours", "the original's own", "budget", "", title=title)
+    shown = [layer for layer in found.layers if COARSE.fullmatch(layer.name) or layer.name == found.first_departure]
+    for layer in shown if len(shown) > 2 else found.layers:
+        word, style = ("beyond its budget", "red") if layer.departs else ("", None)
+        table.add_row(layer.name, *(f"{value:.2e}" for value in (layer.error, layer.original_error, layer.budget)), word, style=style)
     console = Console()
     console.print(table)
+    if found.first_departure is None:
+        console.print(f"equal: all {len(found.layers)} values")
+    else:
+        console.print(f"differs first at {found.first_departure}: {found.cause or 'nothing that was tried explains it'}")
     if speed is not None:
         rate, ratio = speed.images / speed.ours, speed.ours / speed.original
         console.print(f"vision tower, {speed.images} images: {speed.ours:.3f} s ({rate:.1f} images/s)")
         console.print(f"{names[1]}: {speed.original:.3f} s; ratio {ratio:.2f}")
-    with aside(options.out) as path:
-        path.write_bytes(to_png_bytes(draw(differences, speed, options.tolerance, f"{variant} against {options.against}", names)))
-    console.print(f"picture: {options.out}")
-    return int(any(not d.error <= options.tolerance for d in differences))
+    console.print(f"picture: {out}; certificate: {out.with_suffix('.json')}; page: {out.with_suffix('.html')}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """`python -m jaxface.compare` as a user calls it, on small models."""
 
+import json
 import sys
 
 import cv2
@@ -43,13 +44,13 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_equal_models_end_with_status_0_a_row_a_stage_and_a_picture(command, checkpoint, photo, tmp_path):
+def test_equal_models_end_with_status_0_a_row_a_value_and_a_picture(command, checkpoint, photo, tmp_path):
     status, printed, _ = command("--weights", checkpoint, "--against", "open_clip", "--photos", photo, "--repeats", 1)
     assert status == 0
-    stages = ["embedding", "block 1", "block 2", "tokens", "features", "text block 1", "text block 2", "text features", "logits"]
+    values = ["embedding", "blocks.0", "blocks.1", "tokens", "features", "text.blocks.0", "text.blocks.1", "text.features", "logits"]
     rows = [line.split("│") for line in printed.splitlines() if line.startswith("│")]
-    assert [row[1].strip() for row in rows] == stages
-    assert all(float(row[2]) < 2e-6 for row in rows)
+    assert [row[1].strip() for row in rows] == values
+    assert all(float(row[2]) < float(row[4]) < 2e-6 for row in rows)
     assert "images/s" in printed
     picture = cv2.imread(str(tmp_path / "compare.png"))
     assert picture is not None
@@ -59,22 +60,21 @@ def test_equal_models_end_with_status_0_a_row_a_stage_and_a_picture(command, che
 def test_a_difference_past_the_tolerance_is_marked_and_ends_with_status_1(command, checkpoint):
     status, printed, _ = command("--weights", checkpoint, "--against", "timm", "--tolerance", 1e-12, "--repeats", 0)
     assert status == 1
-    assert printed.count("past the tolerance") == 5
+    assert printed.count("beyond its budget") == 6
 
 
-def test_a_model_that_differs_in_one_bias_is_found_at_its_block(command, checkpoint, tmp_path, monkeypatch):
-    import jaxface.originals.reference as reference
-
-    def build_wrong(against, towers, tensors, code):
-        name = "visual.blocks.1.mlp.fc.bias"
-        return whole(against, towers, tensors | {name: tensors[name] + 0.01}, code)
-
-    whole = reference.build_original
-    monkeypatch.setattr(reference, "build_original", build_wrong)
-    status, printed, _ = command("--weights", checkpoint, "--against", "timm", "--repeats", 0)
+def test_a_model_that_differs_in_one_bias_is_found_at_its_layer(command, checkpoint, tmp_path):
+    tensors = random_tensors(KINDS[KIND])
+    tensors["visual.blocks.1.mlp.fc.bias"] = tensors["visual.blocks.1.mlp.fc.bias"] + 0.01
+    write_checkpoint(tmp_path / "other.safetensors", KINDS[KIND], tensors)
+    words = ("--weights", checkpoint, "--their-weights", tmp_path / "other.safetensors", "--against", "timm", "--repeats", 0)
+    status, printed, _ = command(*words, "--json")
     assert status == 1
-    wrong = [line.split("│")[1].strip() for line in printed.splitlines() if "past the tolerance" in line]
-    assert wrong == ["block 2", "tokens", "features"]
+    found = json.loads(printed)
+    assert found["first_departure"] == "blocks.1.mlp.fc"
+    assert list(found["parameters"]) == ["blocks.1.mlp.fc.bias"]
+    assert {"name", "error", "original_error", "budget"} == set(found["layers"][0])
+    assert found["about"]["weights"] != found["about"]["their_weights"]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,9 @@ def test_a_model_that_differs_in_one_bias_is_found_at_its_block(command, checkpo
         (("--against", "timm", "--photos", "nowhere"), "nowhere: no such file or folder"),
         (("--against", "timm", "--batch-size", 0), "batch_size 0: expected 1 to 1024"),
         (("--against", "keras"), "invalid choice 'keras'"),
+        (("--jax", "mine.py:make"), "--jax and --torch go together"),
+        (("--jax", "mine.py", "--torch", "mine.py:make"), "expected FILE.py:NAME"),
+        (("--jax", "mine.py:make", "--torch", "mine.py:make"), "mine.py:make: expected FILE.py:NAME, a function of a Python file"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(words, message, command, checkpoint, tmp_path):

@@ -1,0 +1,161 @@
+"""Whether a JAX model equals a PyTorch one: every value of both beside the original in float64, within a budget that the original sets.
+
+Rounding differs between any two programs that compute the same. How much of it is right, the original says itself: its own run in the
+precision that is asked for is so far from its run in float64. A value passes where ours is at most twice as far.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxface.errors import UserError
+from jaxface.originals.causes import Departure, likely_cause, parameter_differences
+from jaxface.originals.values import INPUT, Values, corresponding, shaped
+
+SCHEMA = 1
+FACTOR = 2.0
+"""How many times the original's own error ours may be."""
+
+
+class Pair(NamedTuple):
+    """A JAX model and its original, ready to be run on the same inputs.
+
+    Attributes:
+      ours: gives our values (see `jaxface.originals.values`).
+      theirs: gives the original's, in a torch dtype by name: float64, float32 or bfloat16.
+      table: the original's module for each of ours; where it is empty, names or order and shapes say which belong together.
+      parameters: ours and the original's under our names, given the original's name of each value.
+      tools: what causes are tried with, see `jaxface.originals.causes`.
+    """
+
+    ours: Callable[[], Values]
+    theirs: Callable[[str], Values]
+    table: Mapping[str, str]
+    parameters: Callable[[Mapping[str, str]], tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
+    tools: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One value of the pass.
+
+    Attributes:
+      name: the module that gives it; with `.input` behind it, what the module is given.
+      error: ||ours - exact|| / ||exact||, exact being the original's in float64.
+      original_error: the same of the original in the precision that is compared.
+      budget: the largest error that passes.
+    """
+
+    name: str
+    error: float
+    original_error: float
+    budget: float
+
+    @property
+    def departs(self) -> bool:
+        """Whether ours is too far; what is not a number is."""
+        return not self.error <= self.budget
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a comparison found.
+
+    Attributes:
+      verdict: equal, or differs.
+      first_departure: the first value of the pass that is too far, None where none is.
+      parameters: the tensors that feed it and differ between the two, with how.
+      cause: what explains it, None where nothing that was tried does.
+      layers: every value that both have, in the order of the pass.
+      unmatched: values of ours that the original has under no name.
+      about: versions, hashes and the machine.
+    """
+
+    verdict: str
+    first_departure: str | None
+    parameters: Mapping[str, str]
+    cause: str | None
+    layers: Sequence[Layer]
+    unmatched: Sequence[str] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; docs/howto/compare.md says what they mean."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def certify(pair: Pair, precision: str = "float32", tolerance: float | None = None, about: Mapping[str, Any] | None = None) -> Certificate:
+    """Compares every value of a pair.
+
+    Args:
+      precision: what ours computes in, and the original's second run: float32 or bfloat16.
+      tolerance: one budget for all values, in place of the original's own.
+      about: facts that the certificate is to carry.
+
+    Raises UserError where the two have no value in common.
+    """
+    ours, exact = pair.ours(), pair.theirs("float64")
+    names = corresponding(ours, exact, pair.table)
+    if not names:
+        raise UserError("the two models have no value in common: name the modules that belong together (make returns a model and a table)")
+    mine, theirs = pair.parameters(names)
+    exact, single = (_as_ours(values, names, ours) for values in (exact, pair.theirs(precision)))
+    layers = [_judged(name, ours[name], exact[name], single[name], precision, tolerance) for name in names]
+    first = next((layer.name for layer in layers if layer.departs), None)
+    differing, cause = {}, None
+    if first is not None:
+        differing = parameter_differences(_feeding(first, mine), _feeding(first, theirs))
+        cause = likely_cause(Departure(first, ours, exact, mine, theirs, differing, pair.tools))
+    return Certificate(
+        "equal" if first is None else "differs",
+        first,
+        differing,
+        cause,
+        layers,
+        [name for name in ours if name not in names and not name.endswith(INPUT)],
+        {"precision": precision, "factor": FACTOR, **versions(), **(about or {})},
+    )
+
+
+def _judged(name: str, ours: np.ndarray, exact: np.ndarray, single: np.ndarray, precision: str, tolerance: float | None) -> Layer:
+    least = float(jax.numpy.finfo(precision).eps) / 2  # what is exact in the original is allowed one rounding
+    original = distance(single, exact)
+    return Layer(name, distance(ours, exact), original, tolerance or FACTOR * max(original, least))
+
+
+def distance(value: np.ndarray, exact: np.ndarray) -> float:
+    """||value - exact|| / ||exact||, infinite for what is not finite."""
+    value, exact = value.astype(np.float64), exact.astype(np.float64)
+    found = np.linalg.norm(value - exact) / max(float(np.linalg.norm(exact)), 1e-300)
+    return float(found) if np.isfinite(found) else float("inf")
+
+
+def _as_ours(values: Values, names: Mapping[str, str], ours: Values) -> Values:
+    """The original's values under our names and in our shapes."""
+    return {name: fitting for name, their in names.items() if (fitting := shaped(values[their], ours[name].shape)) is not None}
+
+
+def _feeding(name: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of the module that gives a value; of one that no module gives alone, those that stand outside of all modules."""
+    own = {key: array for key, array in parameters.items() if key.startswith(f"{name}.")}
+    return own or {key: array for key, array in parameters.items() if "." not in key and name in ("embedding", f"norm_pre{INPUT}")}
+
+
+def versions() -> dict[str, Any]:
+    """What computed both."""
+    import torch
+
+    return {
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "backend": jax.default_backend(),
+        "machine": f"{platform.machine()} {platform.system()}",
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,213 @@
+"""Pairs that can be compared: our towers and their originals, and any two models that a user's files make."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxface.errors import UserError
+from jaxface.imports import run_file
+from jaxface.models.clip import Clip
+from jaxface.models.config import PIXELS, EncoderConfig
+from jaxface.models.encoder import Encoder, as_trained
+from jaxface.models.positions import RESIZE, resize_positions
+from jaxface.models.rope import ROPES, rope_angles
+from jaxface.models.text import Text
+from jaxface.models.tree import arrays_of
+from jaxface.originals.certificate import Pair
+from jaxface.originals.reference import Original
+from jaxface.originals.values import Values, nnx_values, torch_values, unstacked
+from weights_convert.layouts import LAYOUTS, decode, table
+from weights_convert.towers import Towers
+
+
+def tower_pair(model: Encoder | Clip, original: Original, against: str, towers: Towers, images: np.ndarray, ids: np.ndarray | None) -> Pair:
+    """An encoder or both towers, and the original that was built for the same configuration.
+
+    Args:
+      images: [B, H, W, 3] in -1..1, float32.
+      ids: token ids [T, L] for both towers, or None for the vision tower alone.
+    """
+    if isinstance(model, Clip) and (original.encode_text is None or ids is None):
+        model = model.visual
+    layout, both = LAYOUTS.get(against), isinstance(model, Clip)
+    rows = table(layout, layout.forms[0 if towers.text else -1], text=both, vision=towers.vision)
+    inputs = (images.astype(np.float32), ids) if both else (images.astype(np.float32),)
+    module = original.modules[0]
+
+    def theirs(precision: str) -> Values:
+        import torch
+
+        module.to(getattr(torch, precision))
+        there = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(getattr(torch, precision))
+        with torch.inference_mode():
+            found = torch_values(module, partial(original.tokens, there))
+            found["tokens"] = found.pop("output")
+            found = torch_values(module, partial(original.vision, there)) | found
+            found["features"] = found.pop("output")
+            if both and original.encode_text is not None:
+                texts = torch_values(module, partial(original.encode_text, torch.from_numpy(ids).long()))
+                features = texts.pop("output")
+                scale = np.exp(np.float64(model.logit_scale[...]))
+                unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (found["features"], features)]
+                found |= {**texts, "text.features": features, "logits": scale * unit[0] @ unit[1].T}
+        return found
+
+    def parameters(names: Mapping[str, str]) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        ours = _tower_parameters(model)
+        tensors = decode(rows, {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()})[0]
+        dtypes = {name: array.dtype for name, array in ours.items()}
+        theirs = {name.removeprefix("visual."): array for name, array in tensors.items()}
+        return ours, {name: np.asarray(array).astype(dtypes.get(name, np.float32)) for name, array in theirs.items()}
+
+    encoder = model.visual if isinstance(model, Clip) else model
+    return Pair(partial(nnx_values, model, *inputs), theirs, _modules(rows, original, towers), parameters, _tools(encoder, images))
+
+
+def _modules(rows: Sequence[Any], original: Original, towers: Towers) -> dict[str, str]:
+    """The original's module for each of ours, from the table of their parameters and from where its blocks are."""
+    paths = {id(module): name for name, module in original.modules[0].named_modules()}
+    found = {"embedding": paths.get(id(original.start), "")}
+    found |= {f"blocks.{i}": paths[id(block)] for i, block in enumerate(original.blocks)}
+    found |= {f"text.blocks.{i}": paths[id(block)] for i, block in enumerate(original.text_blocks)}
+    known = set(paths.values())
+    for row in rows:
+        if row.theirs.endswith((".weight", ".bias")) and row.share is None and row.piece is None and "." in row.ours:
+            depth = towers.text.depth if row.ours.startswith("text.") and towers.text else towers.vision.depth
+            for i in range(depth if "{i}" in row.ours else 1):
+                ours, theirs = (name.format(i=i).rpartition(".")[0] for name in (row.ours.removeprefix("visual."), row.theirs))
+                while ours and theirs in known and theirs and ours not in found:
+                    found[ours] = theirs
+                    ours, theirs = ours.rpartition(".")[0], theirs.rpartition(".")[0]
+    return found
+
+
+def _tower_parameters(model: Encoder | Text | Clip) -> dict[str, np.ndarray]:
+    """Every array under its name, blocks counted; of both towers the text tower's under `text.`."""
+    if isinstance(model, Clip):
+        return _tower_parameters(model.visual) | {f"text.{name}": array for name, array in _tower_parameters(model.text).items()}
+    found = {name: array for name, array in arrays_of(model).items() if not name.startswith("stages.")}
+    found |= {f"blocks.{i}.{name}": array for i, block in enumerate(unstacked(model)) for name, array in arrays_of(block).items()}
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def _tools(encoder: Encoder, images: np.ndarray) -> dict[str, Any]:
+    """What the causes try on a vision tower."""
+    c: EncoderConfig = encoder.config
+    rows, columns = images.shape[1] // c.patch, images.shape[2] // c.patch
+    angles = {}
+    for kind in ROPES:
+        usual = rope_angles(kind, rows, columns, c.width // c.heads, c.class_token, c.registers)
+        assert usual is not None
+        x, y = np.split(usual, 2, -1)
+        angles |= {f"rotary positions {kind}": usual, f"rotary positions {kind} with x and y exchanged": np.concatenate([y, x], -1)}
+        angles[f"rotary positions {kind} turned backwards"] = -usual
+        angles[f"rotary positions {kind} counted from {0 if c.class_token else 1}"] = _counted_otherwise(kind, rows, columns, c)
+    unit = images / 2 + 0.5
+    pixels = {name: (unit - np.asarray(mean)) / np.asarray(deviation) for name, (mean, deviation) in PIXELS.items()}
+    tools = {"heads": c.heads, "angles": angles, "patch": c.patch, "pixels": pixels}
+    tools["images"] = np.asarray(as_trained(jnp.asarray(images), c))
+    if encoder.positions is not None and (rows, columns) != (c.grid, c.grid):
+        kinds = {"as here": c.resize, **{name: name for name in RESIZE}}
+        resized = {
+            word: np.asarray(resize_positions(encoder.positions[...], rows, columns, c.placed, kind)) for word, kind in kinds.items()
+        }
+        tools["positions"] = resized
+    return tools
+
+
+def _counted_otherwise(kind: str, rows: int, columns: int, c: EncoderConfig) -> np.ndarray:
+    """Angles whose positions start as if there were a class token where there is none, or none where there is one."""
+    patches = ROPES[kind].angles(rows, columns, c.width // c.heads, not c.class_token)
+    return np.concatenate([np.zeros((c.class_token + c.registers, patches.shape[-1])), patches])
+
+
+def files_pair(
+    ours: str, theirs: str, inputs: Sequence[np.ndarray], weights: Path | None = None, their_weights: Path | None = None
+) -> Pair:
+    """Two models that functions of a user's files make, `FILE.py:NAME` each; see `made_pair`.
+
+    A function gives a model, or a model and a table of modules (of ours: the original's name for each of ours). One that takes an
+    argument is given the weights. Our file's function `inputs`, if it has one, gives the arrays that both are called with.
+
+    Raises UserError for what is no such function.
+    """
+    module, make = _maker(ours)
+    their_make = _maker(theirs)[1]
+    if hasattr(module, "inputs"):
+        given = module.inputs()
+        inputs = given if isinstance(given, tuple) else (given,)
+    made, original = _make(make, weights), _make(their_make, their_weights or weights)
+    model, names = made if isinstance(made, tuple) else (made, {})
+    return made_pair(model, original[0] if isinstance(original, tuple) else original, inputs, names)
+
+
+def _maker(spec: str) -> tuple[Any, Callable[..., Any]]:
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"{spec}: expected FILE.py:NAME, a function of a Python file")
+    module = run_file(path.resolve(), f"jaxface_compared_{path.stem}")
+    if not callable(make := getattr(module, name, None)):
+        raise UserError(f"{spec}: {path} has no function {name!r}")
+    return module, make
+
+
+def _make(make: Callable[..., Any], weights: Path | None) -> Any:
+    return make(weights) if inspect.signature(make).parameters else make()
+
+
+def made_pair(model: nnx.Module, original: Any, inputs: Sequence[np.ndarray], names: Mapping[str, str] | None = None) -> Pair:
+    """An NNX module and a torch module, called with the same arrays.
+
+    Images [B, H, W, C] reach the original as [B, C, H, W].
+
+    Args:
+      names: the original's module for each of ours; None finds them by name, or by order and shape.
+
+    Raises UserError where a model is of another kind.
+    """
+    import torch
+
+    if not isinstance(model, nnx.Module) or not isinstance(original, torch.nn.Module):
+        raise UserError(f"expected an nnx.Module and a torch.nn.Module, got {type(model).__name__} and {type(original).__name__}")
+    model.eval()
+
+    def theirs(precision: str) -> Values:
+        dtype = getattr(torch, precision)
+        copied = copy.deepcopy(original).eval().to(dtype)
+        arrays = (torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x)) for x in map(np.asarray, inputs))
+        tensors = [x.to(dtype) if x.is_floating_point() else x.long() for x in arrays]
+        return torch_values(copied, lambda: copied(*tensors))
+
+    def parameters(found: Mapping[str, str]) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        ours = {name: np.asarray(array) for name, array in arrays_of(model).items()}
+        tensors = {name: tensor.detach().float().numpy() for name, tensor in original.state_dict().items()}
+        return ours, _under_our_names(ours, tensors, found)
+
+    return Pair(partial(nnx_values, model, *inputs), theirs, names or {}, parameters, {})
+
+
+WORDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
+"""torch's words for NNX's parameters, where they are not the same."""
+
+
+def _under_our_names(ours: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], found: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """torch's tensors as ours: of modules that belong together, kernels turned."""
+    result = {}
+    for name, array in ours.items():
+        module, _, word = name.rpartition(".")
+        tensor = tensors.get(f"{found.get(module, module)}.{WORDS.get(word, word)}")
+        if tensor is not None and word == "kernel":
+            tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+        if tensor is not None:
+            result[name] = tensor.astype(array.dtype)
+    return result
