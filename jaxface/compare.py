@@ -42,7 +42,7 @@ class Options:
       meta_code: a checkout of facebookresearch/perception_models, for Meta's.
       photos: photos, or folders of them; without any, random images.
       batch_size: images.
-      image_size: side in pixels, 0 for the model's own (224 for models of yours); of a Perception Encoder another one is for Meta's code alone.
+      image_size: side in pixels, 0 for the model's own, or 224; of a Perception Encoder another one is for Meta's code alone.
       tolerance: one budget for every value; without one, twice the original's own error.
       repeats: of the timing; 0 leaves it out.
       dtype: of our side, and of the original's own run that sets the budget.

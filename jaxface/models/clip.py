@@ -32,7 +32,11 @@ class Clip(nnx.Module):
 
     def __call__(self, images: jax.Array, ids: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] and token ids [T, L] -> logits [B, T]: cosine similarities times the scale, and the offset, in float32."""
-        similarity = self.encode_image(images, True).astype(jnp.float32) @ self.encode_text(ids, True).astype(jnp.float32).T
+        return self.logits(self.encode_image(images), self.encode_text(ids))
+
+    def logits(self, images: jax.Array, texts: jax.Array) -> jax.Array:
+        """Features [B, D] and [T, D] of any length -> logits [B, T] as `__call__` gives them."""
+        similarity = unit(images).astype(jnp.float32) @ unit(texts).astype(jnp.float32).T
         logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * similarity
         return logits if self.logit_bias is None else logits + self.logit_bias[...].astype(jnp.float32)
 

@@ -39,7 +39,7 @@ def tower_pair(model: Encoder | Clip, original: Original, against: str, towers: 
     if isinstance(model, Clip) and (original.encode_text is None or ids is None):
         model = model.visual
     layout, both = LAYOUTS.get(against), isinstance(model, Clip)
-    rows = table(layout, layout.forms[0 if towers.text else -1], text=both, vision=towers.vision)
+    rows = table(layout, layout.forms[0 if towers.text else -1], (towers.vision, towers.text if both else None))
     inputs = (images.astype(np.float32), ids) if both else (images.astype(np.float32),)
     module = original.modules[0]
 
@@ -56,9 +56,9 @@ def tower_pair(model: Encoder | Clip, original: Original, against: str, towers: 
             if both and original.encode_text is not None:
                 texts = torch_values(module, partial(original.encode_text, torch.from_numpy(ids).long()))
                 features = texts.pop("output")
-                scale = np.exp(np.float64(model.logit_scale[...]))
+                scale, bias = (0.0 if x is None else np.float64(x[...]) for x in (model.logit_scale, model.logit_bias))
                 unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (found["features"], features)]
-                found |= {**texts, "text.features": features, "logits": scale * unit[0] @ unit[1].T}
+                found |= {**texts, "text.features": features, "logits": np.exp(scale) * unit[0] @ unit[1].T + bias}
         return found
 
     def parameters(names: Mapping[str, str]) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:

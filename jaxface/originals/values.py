@@ -9,11 +9,10 @@ from functools import wraps
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxface.models.clip import Clip, unit
+from jaxface.models.clip import Clip
 from jaxface.models.encoder import Encoder
 
 Values = dict[str, np.ndarray]
@@ -105,9 +104,9 @@ def _clip_pass(clip: Clip, images: jax.Array, ids: jax.Array) -> dict[str, Any]:
     with recorded(_of_blocks(blocks)) as own:
         x = text.embed(ids)
         for block in blocks:
-            x = block(x, None, True)
+            x = block(x, None, text.config.causal)
     features = clip.encode_text(ids)
-    logits = jnp.exp(clip.logit_scale[...]) * (unit(values["features"]) @ unit(features).T)
+    logits = clip.logits(values["features"], features)
     return values | {f"text.{name}": value for name, value in own.items()} | {"text.features": features, "logits": logits}
 
 
