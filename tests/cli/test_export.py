@@ -236,6 +236,24 @@ def test_updates_per_task_have_no_place_in_one_kernel(specific, tmp_path, name):
         export_run(specific, name, tmp_path)
 
 
+def test_a_run_without_a_pool_is_checked_by_timm_and_peft_with_its_choice_of_tokens(tmp_path):
+    from trained_run import write_trained_run
+
+    from jaxface.models.encoder import random_encoder
+    from jaxface.originals.reference import timm_vision
+    from jaxface.runs.config import EncoderOptions, HeadOptions
+    from jaxface.weights import save_weights
+    from small_models import KINDS
+
+    save_weights(random_encoder(KINDS["spatial"].vision, 0), tmp_path / "spatial.safetensors")
+    encoder = EncoderOptions(weights=str(tmp_path / "spatial.safetensors"))
+    run = write_trained_run(tmp_path, "lora", encoder=encoder, head=HeadOptions(dropout=0.0, tokens="class"))
+    for name in ("safetensors", "peft"):
+        about = export_run(run, name, tmp_path / name, build_timm=timm_vision)
+        assert about["check"]["checked_by"].startswith(("timm", "PEFT"))
+        assert about["heads"].endswith("its class token, the first")
+
+
 def test_a_pool_per_task_has_a_place_in_onnx_and_none_in_timm(tmp_path):
     from trained_run import write_trained_run
 
