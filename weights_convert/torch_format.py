@@ -130,7 +130,10 @@ ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):
+_Python: Any = pickle._Unpickler
+
+
+class _Unpickler(_Python):
     """The Python form of the unpickler: the C form allocates a table as long as any index that a damaged file names."""
 
     def __init__(self, file: IO[bytes], storage: Callable[[str, np.dtype, int], np.ndarray]) -> None:
@@ -142,7 +145,7 @@ class _Unpickler(pickle._Unpickler):
             raise _Refused(f"values nested more than {NESTED} deep")
         super().load_mark()
 
-    dispatch: ClassVar = pickle._Unpickler.dispatch | {pickle.MARK[0]: load_mark}
+    dispatch: ClassVar = _Python.dispatch | {pickle.MARK[0]: load_mark}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:

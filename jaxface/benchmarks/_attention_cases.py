@@ -28,6 +28,7 @@ def _arrays(shape: Shape) -> tuple[list[Any], Any]:
     config = get_variant(shape.variant)
     side, width = config.image_size // config.patch, config.width // config.heads
     angles = rope_angles("axial", side, side, width, config.class_token, config.registers)
+    assert angles is not None
     random = np.random.default_rng(0)
     return [random.standard_normal((shape.batch_size, len(angles), config.heads, width), np.float32) for _ in range(4)], angles
 

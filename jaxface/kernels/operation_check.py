@@ -56,7 +56,8 @@ def _adapted(name: str, front: tuple[int, ...], inputs: int, outputs: int, *, ga
     def formula(v: dict[str, Any]) -> Any:
         return v["x"] @ (v["w"] + v["a"] @ v["b"]) * v.get("gain", 1)
 
-    shapes = {"x": (*front, inputs), "w": (inputs, outputs), "a": (inputs, 4), "b": (4, outputs)} | ({"gain": (outputs,)} if gained else {})
+    shapes: dict[str, tuple[int, ...]] = {"x": (*front, inputs), "w": (inputs, outputs), "a": (inputs, 4), "b": (4, outputs)}
+    shapes |= {"gain": (outputs,)} if gained else {}
 
     def call(kernel: Any, v: dict[str, Any]) -> Any:
         return kernel(v["x"], v["w"].astype(v["x"].dtype), v["a"], v["b"], v.get("gain"))
@@ -151,10 +152,11 @@ class Report:
             error = f"{row.errors[worst]:.1e}" if worst else "-"
             verdict = "ok" if row.ok else f"FAILED {row.failure}"
             table.add_row(row.case.name, row.dtype, error, worst, f"{row.allowed:.1e}", f"{row.bytes / 1e3:.1f}", verdict)
-        console = Console(file=io.StringIO(), width=150)
+        text = io.StringIO()
+        console = Console(file=text, width=150)
         console.print(table)
         good = len(self.rows) - len(self.failures)
-        return f"{console.file.getvalue()}{self.operation} kernel {self.kernel}: {good} of {len(self.rows)} cases hold"
+        return f"{text.getvalue()}{self.operation} kernel {self.kernel}: {good} of {len(self.rows)} cases hold"
 
     __repr__ = __str__
 

@@ -6,6 +6,8 @@ EUPE, Meta's distillation of PE and DINOv3, is of the same kind, with biases, in
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jaxface.models.config import EncoderConfig
 
 
@@ -47,5 +49,5 @@ VISION = {
     "EUPE-S16": _vit(384, 12, 6, bias=True),
     "EUPE-B16": _vit(768, 12, 12, bias=True),
     # not of the paper: small ones with all parts, for the quickstart and for tests
-    "DINOv3-Mini-10-60": EncoderConfig(**{**_vit(128, 5, 4, bias=True).to_json(), "patch": 10, "image_size": 60}),
+    "DINOv3-Mini-10-60": replace(_vit(128, 5, 4, bias=True), patch=10, image_size=60),
 }
