@@ -62,7 +62,7 @@ ACCEPTED = {  # beside a field's own default, and files and folders anywhere: th
         "a number like others": """AdapterOptions.scaling Augment.degrees Augment.mixup Augment.cutmix DrawnSet.skew
             OptimizerOptions.backbone OptimizerOptions.pool OptimizerOptions.head OptimizerOptions.plus_ratio OptimizerOptions.weight_decay
             OptimizerOptions.clip_norm Config.checkpoint_minutes input_pipeline.Options.seconds input_pipeline.Options.device_rate
-            Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds""",
+            Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds gpu_report.Options.minutes""",
     },
     "empty": {"the prediction alone": "roofline.Options.cases"},
     "blank": {"as empty": "AdapterOptions.blocks", "a regular expression like others": "AdapterOptions.targets"},
