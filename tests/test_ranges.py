@@ -87,7 +87,8 @@ OPTIONS = [kind for kind in RANGED if kind.__name__ != "Predictor" and kind.__mo
 
 def needed(kind):
     missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    return {name: NEEDED[name] for name in missing} | ({"paths": ("p",)} if kind.__module__ == "jaxface.predict" else {})
+    together = {"jaxface.predict": {"paths": ("p",)}, "jaxface.compare": {"weights": "w", "against": "timm"}}
+    return {name: NEEDED[name] for name in missing} | together.get(kind.__module__, {})
 
 
 def is_usual(kind, field, what, value):
