@@ -25,7 +25,7 @@ from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, t
 from jaxface.benchmarks.roofline import TASKS
 from jaxface.cli import parse
 from jaxface.devices import AXIS
-from jaxface.kernels.attention import KERNELS
+from jaxface.kernels.attention import AUTO, KERNELS
 from jaxface.models.blocks import BLOCK
 from jaxface.models.variants import VARIANTS, EncoderConfig, get_variant
 from jaxface.ranges import Items, Known, Range, ranged
@@ -51,7 +51,7 @@ class Options:
       rank: of the adapters.
       remat: what a block keeps for its backward pass.
       loop: how blocks come one after another: scan, unrolled; "auto" takes what training takes on a GPU.
-      attention: the kernel that blocks attend with.
+      attention: the kernel that blocks attend with; "auto" takes what training takes on a GPU, cuDNN's.
       base: what frozen kernels are held in: as they are ("full"), int8, nf4.
       most: also find the largest batch that fits into the card's memory, by compiling for ever larger ones.
       kinds: kinds of kernels that are listed, the largest first.
@@ -65,7 +65,7 @@ class Options:
     rank: Annotated[int, Range(1, 65536)] = 64
     remat: Literal["none", "products", "full"] = "products"
     loop: Literal["auto", "scan", "unrolled"] = "auto"
-    attention: Annotated[str, Known(KERNELS)] = "cudnn"
+    attention: Annotated[str, Known(KERNELS, AUTO)] = AUTO
     base: Literal["full", "int8", "nf4"] = "full"
     most: bool = False
     kinds: Annotated[int, Range(0, 1000)] = 0
