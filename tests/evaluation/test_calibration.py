@@ -54,9 +54,12 @@ def test_temperatures_are_read_for_the_model_they_were_fitted_on(tmp_path):
     assert read_temperatures(tmp_path / "nowhere") == {}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"temperature": {"age": "warm"}})])
-def test_a_broken_file_is_one_line(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "no JSON"), ("[]", "holds a list"), (json.dumps({"temperature": {"age": "warm"}}), "not a file of temperatures")],
+)
+def test_a_broken_file_is_one_line(tmp_path, content, message):
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(UserError, match=r"calibration\.json: not a file of temperatures") as error:
+    with pytest.raises(UserError, match=rf"calibration\.json: {message}") as error:
         read_temperatures(tmp_path)
     assert "\n" not in str(error.value)
