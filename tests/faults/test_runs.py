@@ -315,7 +315,7 @@ def test_more_epochs_without_a_state_to_go_on_from_are_refused_and_nothing_is_lo
     folder = Run(replace(config, out=str(tmp_path), epochs=1)).run()
     shutil.rmtree(folder / "checkpoints")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="is done, and .*checkpoints has no state to go on from to 2 epochs"):
+    with pytest.raises(UserError, match=r"is done, and .*checkpoints has no state to go on from to 2 epochs"):
         Run(replace(config, out=str(tmp_path))).run()
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
