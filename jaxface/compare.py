@@ -6,7 +6,6 @@ python -m jaxface.compare --jax FILE.py:make --torch FILE.py:make
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,12 +111,12 @@ def check(
 
 def compare_towers(options: Options) -> tuple[Certificate, Any, str]:
     """The certificate of an encoder or both towers, the speed or None, and the variant's name."""
-    from jaxface.digests import file_digest
     from jaxface.models.tokenizer import tokenize
     from jaxface.originals.certificate import certify
     from jaxface.originals.comparison import measure
     from jaxface.originals.pairs import tower_pair
     from jaxface.originals.reference import build_original
+    from jaxface.runs.parts import fingerprint
     from jaxface.weights import load_clip, load_encoder
     from weights_convert.checkpoint import read_checkpoint
     from weights_convert.towers import Heads
@@ -144,7 +143,7 @@ def compare_towers(options: Options) -> tuple[Certificate, Any, str]:
         ids = ids % towers.text.vocabulary  # a small model's vocabulary, for which no text means anything
     speed = measure(model, original, images, options.repeats) if options.repeats else None
     about = {"variant": towers.name, "original": options.against, "images": list(images.shape)}
-    about |= {"weights": file_digest(options.weights), "their_weights": file_digest(other or options.weights)}
+    about |= {"weights": fingerprint(checkpoint.tensors), "their_weights": fingerprint(theirs.tensors)}
     found = certify(tower_pair(model, original, options.against, towers, images, ids), options.dtype, options.tolerance, about)
     return found, speed, towers.name
 
@@ -172,11 +171,12 @@ def main() -> int:
 
     theirs = options.against or options.torch or ""
     title, names = f"{ours} against {theirs}", ("jaxface" if options.jax is None else "JAX", options.against or "torch")
-    value = found.to_json()
+    value, figure = found.to_json(), draw(found, speed, title, names)
     with aside(options.out) as path:
-        path.write_bytes(to_png_bytes(draw(found, speed, title, names)))
+        path.write_bytes(to_png_bytes(figure))
     with aside(options.out.with_suffix(".html")) as path:
-        path.write_text(certificate_page(title, json.loads(to_json(value)), draw(found, speed, title, names)), encoding="utf-8")
+        departing = [layer.name for layer in found.layers if layer.departs]
+        path.write_text(certificate_page(title, value, departing, figure), encoding="utf-8")
     write_json(options.out.with_suffix(".json"), value)
     if options.json:
         print(to_json(value))

@@ -6,6 +6,7 @@ precision that is asked for is so far from its run in float64. A value passes wh
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,14 +32,14 @@ class Pair(NamedTuple):
       theirs: gives the original's, in a torch dtype by name: float64, float32 or bfloat16.
       table: the original's module for each of ours; where it is empty, names or order and shapes say which belong together.
       parameters: ours and the original's under our names, given the original's name of each value.
-      tools: what causes are tried with, see `jaxface.originals.causes`.
+      tools: gives what causes are tried with, see `jaxface.originals.causes`.
     """
 
     ours: Callable[[], Values]
     theirs: Callable[[str], Values]
     table: Mapping[str, str]
     parameters: Callable[[Mapping[str, str]], tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
-    tools: Mapping[str, Any]
+    tools: Callable[[], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Layer:
 
     @property
     def departs(self) -> bool:
-        """Whether ours is too far; what is not a number is."""
-        return not self.error <= self.budget
+        """Whether ours is too far; what is not finite is, whatever the original's own run gives."""
+        return not (math.isfinite(self.error) and self.error <= self.budget)
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,14 @@ def certify(pair: Pair, precision: str = "float32", tolerance: float | None = No
     names = corresponding(ours, exact, pair.table)
     if not names:
         raise UserError("the two models have no value in common: name the modules that belong together (make returns a model and a table)")
-    mine, theirs = pair.parameters(names)
     exact, single = (_as_ours(values, names, ours) for values in (exact, pair.theirs(precision)))
     layers = [_judged(name, ours[name], exact[name], single[name], precision, tolerance) for name in names]
     first = next((layer.name for layer in layers if layer.departs), None)
     differing, cause = {}, None
     if first is not None:
+        mine, theirs = pair.parameters(names)
         differing = parameter_differences(_feeding(first, mine), _feeding(first, theirs))
-        cause = likely_cause(Departure(first, ours, exact, mine, theirs, differing, pair.tools))
+        cause = likely_cause(Departure(first, ours, exact, mine, theirs, differing, pair.tools()))
     return Certificate(
         "equal" if first is None else "differs",
         first,

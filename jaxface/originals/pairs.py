@@ -21,7 +21,7 @@ from jaxface.models.encoder import Encoder, as_trained
 from jaxface.models.positions import RESIZE, resize_positions
 from jaxface.models.rope import ROPES, rope_angles
 from jaxface.models.text import Text
-from jaxface.models.tree import arrays_of
+from jaxface.models.tree import arrays_of, shallow_copy
 from jaxface.originals.certificate import Pair
 from jaxface.originals.reference import Original
 from jaxface.originals.values import Values, nnx_values, torch_values, unstacked
@@ -69,7 +69,7 @@ def tower_pair(model: Encoder | Clip, original: Original, against: str, towers: 
         return ours, {name: np.asarray(array).astype(dtypes.get(name, np.float32)) for name, array in theirs.items()}
 
     encoder = model.visual if isinstance(model, Clip) else model
-    return Pair(partial(nnx_values, model, *inputs), theirs, _modules(rows, original, towers), parameters, _tools(encoder, images))
+    return Pair(partial(nnx_values, model, *inputs), theirs, _modules(rows, original, towers), parameters, partial(_tools, encoder, images))
 
 
 def _modules(rows: Sequence[Any], original: Original, towers: Towers) -> dict[str, str]:
@@ -179,6 +179,7 @@ def made_pair(model: nnx.Module, original: Any, inputs: Sequence[np.ndarray], na
 
     if not isinstance(model, nnx.Module) or not isinstance(original, torch.nn.Module):
         raise UserError(f"expected an nnx.Module and a torch.nn.Module, got {type(model).__name__} and {type(original).__name__}")
+    model = shallow_copy(model)
     model.eval()
 
     def theirs(precision: str) -> Values:
@@ -189,11 +190,12 @@ def made_pair(model: nnx.Module, original: Any, inputs: Sequence[np.ndarray], na
         return torch_values(copied, lambda: copied(*tensors))
 
     def parameters(found: Mapping[str, str]) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        ours = {name: np.asarray(array) for name, array in arrays_of(model).items()}
+        numbers = {name: array for name, array in arrays_of(model).items() if jnp.issubdtype(array.dtype, jnp.number)}  # no random keys
+        ours = {name: np.asarray(array) for name, array in numbers.items()}
         tensors = {name: tensor.detach().float().numpy() for name, tensor in original.state_dict().items()}
         return ours, _under_our_names(ours, tensors, found)
 
-    return Pair(partial(nnx_values, model, *inputs), theirs, names or {}, parameters, {})
+    return Pair(partial(nnx_values, model, *inputs), theirs, names or {}, parameters, dict)
 
 
 WORDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}

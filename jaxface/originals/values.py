@@ -88,7 +88,8 @@ def _plain_pass(model: Any, *inputs: jax.Array) -> dict[str, Any]:
 
 def _encoder_pass(encoder: Encoder, images: jax.Array) -> dict[str, Any]:
     blocks = unstacked(encoder)
-    with recorded(_named(encoder) | _of_blocks(blocks)) as values:
+    beside = {name: module for name, module in _named(encoder).items() if not name.startswith("stages.")}
+    with recorded(beside | _of_blocks(blocks)) as values:
         x, angles = encoder.embed(images)
         values["embedding"] = x
         for block in blocks:
@@ -116,7 +117,7 @@ def unstacked(tower: Any) -> list[Any]:
 
 
 def _named(model: Any) -> dict[str, Any]:
-    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if path and path[0] not in ("stages",)}
+    return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if path}
 
 
 def _of_blocks(blocks: Sequence[Any]) -> dict[str, Any]:

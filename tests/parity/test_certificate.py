@@ -13,8 +13,10 @@ from flax import nnx
 from jaxface.compare import check, main
 from jaxface.errors import run_command
 from jaxface.originals.certificate import certify
-from jaxface.originals.pairs import tower_pair
+from jaxface.originals.comparison import draw
+from jaxface.originals.pairs import made_pair, tower_pair
 from jaxface.originals.reference import build_original, import_torch
+from jaxface.report.certificate import certificate_page
 from jaxface.weights import load_encoder
 from small_models import KINDS, random_tensors
 from weights_convert.checkpoint import write_checkpoint
@@ -247,3 +249,38 @@ def test_check_raises_in_a_test_suite_and_names_the_layer():
     mine.bias[...] += 0.5
     with pytest.raises(AssertionError, match=r"output: error .*, budget .*; the same vector is added to every row"):
         check(mine, theirs, x)
+
+
+class Stages(nnx.Module):
+    """A model whose modules are called stages, and which turns what it gives into no number where it is told to."""
+
+    def __init__(self, theirs, factor):
+        self.stages = nnx.List([nnx.Linear(6, 6, rngs=nnx.Rngs(0)) for _ in theirs])
+        self.drop, self.factor = nnx.Dropout(0.5, rngs=nnx.Rngs(0)), factor
+        for mine, its in zip(self.stages, theirs, strict=True):
+            mine.kernel[...], mine.bias[...] = its.weight.detach().numpy().T, its.bias.detach().numpy()
+
+    def __call__(self, x):
+        for stage in self.stages:
+            x = self.drop(stage(x))
+        return x * self.factor
+
+
+def test_modules_of_any_name_are_compared_and_the_model_trains_on_as_it_did():
+    theirs = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
+    model = Stages(theirs, 1.0)
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    found = check(model, theirs, x, names={"stages.0": "0", "stages.1": "1"})
+    assert {"stages.0", "stages.1", "output"} <= {layer.name for layer in found.layers}
+    assert not model.drop.deterministic
+
+
+def test_what_is_no_number_in_both_is_not_equal_and_has_a_page():
+    theirs = torch.nn.Sequential(torch.nn.Linear(6, 6))
+    with torch.no_grad():
+        theirs[0].bias.fill_(float("nan"))
+    pair = made_pair(Stages(theirs, 1.0), theirs, [np.ones((2, 6), np.float32)], {"stages.0": "0"})
+    found = certify(pair)
+    assert (found.verdict, found.first_departure) == ("differs", "stages.0")
+    page = certificate_page("both", found.to_json(), ["stages.0"], draw(found, None, "both", ("a", "b")))
+    assert "beyond its budget" in page
