@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weights_convert.rows import ONE_BEFORE, PATCHES, SAME, TRANSPOSED, TWO_BEFORE, Row, linear, norm
+from weights_convert.rows import ONE_BEFORE, PATCHES, TRANSPOSED, TWO_BEFORE, Row, fused_pool, linear, norm
 
 
 def _qkv(theirs: str, names: tuple[str, str, str]) -> tuple[Row, ...]:
@@ -105,15 +105,7 @@ HF_SIGLIP = (
     Row("positions", "embeddings.position_embedding.weight"),
     *_layers(),
     *norm("norm_post", "post_layernorm"),
-    Row("pool.probe", "head.probe", ONE_BEFORE),
-    Row("pool.q.kernel", "head.attention.in_proj_weight", TRANSPOSED, (0, 1, 3)),
-    Row("pool.kv.kernel", "head.attention.in_proj_weight", TRANSPOSED, (1, 3, 3)),
-    Row("pool.q.bias", "head.attention.in_proj_bias", SAME, (0, 1, 3)),
-    Row("pool.kv.bias", "head.attention.in_proj_bias", SAME, (1, 3, 3)),
-    *linear("pool.out", "head.attention.out_proj"),
-    *norm("pool.norm", "head.layernorm"),
-    *linear("pool.mlp.fc", "head.mlp.fc1"),
-    *linear("pool.mlp.proj", "head.mlp.fc2"),
+    *fused_pool("head", "attention", "fc1", "fc2"),
 )
 
 HF_SIGLIP_TEXT = (

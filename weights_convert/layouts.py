@@ -15,7 +15,7 @@ import numpy as np
 from jaxface.models.config import EncoderConfig, TextConfig
 from jaxface.registry import Registry
 from weights_convert.hugging_face import HF_CLIP, HF_CLIP_TEXT, HF_DINOV2, HF_DINOV3, HF_SIGLIP, HF_SIGLIP_TEXT
-from weights_convert.rows import ONE, ONE_BEFORE, PATCHES, RANK, SAME, TRANSPOSED, TWO_BEFORE, Row, Transform, linear, norm
+from weights_convert.rows import ONE, ONE_BEFORE, PATCHES, RANK, SAME, TRANSPOSED, TWO_BEFORE, Row, Transform, fused_pool, linear, norm
 
 _META_BLOCKS = (
     *norm("blocks.{i}.norm1", "transformer.resblocks.{i}.ln_1"),
@@ -36,15 +36,7 @@ META_VISION = (
     Row("blocks.{i}.scale1", "transformer.resblocks.{i}.ls_1.gamma"),
     Row("blocks.{i}.scale2", "transformer.resblocks.{i}.ls_2.gamma"),
     *norm("norm_post", "ln_post"),
-    Row("pool.probe", "attn_pool.probe", ONE_BEFORE),
-    Row("pool.q.kernel", "attn_pool.attn.in_proj_weight", TRANSPOSED, (0, 1, 3)),
-    Row("pool.kv.kernel", "attn_pool.attn.in_proj_weight", TRANSPOSED, (1, 3, 3)),
-    Row("pool.q.bias", "attn_pool.attn.in_proj_bias", SAME, (0, 1, 3)),
-    Row("pool.kv.bias", "attn_pool.attn.in_proj_bias", SAME, (1, 3, 3)),
-    *linear("pool.out", "attn_pool.attn.out_proj"),
-    *norm("pool.norm", "attn_pool.layernorm"),
-    *linear("pool.mlp.fc", "attn_pool.mlp.c_fc"),
-    *linear("pool.mlp.proj", "attn_pool.mlp.c_proj"),
+    *fused_pool("attn_pool", "attn", "c_fc", "c_proj"),
     Row("projection.kernel", "proj"),
 )
 

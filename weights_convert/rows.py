@@ -61,5 +61,24 @@ def linear(ours: str, theirs: str) -> tuple[Row, ...]:
     return Row(f"{ours}.kernel", f"{theirs}.weight", TRANSPOSED), Row(f"{ours}.bias", f"{theirs}.bias")
 
 
+def fused_pool(theirs: str, attention: str, fc: str, proj: str) -> tuple[Row, ...]:
+    """An attention pool whose queries, keys and values have one fused array, as torch's own attention holds them.
+
+    Args:
+      theirs: their name of it; below it stand the probe, the attention, a norm and an MLP of two layers, `fc` and `proj`.
+    """
+    parts = {"q": (0, 1, 3), "kv": (1, 3, 3)}
+    fused = f"{theirs}.{attention}.in_proj"
+    return (
+        Row("pool.probe", f"{theirs}.probe", ONE_BEFORE),
+        *(Row(f"pool.{name}.kernel", f"{fused}_weight", TRANSPOSED, part) for name, part in parts.items()),
+        *(Row(f"pool.{name}.bias", f"{fused}_bias", SAME, part) for name, part in parts.items()),
+        *linear("pool.out", f"{theirs}.{attention}.out_proj"),
+        *norm("pool.norm", f"{theirs}.layernorm"),
+        *linear("pool.mlp.fc", f"{theirs}.mlp.{fc}"),
+        *linear("pool.mlp.proj", f"{theirs}.mlp.{proj}"),
+    )
+
+
 def norm(ours: str, theirs: str) -> tuple[Row, ...]:
     return Row(f"{ours}.scale", f"{theirs}.weight"), Row(f"{ours}.bias", f"{theirs}.bias")
