@@ -25,5 +25,18 @@ def plain_encoder(folder):
     return load_encoder(path)
 
 
+def adapted_by_peft(**options):
+    """timm's model adapted by PEFT, A, B and magnitude random."""
+    model = peft.get_peft_model(timm_model(), peft.LoraConfig(**options))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude" in name:
+                parameter *= 0.5 + torch.rand(parameter.shape, generator=generator)
+            elif "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
 def timm_model():
     return build_original("timm", TOWERS, random_tensors(TOWERS)).modules[0]

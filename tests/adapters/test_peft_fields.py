@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peft_on_timm import EVERYTHING, forward, peft, plain_encoder, timm_model, torch
+from peft_on_timm import EVERYTHING, adapted_by_peft, forward, peft, plain_encoder, timm_model, torch
 
 import jaxface
 from jaxface.adapters.adapt import merge
@@ -94,16 +94,7 @@ def plain(tmp_path_factory):
 
 def write_folder(folder, **options):
     """What PEFT saves for timm's model, A and B and magnitudes random."""
-    options = {"r": 4, "target_modules": EVERYTHING, **options}
-    model = peft.get_peft_model(timm_model(), peft.LoraConfig(**options))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_magnitude" in name:
-                parameter *= 0.5 + torch.rand(parameter.shape, generator=generator)
-            elif "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    model.save_pretrained(folder)
+    adapted_by_peft(**{"r": 4, "target_modules": EVERYTHING, **options}).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

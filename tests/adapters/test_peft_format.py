@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peft_on_timm import BLOCKS, EVERYTHING, forward, peft, plain_encoder, timm_model, torch
+from peft_on_timm import BLOCKS, EVERYTHING, adapted_by_peft, forward, peft, plain_encoder, timm_model, torch
 
 import jaxface
 from jaxface.adapters.adapt import merge
@@ -31,15 +31,7 @@ def plain(tmp_path_factory):
 
 def theirs(**options):
     """timm's model adapted by PEFT, A, B and magnitude random."""
-    model = peft.get_peft_model(timm_model(), peft.LoraConfig(**options))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_magnitude" in name:
-                parameter *= 0.5 + torch.rand(parameter.shape, generator=generator)
-            elif "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model.eval()
+    return adapted_by_peft(**options).eval()
 
 
 def torch_images():
