@@ -23,6 +23,7 @@ from rich.table import Table
 
 from jaxface.kernels import operation_check
 from jaxface.kernels.attention import AttentionKernel, get_kernel
+from jaxface.kernels.verdicts import Verdicts, in_a_line, named, relative_error
 from jaxface.timing import interleaved, medians
 
 ATTENTION = "attention"
@@ -148,19 +149,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Verdicts):
     """What came of all cases. As a string, a table."""
-
-    kernel: str
-    rows: tuple[Row, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(row.ok for row in self.rows)
-
-    @property
-    def failures(self) -> tuple[Row, ...]:
-        return tuple(row for row in self.rows if not row.ok)
 
     def table(self) -> Table:
         """The rows as a table: errors, what is allowed, and times where they were taken."""
@@ -181,8 +171,7 @@ class Report:
         with console.capture() as captured:
             console.print(self.table())
         raised = "".join(f"{row.case.name}, {row.dtype}: {row.failure}\n" for row in self.rows if row.failure)
-        good = len(self.rows) - len(self.failures)
-        return f"{captured.get()}{raised}attention kernel {self.kernel}: {good} of {len(self.rows)} cases hold"
+        return f"{captured.get()}{raised}attention kernel {self.kernel}: {self.count()}"
 
     __repr__ = __str__
 
@@ -211,8 +200,7 @@ def check(
         if show:
             print(found)
         return found
-    name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", type(kernel).__name__)
-    function = get_kernel(kernel) if isinstance(kernel, str) else kernel
+    name, function = named(kernel, get_kernel)
     report = Report(name, tuple(_run(function, case, dtype, rounds) for case in cases for dtype in dtypes))
     if show:
         print(report)
@@ -228,14 +216,13 @@ def _run(kernel: AttentionKernel, case: Case, dtype: str, rounds: int) -> Row:
     try:
         got = jax.tree.map(lambda x: np.asarray(x, np.float64), call(*arrays))
     except Exception as error:  # whatever a kernel of someone's own raises is a line of the report
-        return Row(case, dtype, allowed, failure=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120])
+        return Row(case, dtype, allowed, failure=in_a_line(error))
     wrong = [f"{a.shape} instead of {b.shape}" for a, b in zip(got, expected, strict=True) if a.shape != b.shape]
     if wrong:
         return Row(case, dtype, allowed, failure=f"shape {wrong[0]}")
     # with one key there is no gradient in q and k: its error is measured against that in v
     sizes = [max(np.abs(x).max(), 0.2 * np.abs(expected[3]).max()) for x in expected]
-    errors = [float(np.abs(a - b).max() / size) for a, b, size in zip(got, expected, sizes, strict=True)]
-    errors = tuple(error if np.isfinite(error) else float("inf") for error in errors)
+    errors = tuple(relative_error(a, b, size) for a, b, size in zip(got, expected, sizes, strict=True))
     if not rounds:
         return Row(case, dtype, allowed, errors)
     plain = _differentiated(get_kernel("xla"), case, angles)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.kernels.operations import ADAPTED_PRODUCT, MLP, NORMALIZATION, OPERATIONS, PATCH_EMBEDDING
+from jaxface.kernels.verdicts import Verdicts, in_a_line, named, relative_error
 
 ROUNDING = {"fp32": 1e-5, "bf16": 3e-2}
 """Allowed error of a result or a gradient, as a share of its largest value."""
@@ -130,20 +131,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What came of all cases. As a string, a table."""
+class Report(Verdicts):
+    """What came of all cases of a kernel of an operation. As a string, a table."""
 
     operation: str
-    kernel: str
-    rows: tuple[Row, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(row.ok for row in self.rows)
-
-    @property
-    def failures(self) -> tuple[Row, ...]:
-        return tuple(row for row in self.rows if not row.ok)
 
     def __str__(self) -> str:
         table = Table("case", "dtype", "largest error", "of", "allowed", "kB moved", "", box=None)
@@ -155,18 +146,15 @@ class Report:
         text = io.StringIO()
         console = Console(file=text, width=150)
         console.print(table)
-        good = len(self.rows) - len(self.failures)
-        return f"{text.getvalue()}{self.operation} kernel {self.kernel}: {good} of {len(self.rows)} cases hold"
+        return f"{text.getvalue()}{self.operation} kernel {self.kernel}: {self.count()}"
 
     __repr__ = __str__
 
 
 def check_operation(operation: str, kernel: Any, dtypes: Sequence[str] = tuple(DTYPES)) -> Report:
     """Runs a kernel of an operation, a function or a registered name, through every case and dtype. Raises UserError for unknown names."""
-    known = OPERATIONS.get(operation)
-    name = kernel if isinstance(kernel, str) else getattr(kernel, "__name__", type(kernel).__name__)
-    function = known.get(kernel) if isinstance(kernel, str) else kernel
-    return Report(operation, name, tuple(_run(function, case, dtype) for case in CASES[operation] for dtype in dtypes))
+    name, function = named(kernel, OPERATIONS.get(operation).get)
+    return Report(name, tuple(_run(function, case, dtype) for case in CASES[operation] for dtype in dtypes), operation)
 
 
 def _run(kernel: Any, case: Case, dtype: str) -> Row:
@@ -186,12 +174,11 @@ def _run(kernel: Any, case: Case, dtype: str) -> Row:
         compiled = jax.jit(call).lower(arrays).compile()
         got = {name: np.asarray(value, np.float64) for name, value in compiled(arrays).items()}
     except Exception as error:  # whatever a kernel of someone's own raises is a line of the report
-        return Row(case, dtype, allowed, {}, failure=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:120])
+        return Row(case, dtype, allowed, {}, failure=in_a_line(error))
     wrong = [f"{name}: {got[name].shape} instead of {value.shape}" for name, value in expected.items() if got[name].shape != value.shape]
     if wrong:
         return Row(case, dtype, allowed, {}, failure=f"shape of {wrong[0]}")
-    errors = {name: float(np.abs(got[name] - value).max() / np.abs(value).max()) for name, value in expected.items()}
-    errors = {name: error if np.isfinite(error) else float("inf") for name, error in errors.items()}
+    errors = {name: relative_error(got[name], value) for name, value in expected.items()}
     costs = compiled.cost_analysis() or {}
     return Row(case, dtype, allowed, errors, int(costs.get("bytes accessed", 0)))
 
