@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxface.cli import parse
-from jaxface.files import write_json
+from jaxface.files import aside, write_json
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Count, Known, Place, Range, ranged
 
@@ -51,7 +51,7 @@ class Options:
       batch_size: images of a step alone; beside timm and PEFT, which share the card, a quarter of them.
     """
 
-    folder: Annotated[str, Place(), tyro.conf.Positional] = "gpu-report"
+    folder: Annotated[Path, Place(), tyro.conf.Positional] = Path("gpu-report")
     minutes: Annotated[float, Range(0.1, 600)] = 8.0
     variant: Annotated[str, Known(VARIANTS)] = "PE-Core-L14-336"
     batch_size: Count = 128
@@ -85,7 +85,7 @@ def parts(options: Options) -> tuple[Part, ...]:
     few = ("--rounds", "3", "--json")
     against = (*beside, "--against", "torch", *few)
     compiler = find_spec("jax_cuda12_plugin") or find_spec("jax_cuda13_plugin")  # needs no card
-    run = str(Path(options.folder).resolve() / "runs")
+    run = str(options.folder.resolve() / "runs")
     return (
         Part("operations", ("-c", CHECK), device=False),
         Part("kernels", bench("attention", "xla", "cudnn", "pallas", "--rounds", "0")),
@@ -155,7 +155,7 @@ def summary(machine: dict[str, Any], came: dict[str, str], pairs: Iterable[dict[
 def main(arguments: list[str]) -> None:
     """The command."""
     options = parse(Options, args=arguments, prog="python -m jaxface.bench gpu")
-    folder, start = Path(options.folder), time.monotonic()
+    folder, start = options.folder, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     came = {"machine": run(Part("machine", ("-c", ASK)), folder, 60 * options.minutes)}
     machine = (json_lines(folder / "machine.txt") or [{}])[-1]
@@ -171,5 +171,6 @@ def main(arguments: list[str]) -> None:
         print(f"{part.name}: {came[part.name]}", file=sys.stderr, flush=True)
     pairs = beside(folder)
     write_json(folder / "summary.json", {"machine": machine, "parts": came, "predictions": pairs})
-    (folder / "summary.md").write_text(summary(machine, came, pairs))
+    with aside(folder / "summary.md") as path:
+        path.write_text(summary(machine, came, pairs))
     print(folder / "summary.md")
