@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxface
-from jaxface.data.photos import read_photo
+from jaxface.data.photos import read_photos
 from jaxface.errors import run_command
 from jaxface.kernels.attention import rotate
 from jaxface.models.encoder import Encoder, join_stages, normalize_images
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("attention.png"), help="the picture to write")
     options = parser.parse_args()
     encoder = jaxface.load_encoder(options.weights)
-    photos = np.stack([read_photo(path, encoder.config.image_size) for path in options.photos])
+    photos = read_photos(options.photos, encoder.config.image_size)
     draw(encoder, photos, options.out)
     print(options.out)
 

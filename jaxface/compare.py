@@ -81,12 +81,11 @@ SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old",
 
 def read_images(options: Options, size: int) -> np.ndarray:
     """The images [B, size, size, 3] in -1..1."""
-    from jaxface.data.photos import find_photos, read_photo
+    from jaxface.data.photos import find_photos, read_photos
 
     if not options.photos:
         return np.random.default_rng(0).uniform(-1, 1, (options.batch_size, size, size, 3)).astype(np.float32)
-    photos = find_photos(options.photos)[: options.batch_size]
-    return np.stack([read_photo(path, size) for path in photos]).astype(np.float32) / 127.5 - 1
+    return read_photos(find_photos(options.photos)[: options.batch_size], size).astype(np.float32) / 127.5 - 1
 
 
 def check(

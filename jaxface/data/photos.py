@@ -39,6 +39,17 @@ def read_photo(path: Path, size: int) -> np.ndarray:
     return resize(decoding.read_photo(path).pixels, size)
 
 
+def read_photos(paths: Sequence[Path], size: int) -> np.ndarray:
+    """Photos as uint8 [B, size, size, 3] RGB. Raises UserError that names the first one that cannot be read."""
+    images = np.empty((len(paths), size, size, 3), np.uint8)
+    for row, path in enumerate(paths):
+        try:
+            images[row] = read_photo(path, size)
+        except Unreadable as error:
+            raise UserError(f"{path}: {error}") from None
+    return images
+
+
 def photo_batches(photos: Sequence[Path], tasks: Sequence[str], *, image_size: int, batch_size: int) -> Iterator[dict[str, Any]]:
     """Photos without labels in full batches, like those of `jaxface.data.pipeline.eval_batches`; unreadable ones are not valid."""
     for start in range(0, len(photos), batch_size):

@@ -138,16 +138,28 @@ def files_pair(
     A function gives a model, or a model and a table of modules (of ours: the original's name for each of ours). One that takes an
     argument is given the weights. Our file's function `inputs`, if it has one, gives the arrays that both are called with.
 
-    Raises UserError for what is no such function.
+    Raises UserError for what is no such function, and for what one of them or its model raises.
     """
     module, make = _maker(ours)
     their_make = _maker(theirs)[1]
     if hasattr(module, "inputs"):
-        given = module.inputs()
+        given = _in_a_line(ours, module.inputs)
         inputs = given if isinstance(given, tuple) else (given,)
-    made, original = _make(make, weights), _make(their_make, their_weights or weights)
+    made = _in_a_line(ours, _make, make, weights)
+    original = _in_a_line(theirs, _make, their_make, their_weights or weights)
     model, names = made if isinstance(made, tuple) else (made, {})
-    return made_pair(model, original[0] if isinstance(original, tuple) else original, inputs, names)
+    pair = made_pair(model, original[0] if isinstance(original, tuple) else original, inputs, names)
+    return pair._replace(ours=partial(_in_a_line, ours, pair.ours), theirs=partial(_in_a_line, theirs, pair.theirs))
+
+
+def _in_a_line(spec: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives. Raises UserError for whatever a user's code raises in it."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{spec}: {type(error).__name__}: {error}") from error
 
 
 def _maker(spec: str) -> tuple[Any, Callable[..., Any]]:

@@ -88,12 +88,16 @@ def test_a_model_that_differs_in_one_bias_is_found_at_its_layer(command, checkpo
         (("--against", "timm", "--photos", "nowhere"), "nowhere: no such file or folder"),
         (("--against", "timm", "--batch-size", 0), "batch_size 0: expected 1 to 1024"),
         (("--against", "keras"), "invalid choice 'keras'"),
+        (("--against", "timm", "--photos", __file__), "test_compare.py: cannot be decoded as an image"),
         (("--jax", "mine.py:make"), "--jax and --torch go together"),
+        (("--jax", "breaks.py:make", "--torch", "breaks.py:make"), r"breaks.py:make: ValueError: no\nway"),
+        (("--jax", "breaks.py:number", "--torch", "breaks.py:number"), "expected an nnx.Module and a torch.nn.Module, got int and int"),
         (("--jax", "mine.py", "--torch", "mine.py:make"), "expected FILE.py:NAME"),
         (("--jax", "mine.py:make", "--torch", "mine.py:make"), "mine.py:make: expected FILE.py:NAME, a function of a Python file"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(words, message, command, checkpoint, tmp_path):
+    (tmp_path / "breaks.py").write_text("def make():\n    raise ValueError('no\\nway')\n\n\ndef number():\n    return 3\n")
     status, _, printed = command("--weights", checkpoint, "--repeats", 0, *words)
     assert status == 2
     assert message in printed
