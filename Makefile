@@ -3,6 +3,9 @@ PYTHON ?= python3
 # an environment for each Python that is named: `make test PYTHON=python3.13` leaves .venv alone
 VENV := .venv$(patsubst python3%,%,$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
+# pyenv's shim of a version that is not selected runs nothing: then that version's own program, of those that are installed
+PYENV_FOUND = $(lastword $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(patsubst python%,%,$(notdir $(PYTHON))).*/bin/python))
+INTERPRETER = $(if $(shell $(PYTHON) -c 'print(1)' 2>/dev/null),$(PYTHON),$(or $(PYENV_FOUND),$(PYTHON)))
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
@@ -12,8 +15,8 @@ TEST_STAMP := $(VENV)/.installed-test
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "jaxface needs Python 3.11 or newer: make PYTHON=python3.12 venv" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@$(INTERPRETER) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "jaxface needs Python 3.11 or newer: make PYTHON=python3.12 venv" >&2; exit 2; }
+	$(INTERPRETER) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
