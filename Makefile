@@ -1,4 +1,5 @@
-# `make quickstart` trains the embedded example, `make test` runs the suite, `make docs` builds the site; each sets up .venv by itself.
+# `make quickstart` trains the embedded example, `make test` runs the suite, `make docs` builds the site,
+# `make gpu-compile` says what the step's kernels move on a graphics card that need not be there; each sets up .venv by itself.
 PYTHON ?= python3
 # an environment for each Python that is named: `make test PYTHON=python3.13` leaves .venv alone
 VENV := .venv$(patsubst python3%,%,$(notdir $(PYTHON)))
@@ -9,7 +10,7 @@ INTERPRETER = $(if $(shell $(PYTHON) -c 'print(1)' 2>/dev/null),$(PYTHON),$(or $
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: quickstart test docs venv lint clean
+.PHONY: quickstart test gpu-compile docs venv lint clean
 .DELETE_ON_ERROR:
 
 venv: $(STAMP)
@@ -35,6 +36,10 @@ quickstart: $(STAMP)
 
 test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+
+gpu-compile: $(TEST_STAMP)
+	$(BIN)/pip install --quiet --editable '.[gpu-compile]'
+	$(BIN)/python -m jaxface.bench compile --device h100 --variant PE-Core-L14-336 --batch-size 128 --cases lp full lora dora mtlora ft4
 
 docs: $(TEST_STAMP)
 	$(BIN)/zensical build --strict --clean

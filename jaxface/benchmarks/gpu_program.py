@@ -1,42 +1,36 @@
-"""python -m jaxface.bench compile: a step compiled by XLA for a graphics card that need not be there, and what its kernels move.
-
-Bytes are those that each kernel reads and writes: of arrays stacked over blocks the one slice that it touches; scratch memory of products
-is not counted.
-"""
+"""python -m jaxface.bench compile: a step compiled by XLA for a graphics card that need not be there, and what its kernels move."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.methods import options_for
 from jaxface.adapters.options import AdapterOptions
 from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
-from jaxface.benchmarks._program import FREE, Instruction, Program, shapes_in, trips_of
+from jaxface.benchmarks._gpu_kernels import KINDS, Kernel, describe
 from jaxface.benchmarks.roofline import TASKS
 from jaxface.cli import parse
 from jaxface.devices import AXIS
+from jaxface.errors import UserError
 from jaxface.kernels.attention import AUTO, KERNELS
-from jaxface.models.blocks import BLOCK
-from jaxface.models.variants import VARIANTS, EncoderConfig, get_variant
-from jaxface.ranges import Items, Known, Range, ranged
+from jaxface.models.variants import VARIANTS, get_variant
+from jaxface.plots import new_figure, styled, to_png_bytes
+from jaxface.ranges import Items, Known, Place, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 
 Case = Literal["lp", "ap", "ft4", "lora", "dora", "mtlora", "full"]
 REACHED = {"bandwidth": 0.78, "flops": 0.61}
 """Of what stands on paper, the share that large copies and products reach in practice; the estimate of time rests on it."""
-PRODUCT = re.compile(r"gemm|cublas|cudnn|dot_product|fmha|pallas|triton|^custom-call")
-NARROW = 96
-"""Channels that no array of activations in a block has fewer of, but those of adapters."""
 
 
 @ranged("")
@@ -55,6 +49,8 @@ class Options:
       base: what frozen kernels are held in: as they are ("full"), int8, nf4.
       most: also find the largest batch that fits into the card's memory, by compiling for ever larger ones.
       kinds: kinds of kernels that are listed, the largest first.
+      plot: a PNG file for a picture of the bytes by kind of operation.
+      before: a file with the lines that `--json` printed of other programs, to be drawn beside these.
       json: print one line of JSON a case.
     """
 
@@ -69,6 +65,8 @@ class Options:
     base: Literal["full", "int8", "nf4"] = "full"
     most: bool = False
     kinds: Annotated[int, Range(0, 1000)] = 0
+    plot: Annotated[Path | None, Place()] = None
+    before: Annotated[Path | None, Place()] = None
     json: bool = False
 
     def config(self, case: str) -> Config:
@@ -77,84 +75,6 @@ class Options:
         kept: dict[str, Any] = {"remat": self.remat, "loop": self.loop, "base": base, "attention": self.attention}
         encoder = EncoderOptions(RANDOM, self.variant, precision="bf16", **kept)
         return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(case, options_for(case, AdapterOptions(rank=self.rank))))
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel of the blocks.
-
-    Attributes:
-      name: in the program.
-      result: type and shape.
-      bytes: read and written at one turn of the loop.
-      product: whether it multiplies matrices, or attends.
-      wide32: whether it multiplies activations of a whole batch in float32, which costs more than twice the time.
-    """
-
-    name: str
-    result: str
-    bytes: int
-    product: bool
-    wide32: bool
-
-
-def block_kernels(program: Program, wide: int) -> Iterator[tuple[int, Kernel]]:
-    """How often, and which kernel, for all kernels of the blocks: those in the loops of a compiled program, and outside of loops those that
-    the blocks' name stands on, or none (copies that the compiler adds).
-
-    Args:
-      wide: values from which on an array is one of activations of a whole batch.
-    """
-    found: list[tuple[int, Kernel]] = []
-    lines = program.computations[program.entry]
-    for line in lines.values():
-        if line.kind == "while" and (trips := trips_of(line)) > 1:
-            body = program.computations[line.called[0]]
-            found += [(trips, _kernel(program, inner, body, wide)) for inner in body.values() if inner.kind not in FREE]
-    if not found:
-        found = [(1, _kernel(program, line, lines, wide)) for line in _of_blocks(lines)]
-    yield from found
-
-
-def _of_blocks(lines: dict[str, Instruction]) -> Iterator[Instruction]:
-    """The kernels that the blocks' name stands on, and nameless ones (the compiler's own) beside them."""
-    named = {name: re.search(r'op_name="([^"]*)"', line.rest) for name, line in lines.items()}
-    ours = {name for name, found in named.items() if found and re.search(rf"\b{BLOCK}\b", found[1])}
-    beside = {operand for name in ours for operand in lines[name].operands}
-    for name, line in lines.items():
-        nameless = not named[name] and (name in beside or not ours.isdisjoint(line.operands))
-        if line.kind not in FREE and (name in ours or nameless):
-            yield line
-
-
-def _kernel(program: Program, line: Instruction, lines: dict[str, Instruction], wide: int) -> Kernel:
-    name, results = line.name.lstrip("%"), list(shapes_in(line.shape))
-    product = bool(PRODUCT.search(name)) or line.kind == "custom-call"
-    scratch = sum(size * math.prod(sides) for kind, sides, size in results if product and len(results) > 1 and kind in ("s8", "u8"))
-    arrays = [array for shape in (*(lines[operand].shape for operand in line.operands), line.shape) for array in shapes_in(shape)]
-    large = {kind for kind, sides, _ in arrays if math.prod(sides) >= wide}
-    attends = re.search(r"dot_product|fmha|cudnn|pallas", name)
-    return Kernel(name, line.shape, program.moved(line, lines) - scratch, product, product and not attends and "f32" in large)
-
-
-def describe(compiled: Any, encoder: EncoderConfig, images: int) -> tuple[dict[str, Any], list[Kernel]]:
-    """A compiled step's figures, and all kernels of one block's forward and backward pass."""
-    wide = images * (encoder.grid**2 + encoder.prefix) * NARROW
-    found, depth = list(block_kernels(Program.of(compiled.as_text()), wide)), encoder.depth
-    memory = compiled.memory_analysis()
-
-    def per_block(kernels: list[tuple[int, Kernel]]) -> tuple[float, float]:
-        return sum(times * kernel.bytes for times, kernel in kernels) / depth, sum(times for times, _ in kernels) / depth
-
-    (bytes_, kernels), (product_bytes, _) = per_block(found), per_block([entry for entry in found if entry[1].product])
-    return {
-        "bytes_per_block": round(bytes_),
-        "product_bytes_per_block": round(product_bytes),
-        "kernels_per_block": round(kernels, 2),
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "float32_products": sorted(kernel.name for _, kernel in found if kernel.wide32),
-    }, [kernel for _, kernel in found]
 
 
 def compile_case(options: Options, case: str, images: int, card: Any) -> tuple[Any, float, float]:
@@ -243,10 +163,41 @@ def kinds_table(case: str, kernels: list[Kernel], most: int) -> Table:
     return result
 
 
+@styled
+def picture(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] = ()) -> Figure:
+    """A bar a case, of the bytes that each kind of kernel moves; above it what an earlier program moved, if it is known."""
+    old = {row["case"]: row for row in before}
+    bars = [(name, row) for row in rows for name, row in ((f"{row['case']}, before", old.get(row["case"])), (row["case"], row)) if row]
+    figure, axes = new_figure(7, 0.8 + 0.36 * len(bars))
+    left = [0.0] * len(bars)
+    for kind in KINDS:
+        moved = [row["bytes_by_kind"][kind] / 1e9 for _, row in bars]
+        axes.barh(range(len(bars)), moved, left=left, label=kind, height=0.7)
+        left = [a + b for a, b in zip(left, moved, strict=True)]
+    for place, total in enumerate(left):
+        axes.text(total, place, f" {total:.1f}", va="center")
+    axes.set(yticks=range(len(bars)), yticklabels=[name for name, _ in bars], xlabel="GB that a block's kernels read and write in a step")
+    axes.invert_yaxis()
+    axes.legend(ncols=len(KINDS), loc="lower left", bbox_to_anchor=(0, 1))
+    return figure
+
+
+def read_rows(path: Path | None) -> list[dict[str, Any]]:
+    """The lines that `--json` printed. Raises UserError for a file that is not of such lines."""
+    if path is None:
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        picture(rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--before {path}: not lines of JSON as `bench compile --json` prints them ({error})") from error
+    return rows
+
+
 def main(arguments: list[str]) -> None:
     """The command."""
     options = parse(Options, args=arguments, prog="python -m jaxface.bench compile")
-    rows, console = [], Console(width=150)
+    rows, before, console = [], read_rows(options.before), Console(width=150)
     for row, kernels in measure(options):
         rows.append(row)
         if options.json:
@@ -255,6 +206,8 @@ def main(arguments: list[str]) -> None:
             console.print(kinds_table(row["case"], kernels, options.kinds))
         for name in row["float32_products"]:
             print(f"{row['case']}: {name} multiplies activations in float32", file=sys.stderr)
+    if options.plot:
+        options.plot.write_bytes(to_png_bytes(picture(rows, before)))
     if not options.json:
         device = DEVICES.get(options.device)
         console.print(table(rows, f"{options.variant}, batch {options.batch_size}, bf16, compiled for {device.title}"))

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from jaxface.benchmarks._gpu_kernels import COPIES, KINDS, PRODUCTS, block_kernels
 from jaxface.benchmarks._program import Program
-from jaxface.benchmarks.gpu_program import block_kernels
+from jaxface.benchmarks.gpu_program import picture, read_rows
+from jaxface.errors import UserError
 
 PROGRAM = """\
 %body (p: (s32[], bf16[6,40,8], f32[40,8])) -> (s32[], bf16[6,40,8], f32[40,8]) {
@@ -37,8 +39,8 @@ ENTRY %main (a: (s32[], bf16[6,40,8], f32[40,8])) -> (s32[], bf16[6,40,8], f32[4
 
 def test_a_loop_s_kernels_move_one_slice_and_no_scratch_memory():
     (times, cut), (_, gemm) = block_kernels(Program.of(PROGRAM), wide=40 * 8)
-    assert (times, cut.bytes, cut.product) == (6, 2 * (40 * 8 * 2), False)
-    assert (gemm.bytes, gemm.product, gemm.wide32) == (40 * 8 * (4 + 2 + 4), True, True)
+    assert (times, cut.bytes, cut.kind) == (6, 2 * (40 * 8 * 2), COPIES)
+    assert (gemm.bytes, gemm.kind, gemm.wide32) == (40 * 8 * (4 + 2 + 4), PRODUCTS, True)
 
 
 def run(*words):
@@ -69,3 +71,14 @@ def test_an_unknown_card_is_one_line():
     done = run("--device", "h1000")
     assert done.returncode == 2
     assert "h100" in done.stderr.splitlines()[-1]
+
+
+def test_a_picture_stands_beside_what_an_earlier_program_moved(tmp_path):
+    row = {"case": "dora", "bytes_by_kind": dict.fromkeys(KINDS, 2e9)}
+    (earlier := tmp_path / "earlier.jsonl").write_text(json.dumps(row | {"bytes_by_kind": dict.fromkeys(KINDS, 3e9)}) + "\n")
+    axes = picture([row], read_rows(earlier)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dora, before", "dora"]
+    assert [text.get_text().strip() for text in axes.texts] == ["15.0", "10.0"]
+    earlier.write_text('{"case": "dora"}\n')
+    with pytest.raises(UserError, match=r"--before .*earlier.jsonl"):
+        read_rows(earlier)
