@@ -45,6 +45,60 @@ class Photo:
     crops: list[np.ndarray]
 
 
+class Finder:
+    """Finds and crops the faces of photos. Any thread may call it. Raises UserError for a detector that is not there."""
+
+    def __init__(self, options: FaceOptions) -> None:
+        self.options, self._local = options, threading.local()
+        self._detector()
+
+    def _detector(self) -> Detector:
+        """This thread's own: OpenCV's networks hold state."""
+        if not hasattr(self._local, "detector"):
+            options = self.options
+            self._local.detector = get_detector(options.faces, options.detector_files, threshold=options.threshold)
+        return self._local.detector
+
+    def __call__(self, image: np.ndarray, size: int) -> Photo:
+        """The faces of an image, uint8 [H, W, 3] RGB, each cropped to [size, size, 3]."""
+        height, width = image.shape[:2]
+        faces = self._detector()(image)[: self.options.most_faces]
+        if self.options.faces == "whole":  # as evaluation sees a prepared face: squashed, nothing added
+            crops = [resize(image, size) for _ in faces]
+        else:
+            crops = [resize(crop(image, face.box, self.options.margin), size) for face in faces]
+        return Photo(width, height, faces, crops)
+
+    def about(self) -> Json:
+        """What decides which faces are found, and how they are cropped."""
+        options = self.options
+        return {
+            "faces": options.faces,
+            "threshold": options.threshold,
+            "margin": 0.0 if options.faces == "whole" else options.margin,
+            "most_faces": options.most_faces,
+            "damaged": options.damaged,
+            "detector": [file_digest(path) for path in options.detector_files],
+        }
+
+
+def task_answers(tasks: Sequence[Task], temperatures: Mapping[str, float], logits: Mapping[str, Any], count: int) -> list[Json]:
+    """What logits say of their first `count` rows: per task class, calibrated confidence, all probabilities."""
+    rows: list[Json] = [{} for _ in range(count)]
+    for task in tasks:
+        values = np.asarray(logits[task.name]).reshape(-1, task.num_classes)[:count]
+        shares = probabilities(values)
+        calibrated = probabilities(values / temperatures.get(task.name, 1.0))
+        for row, chances, confidences in zip(rows, shares, calibrated, strict=True):
+            best = int(chances.argmax())
+            row[task.name] = {
+                "class": task.classes[best],
+                "confidence": round(float(confidences[best]), 6),
+                "probabilities": {name: round(float(p), 6) for name, p in zip(task.classes, chances, strict=True)},
+            }
+    return rows
+
+
 @ranged(frozen=False)
 class Predictor:
     """`Predictor(run)(images)`: the attributes of every face.
@@ -66,8 +120,7 @@ class Predictor:
     weights: tuple[Where, ...] = ()
 
     def __post_init__(self) -> None:
-        self._local = threading.local()
-        self._detector()  # what is wrong with it shows before anything large is read
+        self.finder = Finder(self.options)  # what is wrong with it shows before anything large is read
         self.trained = load_trained(self.run, self.weights)
         self.tasks: tuple[Task, ...] = self.trained.tasks
         arrays, structure = flatten(self.trained.merged())
@@ -90,30 +143,12 @@ class Predictor:
             "classes": {task.name: list(task.classes) for task in self.tasks},
             "temperatures": dict(self.trained.temperatures),
             "image_size": self.image_size,
-            "faces": self.options.faces,
-            "threshold": self.options.threshold,
-            "margin": 0.0 if self.options.faces == "whole" else self.options.margin,
-            "most_faces": self.options.most_faces,
-            "damaged": self.options.damaged,
-            "detector": [file_digest(path) for path in self.options.detector_files],
+            **self.finder.about(),
         }
-
-    def _detector(self) -> Detector:
-        """This thread's own: OpenCV's networks hold state."""
-        if not hasattr(self._local, "detector"):
-            options = self.options
-            self._local.detector = get_detector(options.faces, options.detector_files, threshold=options.threshold)
-        return self._local.detector
 
     def find(self, image: np.ndarray) -> Photo:
         """Finds and crops the faces of an image, uint8 [H, W, 3] RGB. Any thread may call it."""
-        height, width = image.shape[:2]
-        faces = self._detector()(image)[: self.options.most_faces]
-        if self.options.faces == "whole":  # as evaluation sees a prepared face: squashed, nothing added
-            crops = [resize(image, self.image_size) for _ in faces]
-        else:
-            crops = [resize(crop(image, face.box, self.options.margin), self.image_size) for face in faces]
-        return Photo(width, height, faces, crops)
+        return self.finder(image, self.image_size)
 
     def classify(self, crops: Sequence[np.ndarray]) -> Mapping[str, jax.Array]:
         """Logits of every task for at most `batch_size` crops; does not wait for them. Rows past the crops are padding."""
@@ -125,19 +160,7 @@ class Predictor:
 
     def answers(self, logits: Mapping[str, jax.Array], count: int) -> list[Json]:
         """What the logits of `classify` say of the first `count` crops: per task class, calibrated confidence, all probabilities."""
-        rows: list[Json] = [{} for _ in range(count)]
-        for task in self.tasks:
-            values = np.asarray(logits[task.name]).reshape(-1, task.num_classes)[:count]
-            shares = probabilities(values)
-            calibrated = probabilities(values / self.trained.temperatures.get(task.name, 1.0))
-            for row, chances, confidences in zip(rows, shares, calibrated, strict=True):
-                best = int(chances.argmax())
-                row[task.name] = {
-                    "class": task.classes[best],
-                    "confidence": round(float(confidences[best]), 6),
-                    "probabilities": {name: round(float(p), 6) for name, p in zip(task.classes, chances, strict=True)},
-                }
-        return rows
+        return task_answers(self.tasks, self.trained.temperatures, logits, count)
 
     def __call__(self, images: Iterable[np.ndarray | str | Path]) -> list[list[Json]]:
         """Per image its faces: `box`, `score`, and per task `class`, `confidence`, `probabilities`.
