@@ -44,6 +44,7 @@ class Options:
       image_size: side in pixels, 0 for the model's own, or 224; of a Perception Encoder another one is for Meta's code alone.
       tolerance: one budget for every value; without one, twice the original's own error.
       repeats: of the timing; 0 leaves it out.
+      gradients: compare what comes back, too: the gradients by what every module gives, by parameters and by images.
       dtype: of our side, and of the original's own run that sets the budget.
       variant: what the checkpoint is, where its tensors do not tell.
       heads: attention heads, where the checkpoint's shape is no variant's.
@@ -62,6 +63,7 @@ class Options:
     image_size: Annotated[int, Range(0, 8192)] = 0
     tolerance: Annotated[float | None, Range(above=0, high=1)] = None
     repeats: Annotated[int, Range(0, 1000)] = 5
+    gradients: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     variant: Annotated[str | None, Known(VARIANTS)] = None
     heads: Annotated[int | None, Range(1, 1024)] = None
@@ -89,9 +91,17 @@ def read_images(options: Options, size: int) -> np.ndarray:
 
 
 def check(
-    model: Any, original: Any, *inputs: np.ndarray, names: Mapping[str, str] | None = None, tolerance: float | None = None
+    model: Any,
+    original: Any,
+    *inputs: np.ndarray,
+    names: Mapping[str, str] | None = None,
+    tolerance: float | None = None,
+    gradients: bool = False,
 ) -> Certificate:
     """Asserts that an NNX module equals a torch module on the inputs, for a test; see `jaxface.originals.pairs.made_pair`.
+
+    Args:
+      gradients: whether what comes back has to be equal, too: the gradients by what modules give, by parameters and by inputs.
 
     Returns:
       the certificate.
@@ -101,7 +111,29 @@ def check(
     from jaxface.originals.certificate import certify
     from jaxface.originals.pairs import made_pair
 
-    found = certify(made_pair(model, original, inputs, names), tolerance=tolerance)
+    return asserted(certify(made_pair(model, original, inputs, names, gradients), tolerance=tolerance))
+
+
+def check_optimizer(ours: Any, theirs: Any, *, steps: int = 20) -> Certificate:
+    """Asserts that an optax optimizer moves parameters as a torch one does, step by step; see `jaxface.originals.optimizers`.
+
+    Args:
+      ours: an `optax.GradientTransformation`, its schedule within.
+      theirs: a function that makes the torch optimizer of a list of parameters, or that and a schedule of its rates.
+
+    Returns:
+      the certificate.
+
+    Raises AssertionError that names the first step that differs.
+    """
+    from jaxface.originals.certificate import certify
+    from jaxface.originals.optimizers import optimizer_pair
+
+    return asserted(certify(optimizer_pair(ours, theirs, steps)))
+
+
+def asserted(found: Certificate) -> Certificate:
+    """The certificate of two that are equal. Raises AssertionError that names the first value beyond its budget."""
     if found.first_departure is not None:
         layer = next(layer for layer in found.layers if layer.name == found.first_departure)
         raise AssertionError(f"{layer.name}: error {layer.error:.2e}, budget {layer.budget:.2e}; {found.cause or 'no cause found'}")
@@ -143,8 +175,8 @@ def compare_towers(options: Options) -> tuple[Certificate, Any, str]:
     speed = measure(model, original, images, options.repeats) if options.repeats else None
     about = {"variant": towers.name, "original": options.against, "images": list(images.shape)}
     about |= {"weights": fingerprint(checkpoint.tensors), "their_weights": fingerprint(theirs.tensors)}
-    found = certify(tower_pair(model, original, options.against, towers, images, ids), options.dtype, options.tolerance, about)
-    return found, speed, towers.name
+    pair = tower_pair(model, original, options.against, towers, images, ids, options.gradients)
+    return certify(pair, options.dtype, options.tolerance, about), speed, towers.name
 
 
 def compare_files(options: Options) -> tuple[Certificate, Any, str]:
@@ -155,7 +187,7 @@ def compare_files(options: Options) -> tuple[Certificate, Any, str]:
     assert options.jax is not None
     assert options.torch is not None
     images = read_images(options, options.image_size or 224)
-    pair = files_pair(options.jax, options.torch, (images,), options.weights, options.their_weights)
+    pair = files_pair(options.jax, options.torch, (images,), options.weights, options.their_weights, options.gradients)
     return certify(pair, options.dtype, options.tolerance, {"jax_model": options.jax, "torch_model": options.torch}), None, options.jax
 
 

@@ -55,7 +55,10 @@ class Text(nnx.Module):
     @any_mesh
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L], padded -> features [B, output], at the largest id of each row, the end of its text, or at the last token."""
-        x, _ = run_stages(self.stages, self.embed(ids), None, causal=self.config.causal)
+        return self.pooled(run_stages(self.stages, self.embed(ids), None, causal=self.config.causal)[0], ids)
+
+    def pooled(self, x: jax.Array, ids: jax.Array) -> jax.Array:
+        """The last block's result [..., L, D] for token ids [B, L] -> features [..., output]."""
         if self.config.last:
             return self.projection(self.norm(x[..., -1, :]))
         ends = ids.argmax(-1).reshape(*[1] * (x.ndim - 3), -1, 1, 1)

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxface.originals.values import INPUT, Values
+from jaxface.originals.gradients import GRADIENT
+from jaxface.originals.hooks import INPUT
+from jaxface.originals.values import Values
 from jaxface.registry import Registry
 
 NEAR = 1e-4
@@ -32,7 +34,8 @@ class Departure:
       ours, exact: all values of both, the original's in float64.
       our_parameters, their_parameters: under our names.
       differing: of those that feed the value, how they differ.
-      tools: functions of the model that trials need: `angles` (rotary angles [N, d / 2] by kind), `heads`, `images`, `patch`, `positions`.
+      tools: functions of the model that trials need: `angles` (rotary angles [N, d / 2] by kind), `heads`, `images`, `patch`, `positions`;
+        `trials`, a function of a value's name, gives pairs of a word and a function to try.
     """
 
     name: str
@@ -229,18 +232,42 @@ def _resampling(departure: Departure) -> str | None:
     )
 
 
+@CAUSES.register("trials")
+def _trials(departure: Departure) -> str | None:
+    """What the pair itself knows to try on a value: an optimizer's settings."""
+    trials = departure.tools.get("trials")
+    return None if trials is None else departure.explains(trials(departure.name))
+
+
 @CAUSES.register("vector")
 def _vector(departure: Departure) -> str | None:
     """A vector that is the same for all rows: a bias that is not added."""
     apart = departure.exact[departure.name] - departure.ours[departure.name]
     rows = apart.reshape(-1, apart.shape[-1])
     mean = rows.mean(0)
-    if _apart(rows, np.broadcast_to(mean, rows.shape)) > 1e-3:
+    if len(rows) == 1 or _apart(rows, np.broadcast_to(mean, rows.shape)) > 1e-3:
         return None
     for name, array in {**departure.our_parameters, **departure.their_parameters}.items():
         if array.shape == mean.shape and min(_apart(mean, array), _apart(-mean, array)) < 1e-3:
             return f"{name} is {'missing here' if _apart(mean, array) < 1e-3 else 'missing in the original'}"
     return "the same vector is added to every row in one of them"
+
+
+@CAUSES.register("way back")
+def _way_back(departure: Departure) -> str | None:
+    """A gradient that does not arrive, or by one of several ways alone."""
+    if not departure.name.endswith(GRADIENT):
+        return None
+    ours, exact = departure.ours[departure.name].astype(np.float64), departure.exact[departure.name]
+    for word, value in (("here", ours), ("in the original", exact)):
+        if not np.any(value) and np.any(ours - exact):
+            return f"no gradient arrives {word}"
+    for word, value, values in (("here", ours, departure.ours), ("in the original", exact, departure.exact)):
+        for name, other in values.items():
+            alike = name.endswith(GRADIENT) and name != departure.name and other.shape == value.shape
+            if alike and _apart(value, other.astype(np.float64)) < NEAR:
+                return f"what comes from {name.removesuffix(GRADIENT)} is all that arrives {word}"
+    return None
 
 
 @CAUSES.register("factor")

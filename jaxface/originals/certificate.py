@@ -17,11 +17,17 @@ import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.originals.causes import Departure, likely_cause, parameter_differences
-from jaxface.originals.values import INPUT, Values, corresponding, shaped
+from jaxface.originals.gradients import GRADIENT
+from jaxface.originals.hooks import INPUT
+from jaxface.originals.values import Values, corresponding, shaped
 
 SCHEMA = 1
 FACTOR = 2.0
 """How many times the original's own error ours may be."""
+NOTHING = 1e-10
+"""A gradient's share of the largest one below which it is zero but for rounding."""
+FEW = 64
+"""Numbers of which a value's error is luck."""
 
 
 class Pair(NamedTuple):
@@ -31,14 +37,16 @@ class Pair(NamedTuple):
       ours: gives our values (see `jaxface.originals.values`).
       theirs: gives the original's, in a torch dtype by name: float64, float32 or bfloat16.
       table: the original's module for each of ours; where it is empty, names or order and shapes say which belong together.
-      parameters: ours and the original's under our names, given the original's name of each value.
+      parameters: ours by name, and the original's by its names, in float32.
+      translate: the original's arrays by its names of parameters under our names, given the original's name of each value.
       tools: gives what causes are tried with, see `jaxface.originals.causes`.
     """
 
     ours: Callable[[], Values]
     theirs: Callable[[str], Values]
     table: Mapping[str, str]
-    parameters: Callable[[Mapping[str, str]], tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
+    parameters: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
+    translate: Callable[[Mapping[str, str], Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
     tools: Callable[[], Mapping[str, Any]]
 
 
@@ -102,15 +110,20 @@ def certify(pair: Pair, precision: str = "float32", tolerance: float | None = No
     Raises UserError where the two have no value in common.
     """
     ours, exact = pair.ours(), pair.theirs("float64")
-    names = corresponding(ours, exact, pair.table)
+    names = corresponding(_without_gradients(ours), _without_gradients(exact), pair.table)
     if not names:
         raise UserError("the two models have no value in common: name the modules that belong together (make returns a model and a table)")
-    exact, single = (_as_ours(values, names, ours) for values in (exact, pair.theirs(precision)))
-    layers = [_judged(name, ours[name], exact[name], single[name], precision, tolerance) for name in names]
+    exact = _as_ours(exact, names, ours, pair)
+    single = _as_ours(pair.theirs(precision), names, ours, pair)
+    judge = Judge(precision, tolerance, exact, single)
+    layers = [judge(name, ours[name]) for name in ours if name in exact]
     first = next((layer.name for layer in layers if layer.departs), None)
     differing, cause = {}, None
     if first is not None:
-        mine, theirs = pair.parameters(names)
+        mine, tensors = pair.parameters()
+        theirs = {
+            name: array.astype(mine[name].dtype if name in mine else np.float32) for name, array in pair.translate(names, tensors).items()
+        }
         differing = parameter_differences(_feeding(first, mine), _feeding(first, theirs))
         cause = likely_cause(Departure(first, ours, exact, mine, theirs, differing, pair.tools()))
     return Certificate(
@@ -119,33 +132,64 @@ def certify(pair: Pair, precision: str = "float32", tolerance: float | None = No
         differing,
         cause,
         layers,
-        [name for name in ours if name not in names and not name.endswith(INPUT)],
+        [name for name in ours if name not in exact and not name.endswith(INPUT)],
         {"precision": precision, "factor": FACTOR, **versions(), **(about or {})},
     )
 
 
-def _judged(name: str, ours: np.ndarray, exact: np.ndarray, single: np.ndarray, precision: str, tolerance: float | None) -> Layer:
-    least = float(jax.numpy.finfo(precision).eps) / 2  # what is exact in the original is allowed one rounding
-    original = distance(single, exact)
-    return Layer(name, distance(ours, exact), original, tolerance or FACTOR * max(original, least))
+class Judge:
+    """What each value's budget is, by the original's own errors.
+
+    A gradient that is zero but for rounding has no length of its own to measure by: the pass's largest takes its place. Of few numbers
+    the original's error is luck: they have at least the budget of the middle one of the pass.
+    """
+
+    def __init__(self, precision: str, tolerance: float | None, exact: Values, single: Values) -> None:
+        self.exact, self.single, self.tolerance = exact, single, tolerance
+        self.least = float(jax.numpy.finfo(precision).eps) / 2  # what is exact in the original is allowed one rounding
+        self.largest = max((_length(x) for name, x in exact.items() if name.endswith(GRADIENT)), default=0.0)
+        errors = [self.distance(name, single[name]) for name in exact]
+        self.middle = float(np.median(errors)) if np.isfinite(errors).all() else self.least
+
+    def distance(self, name: str, value: np.ndarray) -> float:
+        """||value - exact|| / ||exact||, infinite for what is not finite."""
+        exact = self.exact[name].astype(np.float64)
+        length = _length(exact)
+        if name.endswith(GRADIENT) and length < NOTHING * self.largest:
+            length = self.largest
+        found = np.linalg.norm(value.astype(np.float64) - exact) / max(length, 1e-300)
+        return float(found) if np.isfinite(found) else float("inf")
+
+    def __call__(self, name: str, ours: np.ndarray) -> Layer:
+        original = self.distance(name, self.single[name])
+        least = max(self.least, self.middle) if ours.size < FEW else self.least
+        return Layer(name, self.distance(name, ours), original, self.tolerance or FACTOR * max(original, least))
 
 
-def distance(value: np.ndarray, exact: np.ndarray) -> float:
-    """||value - exact|| / ||exact||, infinite for what is not finite."""
-    value, exact = value.astype(np.float64), exact.astype(np.float64)
-    found = np.linalg.norm(value - exact) / max(float(np.linalg.norm(exact)), 1e-300)
-    return float(found) if np.isfinite(found) else float("inf")
+def _length(x: np.ndarray) -> float:
+    return float(np.linalg.norm(x.astype(np.float64)))
 
 
-def _as_ours(values: Values, names: Mapping[str, str], ours: Values) -> Values:
+def _without_gradients(values: Values) -> Values:
+    return {name: value for name, value in values.items() if not name.endswith(GRADIENT)}
+
+
+def _as_ours(values: Values, names: Mapping[str, str], ours: Values, pair: Pair) -> Values:
     """The original's values under our names and in our shapes."""
-    return {name: fitting for name, their in names.items() if (fitting := shaped(values[their], ours[name].shape)) is not None}
+    back = {name.removesuffix(GRADIENT): value for name, value in values.items() if name.endswith(GRADIENT)}
+    found = {name: values[their] for name, their in names.items()}
+    found |= {f"{name}{GRADIENT}": back[their] for name, their in names.items() if their in back}
+    found |= {f"{name}{GRADIENT}": array for name, array in pair.translate(names, back).items()}
+    found |= {f"{name}{GRADIENT}": array for name, array in back.items() if name.startswith("inputs.")}
+    return {name: fitting for name in ours if name in found and (fitting := shaped(found[name], ours[name].shape)) is not None}
 
 
 def _feeding(name: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters of the module that gives a value; of one that no module gives alone, those that stand outside of all modules."""
-    own = {key: array for key, array in parameters.items() if key.startswith(f"{name}.")}
-    return own or {key: array for key, array in parameters.items() if "." not in key and name in ("embedding", f"norm_pre{INPUT}")}
+    """The parameters of the module that gives a value; of what a module is given, those that stand beside it outside of all modules."""
+    if name.endswith(INPUT) or name == "embedding":
+        parent = name.removesuffix(INPUT).rpartition(".")[0]
+        return {key: array for key, array in parameters.items() if key.rpartition(".")[0] == parent}
+    return {key: array for key, array in parameters.items() if key.startswith(f"{name}.")}
 
 
 def versions() -> dict[str, Any]:

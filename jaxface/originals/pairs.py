@@ -20,56 +20,80 @@ from jaxface.models.config import PIXELS, EncoderConfig
 from jaxface.models.encoder import Encoder, as_trained
 from jaxface.models.positions import RESIZE, resize_positions
 from jaxface.models.rope import ROPES, rope_angles
-from jaxface.models.text import Text
-from jaxface.models.tree import arrays_of, shallow_copy
+from jaxface.models.tree import shallow_copy
 from jaxface.originals.certificate import Pair
+from jaxface.originals.gradients import nnx_gradients, torch_gradients
+from jaxface.originals.hooks import FUSED, first_tensor, to_numpy
 from jaxface.originals.reference import Original
-from jaxface.originals.values import Values, nnx_values, torch_values, unstacked
+from jaxface.originals.values import OUTPUT, Values, nnx_values, parameters_of, torch_values
 from weights_convert.layouts import LAYOUTS, decode, table
 from weights_convert.towers import Towers
 
 
-def tower_pair(model: Encoder | Clip, original: Original, against: str, towers: Towers, images: np.ndarray, ids: np.ndarray | None) -> Pair:
+def tower_pair(
+    model: Encoder | Clip,
+    original: Original,
+    against: str,
+    towers: Towers,
+    images: np.ndarray,
+    ids: np.ndarray | None,
+    gradients: bool = False,
+) -> Pair:
     """An encoder or both towers, and the original that was built for the same configuration.
 
     Args:
       images: [B, H, W, 3] in -1..1, float32.
       ids: token ids [T, L] for both towers, or None for the vision tower alone.
+      gradients: whether what comes back belongs to the values, see `jaxface.originals.gradients`.
     """
     if isinstance(model, Clip) and (original.encode_text is None or ids is None):
         model = model.visual
     layout, both = LAYOUTS.get(against), isinstance(model, Clip)
     rows = table(layout, layout.forms[0 if towers.text else -1], (towers.vision, towers.text if both else None))
-    inputs = (images.astype(np.float32), ids) if both else (images.astype(np.float32),)
+    inputs = [images.astype(np.float32)] if not both or ids is None else [images.astype(np.float32), ids]
     module = original.modules[0]
 
-    def theirs(precision: str) -> Values:
-        import torch
+    def call(images: Any, ids: Any = None) -> dict[str, Any]:
+        found = {"features": original.vision(images)}
+        return found if ids is None or original.encode_text is None else found | {"text.features": original.encode_text(ids)}
 
-        module.to(getattr(torch, precision))
-        there = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(getattr(torch, precision))
-        with torch.inference_mode():
-            found = torch_values(module, partial(original.tokens, there))
-            found["tokens"] = found.pop("output")
-            found = torch_values(module, partial(original.vision, there)) | found
-            found["features"] = found.pop("output")
-            if both and original.encode_text is not None:
-                texts = torch_values(module, partial(original.encode_text, torch.from_numpy(ids).long()))
-                features = texts.pop("output")
-                scale, bias = (0.0 if x is None else np.float64(x[...]) for x in (model.logit_scale, model.logit_bias))
-                unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (found["features"], features)]
-                found |= {**texts, "text.features": features, "logits": np.exp(scale) * unit[0] @ unit[1].T + bias}
+    def theirs(precision: str) -> Values:
+        found = _torch_run(module.to(_dtype(precision)), call, inputs, precision, gradients)
+        if both:
+            scale, bias = (0.0 if x is None else np.float64(x[...]) for x in (model.logit_scale, model.logit_bias))
+            unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (found["features"], found["text.features"])]
+            found["logits"] = np.exp(scale) * unit[0] @ unit[1].T + bias
         return found
 
-    def parameters(names: Mapping[str, str]) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        ours = _tower_parameters(model)
-        tensors = decode(rows, {name: tensor.detach().float().numpy() for name, tensor in module.state_dict().items()})[0]
-        dtypes = {name: array.dtype for name, array in ours.items()}
-        theirs = {name.removeprefix("visual."): array for name, array in tensors.items()}
-        return ours, {name: np.asarray(array).astype(dtypes.get(name, np.float32)) for name, array in theirs.items()}
+    def translate(_: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name.removeprefix("visual."): array for name, array in decode(rows, tensors)[0].items()}
+
+    def parameters() -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        return _arrays(model), {name: to_numpy(tensor.float()) for name, tensor in module.state_dict().items()}
 
     encoder = model.visual if isinstance(model, Clip) else model
-    return Pair(partial(nnx_values, model, *inputs), theirs, _modules(rows, original, towers), parameters, partial(_tools, encoder, images))
+    ours = partial(nnx_gradients if gradients else nnx_values, model, *inputs)
+    return Pair(ours, theirs, _modules(rows, original, towers), parameters, translate, partial(_tools, encoder, images))
+
+
+def _dtype(precision: str) -> Any:
+    import torch
+
+    return getattr(torch, precision)
+
+
+def _torch_run(module: Any, call: Callable[..., Any], inputs: Sequence[np.ndarray], precision: str, gradients: bool) -> Values:
+    """A torch model's values, called with arrays: numbers in a precision, images [B, H, W, C] as [B, C, H, W], ids as they are."""
+    import torch
+
+    arrays = (torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x)) for x in map(np.asarray, inputs))
+    tensors = [x.to(_dtype(precision)) if x.is_floating_point() else x.long() for x in arrays]
+    return torch_gradients(module, call, tensors) if gradients else torch_values(module, partial(call, *tensors))
+
+
+def _arrays(model: Any) -> dict[str, np.ndarray]:
+    """The numbers of a module by name; no random keys."""
+    return {name: np.asarray(x) for name, x in parameters_of(model).items() if jnp.issubdtype(x.dtype, jnp.number)}
 
 
 def _modules(rows: Sequence[Any], original: Original, towers: Towers) -> dict[str, str]:
@@ -81,22 +105,25 @@ def _modules(rows: Sequence[Any], original: Original, towers: Towers) -> dict[st
     known = set(paths.values())
     for row in rows:
         if row.theirs.endswith((".weight", ".bias")) and row.share is None and row.piece is None and "." in row.ours:
-            depth = towers.text.depth if row.ours.startswith("text.") and towers.text else towers.vision.depth
-            for i in range(depth if "{i}" in row.ours else 1):
+            for i in range(_depth(row.ours, towers)):
                 ours, theirs = (name.format(i=i).rpartition(".")[0] for name in (row.ours.removeprefix("visual."), row.theirs))
-                while ours and theirs in known and theirs and ours not in found:
-                    found[ours] = theirs
+                while ours and theirs in known and theirs:
+                    found[ours] = min(found.get(ours, theirs), theirs, key=len)
                     ours, theirs = ours.rpartition(".")[0], theirs.rpartition(".")[0]
-    return found
+        if row.theirs.endswith(".in_proj_weight"):
+            ours, theirs = (name.rpartition(".")[0] for name in (row.ours.removeprefix("visual."), row.theirs))
+            for i in range(_depth(row.ours, towers)):
+                found[ours.format(i=i)] = f"{theirs.format(i=i)}.{FUSED[row.share]}"
+        if row.piece is not None:  # what is missing in the product is added behind it
+            ours = row.ours.removeprefix("visual.").rpartition(".")[0]
+            found |= {ours.format(i=i): "" for i in range(_depth(row.ours, towers))}
+    return found | {"tokens": found.get("norm_post", found[f"blocks.{towers.vision.depth - 1}"])}
 
 
-def _tower_parameters(model: Encoder | Text | Clip) -> dict[str, np.ndarray]:
-    """Every array under its name, blocks counted; of both towers the text tower's under `text.`."""
-    if isinstance(model, Clip):
-        return _tower_parameters(model.visual) | {f"text.{name}": array for name, array in _tower_parameters(model.text).items()}
-    found = {name: array for name, array in arrays_of(model).items() if not name.startswith("stages.")}
-    found |= {f"blocks.{i}.{name}": array for i, block in enumerate(unstacked(model)) for name, array in arrays_of(block).items()}
-    return {name: np.asarray(array) for name, array in found.items()}
+def _depth(name: str, towers: Towers) -> int:
+    """How many blocks a name with `{i}` stands for; 1 for others."""
+    tower = towers.text if name.startswith("text.") and towers.text else towers.vision
+    return tower.depth if "{i}" in name else 1
 
 
 def _tools(encoder: Encoder, images: np.ndarray) -> dict[str, Any]:
@@ -131,7 +158,12 @@ def _counted_otherwise(kind: str, rows: int, columns: int, c: EncoderConfig) -> 
 
 
 def files_pair(
-    ours: str, theirs: str, inputs: Sequence[np.ndarray], weights: Path | None = None, their_weights: Path | None = None
+    ours: str,
+    theirs: str,
+    inputs: Sequence[np.ndarray],
+    weights: Path | None = None,
+    their_weights: Path | None = None,
+    gradients: bool = False,
 ) -> Pair:
     """Two models that functions of a user's files make, `FILE.py:NAME` each; see `made_pair`.
 
@@ -148,7 +180,7 @@ def files_pair(
     made = _in_a_line(ours, _make, make, weights)
     original = _in_a_line(theirs, _make, their_make, their_weights or weights)
     model, names = made if isinstance(made, tuple) else (made, {})
-    pair = made_pair(model, original[0] if isinstance(original, tuple) else original, inputs, names)
+    pair = made_pair(model, original[0] if isinstance(original, tuple) else original, inputs, names, gradients)
     return pair._replace(ours=partial(_in_a_line, ours, pair.ours), theirs=partial(_in_a_line, theirs, pair.theirs))
 
 
@@ -177,13 +209,16 @@ def _make(make: Callable[..., Any], weights: Path | None) -> Any:
     return make(weights) if inspect.signature(make).parameters else make()
 
 
-def made_pair(model: nnx.Module, original: Any, inputs: Sequence[np.ndarray], names: Mapping[str, str] | None = None) -> Pair:
+def made_pair(
+    model: nnx.Module, original: Any, inputs: Sequence[np.ndarray], names: Mapping[str, str] | None = None, gradients: bool = False
+) -> Pair:
     """An NNX module and a torch module, called with the same arrays.
 
     Images [B, H, W, C] reach the original as [B, C, H, W].
 
     Args:
       names: the original's module for each of ours; None finds them by name, or by order and shape.
+      gradients: whether what comes back belongs to the values, see `jaxface.originals.gradients`.
 
     Raises UserError where a model is of another kind.
     """
@@ -195,33 +230,31 @@ def made_pair(model: nnx.Module, original: Any, inputs: Sequence[np.ndarray], na
     model.eval()
 
     def theirs(precision: str) -> Values:
-        dtype = getattr(torch, precision)
-        copied = copy.deepcopy(original).eval().to(dtype)
-        arrays = (torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x)) for x in map(np.asarray, inputs))
-        tensors = [x.to(dtype) if x.is_floating_point() else x.long() for x in arrays]
-        return torch_values(copied, lambda: copied(*tensors))
+        copied = copy.deepcopy(original).eval().to(_dtype(precision)).requires_grad_(True)
 
-    def parameters(found: Mapping[str, str]) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        numbers = {name: array for name, array in arrays_of(model).items() if jnp.issubdtype(array.dtype, jnp.number)}  # no random keys
-        ours = {name: np.asarray(array) for name, array in numbers.items()}
-        tensors = {name: tensor.detach().float().numpy() for name, tensor in original.state_dict().items()}
-        return ours, _under_our_names(ours, tensors, found)
+        def call(*tensors: Any) -> dict[str, Any]:
+            result = first_tensor(copied(*tensors))
+            return {} if result is None else {OUTPUT: result}
 
-    return Pair(partial(nnx_values, model, *inputs), theirs, names or {}, parameters, dict)
+        return _torch_run(copied, call, inputs, precision, gradients)
+
+    def parameters() -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        return _arrays(model), {name: to_numpy(tensor.float()) for name, tensor in original.state_dict().items()}
+
+    ours = partial(nnx_gradients if gradients else nnx_values, model, *inputs)
+    return Pair(ours, theirs, names or {}, parameters, partial(_under_our_names, list(_arrays(model))), dict)
 
 
 WORDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
 """torch's words for NNX's parameters, where they are not the same."""
 
 
-def _under_our_names(ours: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], found: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _under_our_names(ours: Sequence[str], found: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """torch's tensors as ours: of modules that belong together, kernels turned."""
     result = {}
-    for name, array in ours.items():
+    for name in ours:
         module, _, word = name.rpartition(".")
-        tensor = tensors.get(f"{found.get(module, module)}.{WORDS.get(word, word)}")
-        if tensor is not None and word == "kernel":
-            tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
+        tensor = tensors.get(f"{found.get(module, module)}.{WORDS.get(word, word)}".removeprefix("."))
         if tensor is not None:
-            result[name] = tensor.astype(array.dtype)
+            result[name] = tensor.transpose(*range(2, tensor.ndim), 1, 0) if word == "kernel" else tensor
     return result

@@ -14,17 +14,25 @@ from flax import nnx
 
 from jaxface.models.clip import Clip
 from jaxface.models.encoder import Encoder
+from jaxface.models.text import Text
+from jaxface.models.tree import arrays_of
+from jaxface.originals.hooks import INPUT, first_tensor, hooked, to_numpy
 
 Values = dict[str, np.ndarray]
 """What a module gives, under its dotted path, and what it was given, under the path with `INPUT` behind it."""
-INPUT = ".input"
 OUTPUT = "output"
 """What the whole model gives."""
+COMPOSED = ("embedding", "tokens", "features", "text.features", "logits", OUTPUT)
+"""Values that no module gives alone."""
 
 
 @contextmanager
-def recorded(modules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What NNX modules take and give while the context lasts, by their names: first arguments and results; of several calls the first."""
+def recorded(modules: Mapping[str, Any], added: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What NNX modules take and give while the context lasts, by their names: first arguments and results; of several calls the first.
+
+    Args:
+      added: arrays to add to what some of them give.
+    """
     names = {id(module): name for name, module in modules.items()}
     values: dict[str, Any] = {}
 
@@ -35,8 +43,8 @@ def recorded(modules: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             if name is not None and args and isinstance(args[0], jax.Array):
                 values.setdefault(name + INPUT, args[0])
             result = call(self, *args, **options)
-            if name is not None and isinstance(result, jax.Array):
-                values.setdefault(name, result)
+            if name is not None and isinstance(result, jax.Array) and name not in values:
+                values[name] = result = result + added[name] if name in added else result
             return result
 
         return wrapper
@@ -67,7 +75,7 @@ def nnx_values(model: Any, *inputs: np.ndarray) -> Values:
 
     @jax.jit
     def run(model: Any, *inputs: jax.Array) -> list[jax.Array]:
-        values = _passes(model)(model, *inputs)
+        values = run_recorded(model, *inputs)
         order[:] = values
         return list(values.values())
 
@@ -76,20 +84,22 @@ def nnx_values(model: Any, *inputs: np.ndarray) -> Values:
     return {name: np.asarray(value) for name, value in zip(order, results, strict=True)}
 
 
-def _passes(model: Any) -> Callable[..., dict[str, Any]]:
-    return next((run for kind, run in {Clip: _clip_pass, Encoder: _encoder_pass}.items() if isinstance(model, kind)), _plain_pass)
+def run_recorded(model: Any, *inputs: jax.Array, added: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All values of a pass of an NNX module, while it is traced; see `recorded`."""
+    run = next((run for kind, run in {Clip: _clip_pass, Encoder: _encoder_pass}.items() if isinstance(model, kind)), _plain_pass)
+    return run(model, *inputs, added=added or {})
 
 
-def _plain_pass(model: Any, *inputs: jax.Array) -> dict[str, Any]:
-    with recorded(_named(model)) as values:
+def _plain_pass(model: Any, *inputs: jax.Array, added: Mapping[str, Any]) -> dict[str, Any]:
+    with recorded(_named(model), added) as values:
         result = model(*inputs)
     return values | ({OUTPUT: result} if isinstance(result, jax.Array) else {})
 
 
-def _encoder_pass(encoder: Encoder, images: jax.Array) -> dict[str, Any]:
+def _encoder_pass(encoder: Encoder, images: jax.Array, *, added: Mapping[str, Any]) -> dict[str, Any]:
     blocks = unstacked(encoder)
     beside = {name: module for name, module in _named(encoder).items() if not name.startswith("stages.")}
-    with recorded(beside | _of_blocks(blocks)) as values:
+    with recorded(beside | _of_blocks(blocks), added) as values:
         x, angles = encoder.embed(images)
         values["embedding"] = x
         for block in blocks:
@@ -99,14 +109,16 @@ def _encoder_pass(encoder: Encoder, images: jax.Array) -> dict[str, Any]:
     return values
 
 
-def _clip_pass(clip: Clip, images: jax.Array, ids: jax.Array) -> dict[str, Any]:
-    values = _encoder_pass(clip.visual, images)
+def _clip_pass(clip: Clip, images: jax.Array, ids: jax.Array, *, added: Mapping[str, Any]) -> dict[str, Any]:
+    values = _encoder_pass(clip.visual, images, added=added)
     text, blocks = clip.text, unstacked(clip.text)
-    with recorded(_of_blocks(blocks)) as own:
+    beside = {name: module for name, module in _named(text).items() if not name.startswith("stages.")}
+    theirs = {name.removeprefix("text."): array for name, array in added.items() if name.startswith("text.")}
+    with recorded(beside | _of_blocks(blocks), theirs) as own:
         x = text.embed(ids)
         for block in blocks:
             x = block(x, None, text.config.causal)
-    features = clip.encode_text(ids)
+        features = text.pooled(x, ids)
     logits = clip.logits(values["features"], features)
     return values | {f"text.{name}": value for name, value in own.items()} | {"text.features": features, "logits": logits}
 
@@ -126,34 +138,37 @@ def _of_blocks(blocks: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def torch_values(model: Any, call: Callable[[], Any]) -> Values:
-    """Of all modules of a torch model, while `call` runs it; channels stand last, as they do here."""
+def parameters_of(model: Any) -> dict[str, Any]:
+    """Every array of an NNX module under its name; of our towers blocks counted, of both towers the text tower's under `text.`."""
+    if isinstance(model, Clip):
+        beside = {name: array for name, array in arrays_of(model).items() if "." not in name}
+        return parameters_of(model.visual) | {f"text.{name}": array for name, array in parameters_of(model.text).items()} | beside
+    if not isinstance(model, Encoder | Text):
+        return arrays_of(model)
+    found = {name: array for name, array in arrays_of(model).items() if not name.startswith("stages.")}
+    return found | {f"blocks.{i}.{name}": array for i, block in enumerate(unstacked(model)) for name, array in arrays_of(block).items()}
+
+
+def torch_values(model: Any, call: Callable[[], Mapping[str, Any]]) -> Values:
+    """Of all modules of a torch model, while `call` runs it, and what that returns; channels stand last, as they do here."""
     import torch
 
-    values: dict[str, Any] = {}
+    values: Values = {}
 
     def keep(name: str, value: Any) -> None:
-        value = value[0] if isinstance(value, tuple) and value else value
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and name not in values:
-            values[name] = value.detach().to(torch.float64 if value.dtype == torch.float64 else torch.float32).numpy()
+        if name not in values and (tensor := first_tensor(value)) is not None:
+            values[name] = to_numpy(tensor)
 
-    hooks = []
-    for name, module in model.named_modules():
-        if name:
-            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: keep(name + INPUT, args)))
-            hooks.append(module.register_forward_hook(lambda _, __, result, name=name: keep(name, result)))
-    try:
-        with torch.inference_mode():
-            keep(OUTPUT, call())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return values
+    with hooked(model, keep, keep), torch.inference_mode():
+        results = call()
+    return values | {name: to_numpy(result) for name, result in results.items()}
 
 
 def shaped(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """An original's value in our shape: as it is, channels last, its places in a row, or its batch in front; else None."""
     forms = [value]
+    if value.ndim == len(shape) + 1:
+        forms += [rows[0] for rows in (value, value.swapaxes(0, 1)) if (rows == rows[:1]).all()]  # one row, repeated for every image
     if value.ndim == 4:
         forms.append(value.transpose(0, 2, 3, 1))
     if value.ndim == 3:

@@ -127,7 +127,7 @@ FAULTS = {
     "factor": (lambda m: m.blocks[1].mlp.fc2.weight.mul_(0.5), "blocks.1.mlp.proj", r"mlp\.proj\.kernel is 2 times the original's"),
     "order": (shuffle, "blocks.0.attn.qkv", r"attn\.qkv\.kernel has the same values in another order"),
     "position": (lambda m: m.pos_embed[0, 3].mul_(1.5), "norm_pre.input", "positions differs"),
-    "probe": (lambda m: m.attn_pool.latent.mul_(2), "pool.out.input", None),
+    "probe": (lambda m: m.attn_pool.latent.mul_(2), "pool.q.input", r"pool\.probe is 0\.5 times the original's"),
 }
 
 
