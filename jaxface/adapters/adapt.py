@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import HEADS, METHODS, Group, get_method, is_adapted, linears, require_taken
+from jaxface.adapters.methods import HEADS, METHODS, Group, get_method, require_taken
 from jaxface.adapters.options import AdapterOptions, Keywords, make_options
+from jaxface.adapters.places import is_adapted, linears
+from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
 from jaxface.models.clip import Clip
 from jaxface.models.encoder import Encoder, join_stages
@@ -77,6 +79,8 @@ def _merged_tower(tower: Any) -> Any:
 
     def plain(kernel: Any) -> Any:
         nonlocal kept, whole
+        if isinstance(kernel, TaskLowRank):
+            return kernel.settled()
         if not hasattr(kernel, "merge"):
             return kernel
         merged = _merged(kernel)
@@ -99,6 +103,9 @@ def _replaced(tower: Any, change: Callable[[Any], Any]) -> Any:
     for _, linear in linears(tower):
         linear.kernel = change(linear.kernel)
     if not any(is_adapted(linear.kernel) for _, linear in linears(tower.stages)):
+        for part in (tower, *tower.stages):  # what a method put in is gone with the adapters
+            for name in {"fusion", "branches"} & vars(part).keys():
+                delattr(part, name)
         tower.stages = nnx.List([join_stages(tower)])
     return tower
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from jaxface.adapters.methods import linears
+from jaxface.adapters.places import linears
 from jaxface.models.encoder import Encoder
 
 

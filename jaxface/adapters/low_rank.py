@@ -95,6 +95,33 @@ def column_norms_squared(w: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(w.astype(jnp.float32)), -2)
 
 
+def updated_lengths(w: jax.Array, norms: jax.Array, a: jax.Array, b: jax.Array, detach: bool) -> jax.Array:
+    """||W + A B|| of each output feature, through products of width r only: ||W||^2 + 2 <W, A B> + ||A B||^2 is its square.
+
+    Args:
+      w: [..., in, out]
+      norms: ||W||^2 [..., out]
+      a: [..., in, groups * rank]
+      b: [..., rank, out]
+      detach: whether it is a constant in the backward pass (DoRA, section 4.3).
+
+    Returns:
+      [..., out] float32
+    """
+    w, a, b = (jnp.asarray(v).astype(jnp.float32) for v in (w, a, b))
+    if detach:
+        a, b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
+    rank, outputs = b.shape[-2:]
+    groups = a.shape[-1] // rank
+    front = a.shape[:-2]
+    a = jnp.moveaxis(a.reshape(*a.shape[:-1], groups, rank), -2, -3)  # [..., g, in, r]
+    w = jnp.moveaxis(w.reshape(*w.shape[:-1], groups, outputs // groups), -2, -3)  # [..., g, in, out / g]
+    b = jnp.moveaxis(b.reshape(*front, rank, groups, outputs // groups), -2, -3)
+    cross = 2 * jnp.einsum("...ir,...io->...ro", a, w) + jnp.einsum("...ir,...is,...so->...ro", a, a, b)
+    lengths = jnp.sqrt(jnp.maximum(norms + jnp.sum(cross * b, -2).reshape(*front, outputs), NORM_FLOOR))
+    return jax.lax.stop_gradient(lengths) if detach else lengths
+
+
 class LowRank(nnx.Module):
     """A frozen kernel W [in, out] with a low-rank update: W + A B (LoRA, Hu et al. 2021, eq. 3), or with `dora`
     magnitude * (W + A B) / ||W + A B|| per output feature (DoRA, Liu et al. 2024, eq. 5).
@@ -199,23 +226,7 @@ class LowRank(nnx.Module):
 
     def _lengths(self) -> jax.Array:
         """||W + A B|| of each output feature: [..., out] float32."""
-        norms = jnp.sqrt(jnp.maximum(self._norms_squared(), NORM_FLOOR))
-        # DoRA, section 4.3: the norm is a constant in the backward pass
-        return jax.lax.stop_gradient(norms) if self.detach_norm else norms
-
-    def _norms_squared(self) -> jax.Array:
-        """||W + A B||^2 = ||W||^2 + 2 <W, A B> + ||A B||^2 per output feature, through products of width r only."""
-        w, a, b = (jnp.asarray(v).astype(jnp.float32) for v in (self.base[...], *self.factors()))
-        if self.detach_norm:
-            a, b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
-        rank, outputs = b.shape[-2:]
-        groups = a.shape[-1] // rank
-        front = a.shape[:-2]
-        a = jnp.moveaxis(a.reshape(*a.shape[:-1], groups, rank), -2, -3)  # [..., g, in, r]
-        w = jnp.moveaxis(w.reshape(*w.shape[:-1], groups, outputs // groups), -2, -3)  # [..., g, in, out / g]
-        b = jnp.moveaxis(b.reshape(*front, rank, groups, outputs // groups), -2, -3)
-        cross = 2 * jnp.einsum("...ir,...io->...ro", a, w) + jnp.einsum("...ir,...is,...so->...ro", a, a, b)
-        return self.base_norms[...] + jnp.sum(cross * b, -2).reshape(*front, outputs)
+        return updated_lengths(self.base[...], self.base_norms[...], *self.factors(), self.detach_norm)
 
     def update(self) -> jax.Array:
         """A B as a dense array [..., in, out]."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxface.adapters.low_rank import Constant, Frozen, LowRank
-from jaxface.adapters.methods import as_base, is_adapted, linears
+from jaxface.adapters.places import as_base, is_adapted, linears
 from jaxface.errors import UserError
 from jaxface.kernels.matmul import unrounded_product
 from jaxface.models.encoder import Encoder, cut_stages

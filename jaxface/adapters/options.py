@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Annotated, Any, TypedDict
 
 from jaxface.adapters.low_rank import GAUSSIAN, INITS
+from jaxface.adapters.task_specific import FUSIONS
 from jaxface.errors import UserError
 from jaxface.ranges import Known, Like, Range, ranged
 from jaxface.registry import require_known
@@ -52,9 +53,12 @@ class AdapterOptions:
       targets: which linears LoRA and DoRA adapt, as one regular expression that their whole names match (`blocks.3.attn.qkv`,
         `pool.kv`, `projection`; the parts of a block are attn.qkv, attn.out, mlp.fc and mlp.proj); empty for the usual ones.
       blocks: the adapted blocks, as numbers and ranges from 0 (`0-11,23`), empty for all; in MTLoRA the
-        task-specific ones, empty for the last.
+        task-specific ones, empty for the last, or with `fusion` for the last of each quarter.
       num_tasks: updates of a task-specific kernel; a run fills in the number of its tasks.
       shared_set: give task-specific kernels MTLoRA's shared update too, which gets no gradient where nothing shared follows.
+      task_dora: make the task-specific updates DoRA (TS-DoRA).
+      fusion: what becomes of the task-specific blocks' features at their several depths, one of `jaxface.adapters.task_specific.FUSIONS`
+        (multi-scale MTLoRA), or none: then each task goes on alone from the first of these blocks on.
     """
 
     rank: Rank = 64
@@ -70,6 +74,8 @@ class AdapterOptions:
     blocks: Annotated[str, Like(block_numbers, "as in 0-11,23")] = ""
     num_tasks: Annotated[int, Range(1, 1000)] = 1
     shared_set: bool = False
+    task_dora: bool = False
+    fusion: Annotated[str, Known(FUSIONS, "none")] = "none"
 
     @property
     def factor(self) -> float:
@@ -93,6 +99,8 @@ class Keywords(TypedDict, total=False):
     blocks: str
     num_tasks: int
     shared_set: bool
+    task_dora: bool
+    fusion: str
 
 
 def make_options(options: Mapping[str, Any]) -> AdapterOptions:

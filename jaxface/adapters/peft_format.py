@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from jaxface.adapters.low_rank import GAUSSIAN, LowRank, Start, start_from
-from jaxface.adapters.methods import as_base, is_adapted, linears
 from jaxface.adapters.peft_config import CONFIG, PATCHES, PeftConfig, read_config
+from jaxface.adapters.places import as_base, is_adapted, linears
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.models.encoder import Encoder

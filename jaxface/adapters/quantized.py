@@ -19,7 +19,8 @@ import numpy as np
 from flax import nnx
 
 from jaxface.adapters.low_rank import Constant, Frozen, column_norms_squared
-from jaxface.adapters.methods import Group, group_of, linears
+from jaxface.adapters.methods import Group, group_of
+from jaxface.adapters.places import linears
 from jaxface.errors import UserError
 from jaxface.kernels.matmul import compressed_product
 from jaxface.models.encoder import Encoder

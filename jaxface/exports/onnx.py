@@ -16,7 +16,6 @@ from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer, register_exporter
 from jaxface.exports.onnx_graph import Graph
 from jaxface.files import aside
-from jaxface.kernels.matmul import up
 from jaxface.models.blocks import Block
 from jaxface.models.config import PIXELS
 from jaxface.models.encoder import Encoder
@@ -37,9 +36,7 @@ def dense(graph: Graph, kernel: Any) -> np.ndarray:
     """A kernel as one array [in, out]; [T, 1, in, out] for one with an update per task, which makes all that follows differ by task."""
     if isinstance(kernel, TaskLowRank):
         graph.tasks = kernel.a.shape[0]
-        groups = kernel.a.shape[-1] // kernel.b.shape[-2]
-        updates = jax.vmap(lambda a, b: up(a, b, groups))(kernel.a[...], kernel.b[...])
-        return np.asarray(kernel.base[...] + updates, np.float32)[:, None]
+        return np.asarray(kernel.kernels(), np.float32)[:, None]
     if isinstance(kernel, nnx.Variable):
         kernel = kernel[...]
     if not isinstance(kernel, jax.Array):
@@ -202,6 +199,8 @@ def pool(graph: Graph, x: str, layer: Any, tokens: int, width: int) -> str:
 def features(graph: Graph, images: str, model: Classifier, size: int) -> str:
     """[B, S, S, 3] -> [B, D], or [T, B, D] where tasks have features of their own."""
     encoder = model.encoder
+    if encoder.fusion is not None:
+        raise UserError("features of several depths, fused, have no form in ONNX: export to stablehlo")
     x, tokens, angles = embed(graph, images, encoder, size)
     width = encoder.config.width
     for stage in encoder.stages:

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from jaxface.adapters.adapt import merge
-from jaxface.adapters.methods import linears
 from jaxface.adapters.peft_format import load_peft, save_peft
+from jaxface.adapters.places import linears
 from jaxface.adapters.task_specific import TaskPools
 from jaxface.errors import UserError
 from jaxface.exports.exporter import Answer, Logits, model_answer, register_exporter

@@ -41,7 +41,13 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block, its residual branches scaled per channel where the variant has LayerScale."""
+    """A pre-norm transformer block, its residual branches scaled per channel where the variant has LayerScale.
+
+    Attributes:
+      branches: whether its result is several, [T + 1, ..., N, D], of which the last goes on to the next block alone.
+    """
+
+    branches = False
 
     def __init__(
         self,
@@ -193,15 +199,31 @@ def run_stages(
     angles: jax.Array | None,
     causal: bool = False,
     remat: str = "none",
-    every: bool = False,
     loop: str = "scan",
-) -> tuple[jax.Array, jax.Array | None]:
-    """Runs one stack of blocks after another, as `run_blocks` runs one."""
-    states: list[Any] = []
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Runs one stack of blocks after another, as `run_blocks` runs one.
+
+    Returns:
+      the last block's result, and what branched off before it, [T, ..., N, D] each.
+    """
+    branches = []
     for stage in stages:
-        x, own = run_blocks(stage, x, angles, causal, remat, every, loop)
+        x, _ = run_blocks(stage, x, angles, causal, remat, loop=loop)
+        if stage.branches:
+            branches.append(x[:-1])
+            x = x[-1]
+    return x, branches
+
+
+def every_state(stages: Sequence[Block], x: jax.Array, angles: jax.Array | None, causal: bool = False) -> list[jax.Array]:
+    """The first block's input and every block's result, each stage's in an array [depth, ..., N, D], of branches what leads off."""
+    states: list[Any] = [x[None]]
+    for stage in stages:
+        x, own = run_blocks(stage, x, angles, causal, every=True)
+        if own is not None and stage.branches:
+            x, own = x[-1], own[:, :-1]
         states.append(own)
-    return x, jnp.concatenate(states) if every else None
+    return states
 
 
 def stack_blocks(depth: int, make: type[Block], *args: int, rngs: nnx.Rngs, **options: Any) -> Block:

@@ -17,7 +17,7 @@ from jaxface.errors import UserError
 from jaxface.kernels import operations
 from jaxface.kernels.attention import fill, require_kernel
 from jaxface.kernels.operations import OWN, PATCH_EMBEDDING, run_kernel
-from jaxface.models.blocks import Block, run_blocks, run_stages, stack_blocks
+from jaxface.models.blocks import Block, every_state, run_stages, stack_blocks
 from jaxface.models.config import PIXELS, EncoderConfig
 from jaxface.models.layers import LayerNorm, Linear
 from jaxface.models.pool import READOUTS, AttentionPool
@@ -38,9 +38,11 @@ class Encoder(nnx.Module):
       remat: what a block keeps for its backward pass, a policy of `REMAT`.
       loop: how blocks come one after another, an entry of `LOOPS`.
       dtype: of activations; parameters are cast to it where they are used, layer norms and softmax compute in float32.
+      fusion: what makes one set of tokens of those that branched off at several depths and the last block's [S, T, B, N, D], or None.
     """
 
     operation, implementation = PATCH_EMBEDDING, OWN
+    fusion: Any = None
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "products", dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
@@ -91,8 +93,11 @@ class Encoder(nnx.Module):
         """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""
         x, angles = self.embed(images)
         count = x.shape[-2]
-        x, _ = run_stages(self.stages, self._filled(x, angles), angles, remat=self.remat, loop=self.loop)
+        x, branches = run_stages(self.stages, self._filled(x, angles), angles, remat=self.remat, loop=self.loop)
         x = x[..., :count, :]
+        if self.fusion is not None:
+            own = jnp.broadcast_to(x, (len(branches[0]), *x.shape[-3:]))
+            x = self.fusion(jnp.stack([*(branch[..., :count, :] for branch in branches), own]))
         return x if self.norm_post is None else self.norm_post(x)
 
     @any_mesh
@@ -102,12 +107,8 @@ class Encoder(nnx.Module):
         Where blocks give every task a result of its own, [depth + 1, tasks, B, N, D]: what comes before them is every task's.
         """
         x, angles = self.embed(images)
-        count, x = x.shape[-2], self._filled(x, angles)
-        states: list[Any] = [x[None]]
-        for stage in self.stages:
-            x, every = run_blocks(stage, x, angles, every=True)
-            states.append(every)
-        states = [state[..., :count, :] for state in states]
+        count = x.shape[-2]
+        states = [state[..., :count, :] for state in every_state(self.stages, self._filled(x, angles), angles)]
         axes = max(states, key=jnp.ndim).shape[1:]
         return jnp.concatenate([jnp.broadcast_to(s if s.shape[1:] == axes else s[:, None], (len(s), *axes)) for s in states])
 

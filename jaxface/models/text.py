@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from jaxface.errors import UserError
-from jaxface.models.blocks import Block, run_stages, stack_blocks
+from jaxface.models.blocks import Block, every_state, run_stages, stack_blocks
 from jaxface.models.layers import LayerNorm, Linear
 from jaxface.models.sharding import any_mesh
 from jaxface.models.variants import TextConfig
@@ -36,9 +34,7 @@ class Text(nnx.Module):
     @any_mesh
     def hidden_states(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> the first block's input and every block's result, [depth + 1, B, L, D]."""
-        x = self.embed(ids)
-        states: Any = run_stages(self.stages, x, None, causal=self.config.causal, every=True)[1]
-        return jnp.concatenate([x[None], states])
+        return jnp.concatenate(every_state(self.stages, self.embed(ids), None, causal=self.config.causal))
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, L] -> [B, L, D]. Raises UserError if L exceeds the context, or an id the vocabulary."""

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxface.adapters.adapt import merge
-from jaxface.adapters.methods import linears
+from jaxface.adapters.places import linears
 from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.kernels.attention import ANYWHERE
 from jaxface.models.encoder import Encoder, use_attention
@@ -137,8 +137,9 @@ def attention_flops(encoder: Encoder, image_size: int) -> float:
     c = encoder.config
     n, total, copies = (image_size // c.patch) ** 2 + c.prefix, 0.0, 1
     for stage in encoder.stages:
-        copies = max(copies, _tasks(stage))
-        total += stage.norm1.scale.shape[0] * copies * 4 * n * n * c.width
+        own = max(copies, _tasks(stage))
+        total += stage.norm1.scale.shape[0] * own * 4 * n * n * c.width
+        copies = copies if stage.branches else own
     return total if encoder.pool is None else total + max(copies, _tasks(encoder.pool)) * 4 * n * c.width
 
 

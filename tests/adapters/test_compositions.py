@@ -9,7 +9,8 @@ from flax import nnx
 import jaxface
 from jaxface.adapters.adapt import unload
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import METHODS, linears
+from jaxface.adapters.methods import METHODS
+from jaxface.adapters.places import linears
 from jaxface.adapters.quantized import NF4, Int8, quantize
 from jaxface.errors import UserError
 from jaxface.models.clip import Clip

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxface.adapters.adapt import adapt
 from jaxface.adapters.dropout_keys import Keys, set_keys
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import linears
+from jaxface.adapters.places import linears
 from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.errors import UserError
 from jaxface.kernels.dropout import drop

@@ -117,23 +117,6 @@ def test_mtloras_probes_and_updates_learn_at_the_rates_of_what_they_belong_to():
     assert names["stages.1.mlp.fc.kernel.b"] == "backbone_plus"
 
 
-def test_mtlora_equals_each_task_computed_alone():
-    encoder, images = tiny_encoder(), random_images()
-    adapted = with_consistent_norms(randomized(adapt(encoder, "mtlora", rank=2, num_tasks=2), seed=3, scale=0.05))
-    together = run(adapted, images)
-    arrays, structure = flatten(merge(adapted))
-    for task in range(2):
-        alone = {
-            n: leaf[:, task : task + 1] if n.startswith("stages.1") and n.endswith(("kernel.a", "kernel.b")) else leaf
-            for n, leaf in arrays.items()
-        }
-        alone = {
-            n: leaf[task : task + 1] if n.startswith("pool") and n.endswith(("kernel.a", "kernel.b", "probe")) else leaf
-            for n, leaf in alone.items()
-        }
-        np.testing.assert_allclose(run(structure.build(alone), images)[0], together[task], rtol=2e-4, atol=2e-5)
-
-
 def test_only_the_blocks_that_are_named_are_adapted():
     encoder, images = tiny_encoder(), random_images()
     adapted = randomized(adapt(encoder, "lora", rank=2, blocks="0,2"), seed=4, scale=0.05)
@@ -188,6 +171,7 @@ def test_unknown_methods_and_options_are_named():
 NOT_AS_USUAL = {
     **{"rank": 3, "scaling": 0.5, "rslora": True, "split_qkv": True, "pool_inputs": True, "detach_norm": False, "dropout": 0.5},
     **{"init": "pissa", "targets": r"pool\..*|blocks\.1\..*", "train_magnitude": False, "blocks": "1", "num_tasks": 2, "shared_set": True},
+    **{"task_dora": True, "fusion": "mlp"},
 }
 
 

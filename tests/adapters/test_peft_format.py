@@ -13,8 +13,8 @@ import jaxface
 from jaxface.adapters.adapt import merge
 from jaxface.adapters.dropout_keys import set_keys
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import linears
 from jaxface.adapters.peft_format import CONFIG, load_peft, save_peft
+from jaxface.adapters.places import linears
 from jaxface.errors import UserError
 from jaxface.models.tree import flatten
 from small_models import OPTIMISED, random_images

@@ -21,6 +21,9 @@ def describe(method, *words):
         ("dora", [], {"trained": 29_352_981, "total": 346_504_213, "merged": 320_324_629}),
         ("mtlora", ["--method.options.shared-set"], {"trained": 36_730_901, "total": 354_093_077, "merged": 329_763_861}),
         ("mtlora", [], {"trained": 34_371_605, "without gradient": 0}),
+        ("mtlora_ts_dora", [], {"trained": 34_638_869}),  # of the docstring of `jaxface.adapters.methods.mtlora`, as the next two
+        ("mtlora_multi_scale", [], {"trained": 45_572_129, "without gradient": 0}),
+        ("mtlora_multi_scale", ["--method.options.fusion", "mlp"], {"trained": 46_552_277}),
     ],
 )
 def test_parameter_counts_are_the_thesis_s_to_the_digit(method, words, counts):

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from trained_run import write_trained_run
 
-from jaxface.adapters.methods import linears
+from jaxface.adapters.places import linears
 from jaxface.errors import UserError
 from jaxface.exports import export_run, load_exported
 from jaxface.models.encoder import normalize_images, random_encoder
