@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -13,7 +13,8 @@ from jaxface.cli import parse
 from jaxface.data.records import SPLITS
 from jaxface.errors import UserError, run_command, tell
 from jaxface.files import alone_in, to_json
-from jaxface.ranges import Count, Items, OneOf, Where, ranged
+from jaxface.prediction import engines
+from jaxface.ranges import Count, Items, OneOf, Share, Where, ranged
 
 
 @ranged()
@@ -31,6 +32,8 @@ class Options:
       out: another folder to write into; of one run.
       json: print the figures as JSON.
       weights: where a run's base weights are, if not where they were; known by their hash.
+      engine: what computes the model, as of `jaxface.predict`.
+      most_loss: the share of faces that "auto" may have in another class than jax, as the export measured it.
     """
 
     runs: Annotated[tuple[Where, ...], Items(least=1), tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
@@ -43,6 +46,8 @@ class Options:
     out: Where | None = None
     json: bool = False
     weights: tuple[Where, ...] = ()
+    engine: engines.Name = engines.DEFAULT
+    most_loss: Share = 0.01
 
 
 def main() -> None:
@@ -80,6 +85,8 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
                 features=options.features,
                 groups=options.groups,
                 keep=not alone,
+                weights=options.weights,
+                engine=None if options.engine == engines.DEFAULT else opened(run, options),
             )
         temperatures = {task: values["calibration"]["temperature"] for task, values in scores["tasks"].items()}
         fitted = {task: value for task, value in temperatures.items() if value is not None}
@@ -89,6 +96,14 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
         return
     show_scores(scores, f"{run}: {scores['about'].get('split', '')}", Console(width=None if sys.stdout.isatty() else 120))
     print(f"wrote {(options.out or run) / 'evaluation.json'}")
+
+
+def opened(run: Path, options: Options) -> tuple[str, Any] | None:
+    """The engine that is asked for; None for JAX, as evaluation has it."""
+    from jaxface.runs.best import model_digest
+
+    name, model = engines.open_engine(options.engine, engines.Place(run, model_digest(run), options.weights), options.most_loss)
+    return None if name == engines.DEFAULT else (name, model)
 
 
 if __name__ == "__main__":

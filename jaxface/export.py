@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from jaxface.cli import parse
-from jaxface.errors import run_command
-from jaxface.ranges import Name, Where, ranged
+from jaxface.errors import UserError, run_command
+from jaxface.ranges import Items, Name, Where, ranged
 
 
 @ranged()
@@ -19,12 +19,17 @@ class Options:
       run: a run folder.
       to: stablehlo (jax.export, any batch size, CPU and CUDA), onnx, safetensors (the merged encoder in Meta's and timm's layout),
         peft (an adapter folder), or run (a run folder with its base weights inside, which opens anywhere).
-      out: the folder to write; RUN/export/FORMAT if not given.
+      precision: int8, for onnx: products of eight bits, whose scales are fitted on the run's validation records; the manifest says how
+        far the answers agree with float32's.
+      data: folders written by `jaxface.prepare` for int8's records, if not the run's own.
+      out: the folder to write; RUN/export/FORMAT if not given, and RUN/export/onnx-int8.
       weights: where the run's base weights are, if not where they were; known by their hash.
     """
 
     run: Annotated[Where, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     to: Name
+    precision: Literal["fp32", "int8"] = "fp32"
+    data: Annotated[tuple[Where, ...], Items(once=True)] = ()
     out: Where | None = None
     weights: tuple[Where, ...] = ()
 
@@ -35,12 +40,17 @@ def main() -> None:
     from jaxface.exports import export_run, get_exporter  # slow to import: not for --help
     from jaxface.originals.reference import timm_vision
 
-    get_exporter(options.to)
-    folder = options.out or options.run / "export" / options.to
-    manifest = export_run(options.run, options.to, folder, options.weights, timm_vision)
+    name = options.to if options.precision == "fp32" else f"{options.to}-{options.precision}"
+    get_exporter(name)
+    if options.data and options.precision == "fp32":
+        raise UserError("--data is for --precision int8: float32 needs no records")
+    folder = options.out or options.run / "export" / name
+    manifest = export_run(options.run, name, folder, options.weights, timm_vision, options.data)
     check = manifest["check"]
     print(f"logits of {check['images']} images agree to {check['largest_relative_difference']:.1e} of the largest")
     print(f"checked by {check['checked_by']}")
+    for task, said in manifest.get("agreement", {}).get("tasks", {}).items():
+        print(f"{task}: the class of float32 for {said['same_class']:.2%} of {manifest['agreement']['images']} validation images")
     for name in manifest["files"]:
         print(f"wrote {folder / name}")
 

@@ -20,10 +20,11 @@ from jaxface.errors import UserError, run_command, tell
 from jaxface.files import to_json
 from jaxface.large_pages import use_large_pages
 from jaxface.launchers import launched
+from jaxface.prediction import engines
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.options import FaceOptions
-from jaxface.ranges import Count, Place, Range, Where, Word, ranged
+from jaxface.ranges import Count, Place, Range, Share, Where, Word, ranged
 
 Json = dict[str, Any]
 
@@ -48,6 +49,9 @@ class Options:
       serve: answer photos over HTTP instead, with a page to try it.
       limits: of the server.
       weights: where the run's base weights are, if not where they were; known by their hash.
+      engine: what computes the model: jax; onnxruntime or onnxruntime-int8 on what `jaxface.export` wrote into the run folder (--to onnx,
+        --to onnx --precision int8); auto takes the fastest of these that is there, and says which.
+      most_loss: the share of faces that auto may have in another class than jax, as the export measured it.
     """
 
     run: Annotated[Where, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -64,12 +68,18 @@ class Options:
     serve: bool = False
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
     weights: tuple[Where, ...] = ()
+    engine: engines.Name = engines.DEFAULT
+    most_loss: Share = 0.01
 
     def __post_init__(self) -> None:
         if self.serve and (self.paths or self.out or self.draw):
             raise UserError("--serve takes no PATH, --out or --draw: photos come over HTTP")
         if not self.serve and not self.paths:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
+
+    def model(self) -> Json:
+        """What the predictor is told of the model."""
+        return {"weights": self.weights, "engine": self.engine, "most_loss": self.most_loss}
 
 
 def shard_of(word: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -114,7 +124,7 @@ def predict(options: Options) -> Counter[str]:
     paths = [path for path in find_paths(options.paths, standard_input()) if in_shard(path, index, count)]
     if options.draw and not options.out and any(map(is_video, paths)):
         raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
-    predictor = Predictor(options.run, options.find, options.batch_size, weights=options.weights)
+    predictor = Predictor(options.run, options.find, options.batch_size, **options.model())
     about: Json = predictor.about() | {"every": options.every, "shard": f"{index}/{count}", "tracks": options.tracks}
     statuses: Counter[str] = Counter()
     with Journal(shard_path(options.out, index, count), about) if options.out else nullcontext() as journal:
@@ -170,7 +180,7 @@ def main() -> None:
         from jaxface.prediction.predictor import Predictor
         from jaxface.prediction.server import serve
 
-        serve(Predictor(options.run, options.find, options.batch_size, small_batches=True, weights=options.weights), options.limits)
+        serve(Predictor(options.run, options.find, options.batch_size, small_batches=True, **options.model()), options.limits)
         return
     statuses = predict(options)
     told = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,8 @@ PREPROCESSING = (
 Exporter = Callable[[Trained, Path], tuple[Answer, dict[str, Any]]]
 """(model, folder) writes files and returns what they say, read back from the disk, and further entries of the manifest.
 
-`checked_by` among these is the library that read them back, where it is not this one.
+`checked_by` among these is the library that read them back, where it is not this one; `expected` an answer that stands for the model's
+where they differ on purpose, with its `tolerance`.
 """
 
 EXPORTERS: Registry[Exporter] = Registry("export format")
@@ -75,22 +77,36 @@ CONSUMERS: Registry[Consumer] = Registry("consumer")
 """By export format, for those that the exporter itself does not read back with the library they are for."""
 
 
-def export_run(run: Path, name: str, folder: Path, weights: Sequence[Path] = (), build_timm: BuildTimm | None = None) -> dict[str, Any]:
+def export_run(
+    run: Path,
+    name: str,
+    folder: Path,
+    weights: Sequence[Path] = (),
+    build_timm: BuildTimm | None = None,
+    data: Sequence[Path] = (),
+) -> dict[str, Any]:
     """Writes a run's model in a format, checks it, and writes `manifest.json` last. Returns the manifest.
 
     Args:
       weights: where else to look for the run's base weights.
       build_timm: with it exports for timm and PEFT are checked by these, see `jaxface.originals.reference.timm_vision`; without it, and
         where they are not installed, by this project's reader, which the manifest says.
+      data: prepared folders whose validation records a rounded model is fitted on; the run's own if none is named.
 
     Raises UserError for an unknown format, a model that it has no place for, or logits that differ from the model's.
     """
     exporter = get_exporter(name)
     trained = load_trained(run, weights, dtype=jnp.float32)  # bfloat16 has no room for a small update in a merged kernel
+    if data:
+        config = trained.config
+        trained = replace(trained, config=replace(config, data=replace(config.data, sets=tuple(map(str, data)))))
     with alone_in(folder):
         (folder / "manifest.json").unlink(missing_ok=True)
         answer, more = exporter(trained, folder)
-        check = _check(trained, answer, folder, more.pop("checked_by", OWN_READER)) | _check_by_consumer(trained, name, folder, build_timm)
+        expected = more.pop("expected", model_answer(trained.merged()))
+        tolerance = more.pop("tolerance", TOLERANCE if trained.model.encoder.dtype == jnp.float32 else 2e-2)
+        check = _check(Comparison(trained, expected, folder, tolerance), answer, more.pop("checked_by", OWN_READER))
+        check |= _check_by_consumer(trained, name, folder, build_timm)
         manifest = _describe(trained, name) | more | {"check": check, "files": _digests(folder)}
         write_json(folder / "manifest.json", manifest)
         record_digests(folder, [*(name for name in manifest["files"] if "/" not in name), "manifest.json"])
@@ -155,14 +171,40 @@ def difference(found: np.ndarray, expected: np.ndarray, output: str) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def _check(trained: Trained, answer: Answer, folder: Path, reader: str) -> dict[str, Any]:
+class Comparison(NamedTuple):
+    """What an export's answers are held against."""
+
+    trained: Trained
+    expected: Answer
+    folder: Path
+    tolerance: float
+
+    def of(self, answer: Answer, reader: str) -> tuple[np.ndarray, Logits, float]:
+        """Images, the logits expected for them, and how far the answers are off at most for batches of one and of three."""
+        trained = self.trained
+        images = np.random.default_rng(0).integers(0, 256, (3, trained.image_size, trained.image_size, 3), dtype=np.uint8)
+        expected = self.expected(images)
+        found = [
+            difference(logits, expected[task][:count], trained.model.heads[task].output)
+            for count in (1, 3)
+            for task, logits in answer(images[:count]).items()
+        ]
+        worst = float(np.max(found))  # NaN where one of them is, unlike max()
+        if not worst <= self.tolerance:
+            raise UserError(
+                f"{self.folder}: read by {reader}, the exported model's logits differ by {worst:.1e} of the largest, "
+                f"more than {self.tolerance:.0e}"
+            )
+        return images, expected, worst
+
+
+def _check(comparison: Comparison, answer: Answer, reader: str) -> dict[str, Any]:
     """Compares the answers, and keeps images and logits beside the model for whoever deploys it."""
-    tolerance = TOLERANCE if trained.model.encoder.dtype == jnp.float32 else 2e-2
-    images, expected, worst = _compared(trained, answer, folder, tolerance, reader)
-    with aside(folder / "sample.npz") as temporary, temporary.open("wb") as file:
+    images, expected, worst = comparison.of(answer, reader)
+    with aside(comparison.folder / "sample.npz") as temporary, temporary.open("wb") as file:
         arrays: dict[str, Any] = {"images": images, **{f"logits_{task}": value for task, value in expected.items()}}
         np.savez_compressed(file, **arrays)
-    found = {"images": len(images), "largest_relative_difference": worst, "tolerance": tolerance, "sample": "sample.npz"}
+    found = {"images": len(images), "largest_relative_difference": worst, "tolerance": comparison.tolerance, "sample": "sample.npz"}
     return found | {"checked_by": reader}
 
 
@@ -175,25 +217,9 @@ def _check_by_consumer(trained: Trained, name: str, folder: Path, build_timm: Bu
         answer = consumer.load(trained, folder, build_timm)
     except MissingConsumer as error:
         return {"checked_by": f"{OWN_READER} ({error})"}
-    worst = _compared(trained, answer, folder, CONSUMER_TOLERANCE, consumer.name)[2]
+    expected = model_answer(trained.merged())
+    worst = Comparison(trained, expected, folder, CONSUMER_TOLERANCE).of(answer, consumer.name)[2]
     return {"largest_relative_difference": worst, "tolerance": CONSUMER_TOLERANCE, "checked_by": consumer.name}
-
-
-def _compared(trained: Trained, answer: Answer, folder: Path, tolerance: float, reader: str) -> tuple[np.ndarray, Logits, float]:
-    """Images, the model's logits for them, and how far the answers are off at most for batches of one and of three."""
-    images = np.random.default_rng(0).integers(0, 256, (3, trained.image_size, trained.image_size, 3), dtype=np.uint8)
-    expected = model_answer(trained.merged())(images)
-    found = [
-        difference(logits, expected[task][:count], trained.model.heads[task].output)
-        for count in (1, 3)
-        for task, logits in answer(images[:count]).items()
-    ]
-    worst = float(np.max(found))  # NaN where one of them is, unlike max()
-    if not worst <= tolerance:
-        raise UserError(
-            f"{folder}: read by {reader}, the exported model's logits differ by {worst:.1e} of the largest, more than {tolerance:.0e}"
-        )
-    return images, expected, worst
 
 
 def _describe(trained: Trained, name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from flax import nnx
 
 from jaxface.adapters.task_specific import TaskLowRank, TaskPools
 from jaxface.errors import UserError
-from jaxface.exports.exporter import LOADERS, Answer, register_exporter
+from jaxface.exports.exporter import Answer, register_exporter
+from jaxface.exports.onnx_file import ABOUT, open_onnx, require_onnx, write_onnx
 from jaxface.exports.onnx_graph import Graph
-from jaxface.files import aside
 from jaxface.models.blocks import Block
 from jaxface.models.config import PIXELS
 from jaxface.models.encoder import Encoder
@@ -27,9 +27,6 @@ from jaxface.models.rope import rope_angles
 from jaxface.runs.model import Trained
 
 OPSET = 20
-FILE = "model.onnx"
-LARGE = 1_800_000_000
-"""Bytes of weights above which they stand in a file of their own: a protocol buffer ends at two gigabytes."""
 
 
 def dense(graph: Graph, kernel: Any) -> np.ndarray:
@@ -44,15 +41,15 @@ def dense(graph: Graph, kernel: Any) -> np.ndarray:
     return np.asarray(kernel, np.float32)
 
 
-def linear(graph: Graph, x: str, layer: Any, scale: Any = None, order: np.ndarray | None = None) -> str:
-    """A linear layer, its outputs scaled and put in another order."""
+def linear(graph: Graph, x: str, layer: Any, scale: Any = None, order: np.ndarray | None = None, *, whole: bool = False) -> str:
+    """A linear layer, its outputs scaled and put in another order; a `whole` one, where little is computed, is in float32 in every file."""
     kernel = dense(graph, layer.kernel)
     bias = np.zeros(kernel.shape[-1], np.float32) if layer.bias is None else np.asarray(layer.whole_bias(), np.float32)
     factor = np.ones_like(bias) if scale is None else np.asarray(scale, np.float32)
     kernel, bias = kernel * factor, bias * factor
     if order is not None:
         kernel, bias = kernel[..., order], bias[order]
-    y = graph.add("MatMul", x, graph.constant(kernel))
+    y = graph.add("MatMul", x, graph.constant(kernel)) if whole else graph.product(x, kernel)
     return y if layer.bias is None else graph.add("Add", y, graph.constant(bias))
 
 
@@ -75,18 +72,18 @@ ACTIVATIONS: dict[str, Callable[[Graph, str], str]] = {
 """By the name that `jaxface.models.layers.ACTIVATIONS` has for it."""
 
 
-def mlp(graph: Graph, x: str, layer: Any, scale: Any = None) -> str:
+def mlp(graph: Graph, x: str, layer: Any, scale: Any = None, *, whole: bool = False) -> str:
     if layer.activation not in ACTIVATIONS:
         raise UserError(f"activation {layer.activation} has no form in ONNX: export to stablehlo")
     value = None
     if isinstance(layer, PackedMLP):
-        gate, value = graph.add("Split", linear(graph, x, layer.fc), outputs=2, axis=-1, num_outputs=2)
+        gate, value = graph.add("Split", linear(graph, x, layer.fc, whole=whole), outputs=2, axis=-1, num_outputs=2)
     elif isinstance(layer, GatedMLP):
-        gate, value = linear(graph, x, layer.gate), linear(graph, x, layer.value)
+        gate, value = (linear(graph, x, part, whole=whole) for part in (layer.gate, layer.value))
     else:
-        gate = linear(graph, x, layer.fc)
+        gate = linear(graph, x, layer.fc, whole=whole)
     y = ACTIVATIONS[layer.activation](graph, gate)
-    return linear(graph, y if value is None else graph.add("Mul", y, value), layer.proj, scale)
+    return linear(graph, y if value is None else graph.add("Mul", y, value), layer.proj, scale, whole=whole)
 
 
 def heads_of(graph: Graph, x: str, tokens: int, heads: int, width: int) -> str:
@@ -138,7 +135,7 @@ def embed(graph: Graph, images: str, encoder: Encoder, size: int) -> tuple[str, 
     x = graph.add("Cast", images, to=1)
     x = graph.add("Sub", graph.add("Mul", x, graph.constant(1 / deviation)), graph.constant(mean / deviation))
     x = graph.add("Transpose", graph.reshape(x, -1, side, c.patch, side, c.patch, 3), perm=[0, 1, 3, 2, 4, 5])
-    x = linear(graph, graph.reshape(x, -1, side * side, 3 * c.patch**2), encoder.patch)
+    x = linear(graph, graph.reshape(x, -1, side * side, 3 * c.patch**2), encoder.patch, whole=True)
     tokens = c.prefix + side * side
     places = np.zeros((tokens, c.width), np.float32)
     if encoder.class_token is not None:
@@ -192,8 +189,8 @@ def pool(graph: Graph, x: str, layer: Any, tokens: int, width: int) -> str:
     if q.ndim > 3:
         graph.tasks = q.shape[0]
     y = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v)
-    x = linear(graph, graph.batched(y, 1, width), layer.out)
-    return graph.add("Add", x, mlp(graph, norm(graph, x, layer.norm), layer.mlp))
+    x = linear(graph, graph.batched(y, 1, width), layer.out, whole=True)  # of one token, here and below
+    return graph.add("Add", x, mlp(graph, norm(graph, x, layer.norm), layer.mlp, whole=True))
 
 
 def features(graph: Graph, images: str, model: Classifier, size: int) -> str:
@@ -208,7 +205,7 @@ def features(graph: Graph, images: str, model: Classifier, size: int) -> str:
             x = block(graph, x, jax.tree.map(lambda leaf, i=index: leaf[i], stage), tokens, angles)
     x = x if encoder.norm_post is None else norm(graph, x, encoder.norm_post)
     x = x if encoder.pool is None else pool(graph, x, encoder.pool, tokens, width)
-    x = x if encoder.projection is None else linear(graph, x, encoder.projection)
+    x = x if encoder.projection is None else linear(graph, x, encoder.projection, whole=True)
     if encoder.pool is None:
         x = readout(graph, x, model.tokens if model.reads_tokens else encoder.config.readout, encoder.config.prefix)
     return graph.add("ReduceMean", x, graph.constant([graph.lead], np.int64), keepdims=0)
@@ -221,8 +218,8 @@ def head(graph: Graph, x: str, layer: Head, task: str, count: int) -> None:
         shift = layer.norm.bias[...] - layer.norm.mean[...] * gain
         x = graph.add("Add", graph.add("Mul", x, graph.constant(gain)), graph.constant(shift))
     if layer.hidden is not None:
-        x = graph.add("Gelu", linear(graph, x, layer.hidden))
-    OUTPUTS[layer.output](graph, linear(graph, x, layer.out), task, count)
+        x = graph.add("Gelu", linear(graph, x, layer.hidden, whole=True))
+    OUTPUTS[layer.output](graph, linear(graph, x, layer.out, whole=True), task, count)
 
 
 def class_logits(graph: Graph, x: str, task: str, count: int) -> None:
@@ -249,11 +246,15 @@ OUTPUTS = {"classes": class_logits, "ranks": rank_logits}
 """What follows a head's last layer, by the name that `jaxface.models.heads.OUTPUTS` has for it."""
 
 
-def build(model: Classifier, size: int, classes: dict[str, int]) -> Any:
-    """The merged model as an ONNX model: `images` uint8 [batch, S, S, 3] -> logits [batch, C] named after the tasks."""
+def build(model: Classifier, size: int, classes: Mapping[str, int], graph: Graph | None = None) -> Any:
+    """The merged model as an ONNX model: `images` uint8 [batch, S, S, 3] -> logits [batch, C] named after the tasks.
+
+    Args:
+      graph: an empty one, for other products than float32's.
+    """
     from onnx import TensorProto, helper
 
-    graph = Graph()
+    graph = Graph() if graph is None else graph
     x = features(graph, "images", model, size)
     for index, task in enumerate(sorted(model.heads)):
         own = x if graph.tasks is None else graph.add("Gather", x, graph.constant(index, np.int64), axis=0)
@@ -268,31 +269,17 @@ def build(model: Classifier, size: int, classes: dict[str, int]) -> Any:
     )
 
 
+def merged_float32(trained: Trained) -> tuple[Classifier, dict[str, int]]:
+    """What `build` takes of a run's model."""
+    model = trained.merged()
+    model.encoder.dtype = jnp.float32
+    return model, {task.name: task.num_classes for task in trained.tasks}
+
+
 @register_exporter("onnx")
 def export_onnx(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]:
     """Writes the merged model as ONNX. Raises UserError without the extra `onnx`."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[onnx]'") from None
-    model = trained.merged()
-    model.encoder.dtype = jnp.float32
-    proto = build(model, trained.image_size, {task.name: task.num_classes for task in trained.tasks})
-    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > LARGE
-    with aside(folder / FILE) as temporary:
-        onnx.save(proto, temporary, save_as_external_data=large, location=f"{FILE}.data")
-    about = {"checked_by": "ONNX Runtime", "opset": OPSET, "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
-    return open_onnx(folder), about
-
-
-@LOADERS.register("onnx")
-def open_onnx(folder: Path) -> Answer:
-    """The answers of ONNX Runtime. Raises UserError without the extra `onnx`."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[onnx]'") from None
-    session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    run: Any = session.run
-    return lambda images: dict(zip(names, run(None, {"images": images}), strict=True))
+    require_onnx()
+    model, classes = merged_float32(trained)
+    write_onnx(build(model, trained.image_size, classes), folder)
+    return open_onnx(folder), ABOUT | {"opset": OPSET}

@@ -12,12 +12,19 @@ class Graph:
 
     Attributes:
       tasks: the leading axis of values that differ by task, once there are some.
+      products: inputs and kernels of the products that may be rounded (`jaxface.exports.onnx_int8`), in their order.
     """
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.tasks: int | None = None
+        self.products: list[tuple[str, np.ndarray]] = []
+
+    def product(self, x: str, kernel: np.ndarray) -> str:
+        """[..., M, in] and a kernel [in, out] (or one per task) -> [..., M, out]"""
+        self.products.append((x, kernel))
+        return self.add("MatMul", x, self.constant(kernel))
 
     def add(self, kind: str, *inputs: str, outputs: int = 1, name: str | None = None, **attributes: Any) -> Any:
         """A node; its output's name, or a list of them."""

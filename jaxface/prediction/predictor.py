@@ -8,23 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 
 from jaxface.data.augment import resize
 from jaxface.data.decoding import read_photo
 from jaxface.data.faces import Detector, Face, crop, get_detector
 from jaxface.data.images import Unreadable
-from jaxface.data.tasks import Task
-from jaxface.devices import replicate, shard
+from jaxface.data.tasks import Task, get_task
 from jaxface.digests import file_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.metrics import probabilities
-from jaxface.models.tree import flatten
+from jaxface.prediction import engines
 from jaxface.prediction.options import FaceOptions
-from jaxface.ranges import Count, Place, Where, ranged
-from jaxface.runs.inference import make_predict
-from jaxface.runs.model import load_trained
+from jaxface.ranges import Count, Place, Share, Where, ranged
+from jaxface.runs.best import model_digest
+from jaxface.runs.folder import read_config
+from jaxface.runs.temperatures import read_temperatures
 
 Json = dict[str, Any]
 
@@ -109,8 +108,10 @@ class Predictor:
       batch_size: most faces that the model sees at once, over all local devices.
       small_batches: also compile programs for 1, 2, 4, ... faces, for callers that cannot wait for a full batch.
       weights: where else to look for the run's base weights.
+      engine: what computes the model, an entry of `jaxface.prediction.engines`; "auto" takes the fastest.
+      most_loss: the share of faces that "auto" may have in another class than the engine "jax".
 
-    Raises UserError for a folder that holds no trained model, or a detector that is not there.
+    Raises UserError for a folder that holds no trained model, a detector that is not there, or an engine that cannot compute the run.
     """
 
     run: Annotated[str | Path, Place()]
@@ -118,30 +119,35 @@ class Predictor:
     batch_size: Count = 32
     small_batches: bool = False
     weights: tuple[Where, ...] = ()
+    engine: engines.Name = engines.DEFAULT
+    most_loss: Share = 0.01
 
     def __post_init__(self) -> None:
         self.finder = Finder(self.options)  # what is wrong with it shows before anything large is read
-        self.trained = load_trained(self.run, self.weights)
-        self.tasks: tuple[Task, ...] = self.trained.tasks
-        arrays, structure = flatten(self.trained.merged())
-        self._arrays, self._predict = replicate(arrays), make_predict(structure)
-        devices = jax.local_device_count()
-        powers = [2**i for i in range(self.batch_size.bit_length())] if self.small_batches else []
-        self.sizes = sorted({-(-size // devices) * devices for size in (*powers, self.batch_size) if size <= self.batch_size})
-        self.batch_size = self.sizes[-1]
+        folder = Path(self.run)
+        self.config = read_config(folder)
+        self.tasks: tuple[Task, ...] = tuple(map(get_task, self.config.tasks))
+        self.digest = model_digest(folder)
+        self.temperatures = read_temperatures(folder, self.digest)
+        self.engine, self.model = engines.open_engine(self.engine, engines.Place(folder, self.digest, self.weights), self.most_loss)
+        multiple = self.model.multiple
+        powers = [2**i for i in range(self.batch_size.bit_length())]
+        sizes = sorted({-(-size // multiple) * multiple for size in (*powers, self.batch_size) if size <= self.batch_size})
+        self._first, self.batch_size, self._programs = sizes, sizes[-1], set[int]()
+        self.sizes = sizes if self.small_batches and self.model.compiles else sizes[-1:]
 
     @property
     def image_size(self) -> int:
         """Side in pixels of a crop."""
-        return self.trained.image_size
+        return self.model.image_size
 
     def about(self) -> Json:
         """What a reader of the answers needs to know: model, classes, preprocessing."""
-        return {
-            "run": self.trained.config.name,
-            "model": self.trained.digest,
+        return ({} if self.engine == engines.DEFAULT else {"engine": self.engine}) | {
+            "run": self.config.name,
+            "model": self.digest,
             "classes": {task.name: list(task.classes) for task in self.tasks},
-            "temperatures": dict(self.trained.temperatures),
+            "temperatures": dict(self.temperatures),
             "image_size": self.image_size,
             **self.finder.about(),
         }
@@ -150,17 +156,25 @@ class Predictor:
         """Finds and crops the faces of an image, uint8 [H, W, 3] RGB. Any thread may call it."""
         return self.finder(image, self.image_size)
 
-    def classify(self, crops: Sequence[np.ndarray]) -> Mapping[str, jax.Array]:
+    def classify(self, crops: Sequence[np.ndarray]) -> Mapping[str, Any]:
         """Logits of every task for at most `batch_size` crops; does not wait for them. Rows past the crops are padding."""
-        size = next(size for size in self.sizes if size >= len(crops))
-        images = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
+        images = np.zeros((self._rows(len(crops)), self.image_size, self.image_size, 3), np.uint8)
         for row, one in enumerate(crops):
             images[row] = one
-        return self._predict(self._arrays, shard(images))[0]
+        return self.model(images)
 
-    def answers(self, logits: Mapping[str, jax.Array], count: int) -> list[Json]:
+    def _rows(self, count: int) -> int:
+        """Rows of the batch for so many crops: for the first of all the fewest that hold them, so that one photo waits for no large
+        program; then those of a program that is there, or of `sizes`."""
+        if not self.model.compiles:
+            return count
+        rows = min(size for size in (self._programs.union(self.sizes) if self._programs else self._first) if size >= count)
+        self._programs.add(rows)
+        return rows
+
+    def answers(self, logits: Mapping[str, Any], count: int) -> list[Json]:
         """What the logits of `classify` say of the first `count` crops: per task class, calibrated confidence, all probabilities."""
-        return task_answers(self.tasks, self.trained.temperatures, logits, count)
+        return task_answers(self.tasks, self.temperatures, logits, count)
 
     def __call__(self, images: Iterable[np.ndarray | str | Path]) -> list[list[Json]]:
         """Per image its faces: `box`, `score`, and per task `class`, `confidence`, `probabilities`.

@@ -47,9 +47,7 @@ def save_best(folder: Path, arrays: Arrays, info: Mapping[str, Any]) -> None:
 
 def read_best(folder: Path) -> Best:
     """What a run has trained. Raises UserError if there is none yet, if it is damaged, or if it has NaN or infinity in it."""
-    path = folder / "best" / "trained.safetensors"
-    if not path.is_file():
-        raise UserError(f"{folder} has no best model yet: train it for an epoch first")
+    path = require_best(folder)
     try:
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -69,9 +67,17 @@ def read_best(folder: Path) -> Best:
     return Best(arrays, info)
 
 
+def require_best(folder: Path) -> Path:
+    """The file of what a run has trained. Raises UserError if there is none yet."""
+    path = folder / "best" / "trained.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} has no best model yet: train it for an epoch first")
+    return path
+
+
 def model_digest(folder: Path) -> str:
-    """SHA-256 of the file of what a run has trained: it names the model."""
-    return file_digest(folder / "best" / "trained.safetensors")
+    """SHA-256 of the file of what a run has trained: it names the model. Raises UserError if there is none yet."""
+    return file_digest(require_best(folder))
 
 
 def trained_size(folder: Path) -> int:

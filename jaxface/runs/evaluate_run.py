@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +31,21 @@ from jaxface.runs.temperatures import copy_temperatures, read_temperatures, writ
 VALIDATION = "validation"
 
 
+Compute = Callable[[np.ndarray], Mapping[str, Any]]
+"""uint8 [B, S, S, 3] -> logits of each task."""
+
+
 def answer(
-    trained: Trained, model: Classifier, sets: Sequence[str], split: str, *, batch_size: int, features: bool, title: str
+    trained: Trained,
+    model: Classifier | Compute,
+    sets: Sequence[str],
+    split: str,
+    *,
+    batch_size: int,
+    features: bool,
+    title: str,
 ) -> Predictions:
-    """A model's answers on a split of prepared sets. Raises UserError if none of them has it."""
+    """A model's answers on a split of prepared sets, computed by JAX unless it is a function. Raises UserError if none of them has it."""
     import jax
 
     from jaxface.data.pipeline import count_records, eval_batches
@@ -46,10 +57,12 @@ def answer(
     devices = jax.local_device_count()
     size = -(-min(batch_size, total) // devices) * devices
     batches = eval_batches(sets, split, trained.config.tasks, image_size=trained.image_size, batch_size=size)
-    arrays, structure = flatten(model)
-    return predict_all(
-        make_predict(structure), replicate(arrays), batches, trained.config.tasks, title=title, total=total, keep_features=features
-    )
+    if isinstance(model, Classifier):
+        arrays, structure = flatten(model)
+        arrays, predict = replicate(arrays), make_predict(structure)
+    else:
+        arrays, predict = None, lambda _, images: (model(images.reshape(-1, *images.shape[2:])), None)
+    return predict_all(predict, arrays, batches, trained.config.tasks, title=title, total=total, keep_features=features)
 
 
 def test_split(sets: Sequence[str]) -> str:
@@ -70,6 +83,7 @@ def evaluate_run(
     groups: Sequence[Path] = (),
     keep: bool = False,
     weights: Sequence[Path] = (),
+    engine: tuple[str, Compute] | None = None,
 ) -> tuple[Predictions, Json]:
     """Runs the model, writes `predictions.parquet` and what `write_scores` writes, and fits temperatures on the run's validation records.
 
@@ -82,8 +96,8 @@ def evaluate_run(
       features: keep the encoder's output with the answers, and in `features_before.parquet` that of the model that training started from.
       groups: further columns of groups (see `read_groups`).
       keep: answers that stand already, of the same model on the same records, are not computed again.
-
       weights: where else to look for the run's base weights.
+      engine: the name of what computes the model instead of JAX, and what does.
 
     Returns:
       the answers and the figures.
@@ -99,8 +113,16 @@ def evaluate_run(
     sets = tuple(map(str, sets)) or own
     split = split or test_split(sets)
     options: dict[str, Any] = {"batch_size": batch_size, "features": features}
-    model = trained.merged()
-    about = {"run": trained.config.name, "sets": list(sets), "split": split, "model": trained.digest, "records": content(sets)}
+    name, model = engine or ("", trained.merged())
+    if features and engine:
+        raise UserError(f"engine {name} gives no features: evaluate with jax for these")
+    about = ({"engine": name} if engine else {}) | {
+        "run": trained.config.name,
+        "sets": list(sets),
+        "split": split,
+        "model": trained.digest,
+        "records": content(sets),
+    }
     if keep and stands(out, about, features=features):
         return evaluate_again(out, groups)
     predictions = replace(answer(trained, model, sets, split, title=split, **options), about=about)
@@ -150,7 +172,7 @@ def stands(out: Path, about: Json, *, features: bool) -> bool:
         return False
     stored = read_predictions(path)
     kept = stored.features is not None or bool(stored.task_features)
-    return all(stored.about.get(key) == about[key] for key in ("split", "model", "records")) and (kept or not features)
+    return all(stored.about.get(key) == about.get(key) for key in ("split", "model", "records", "engine")) and (kept or not features)
 
 
 def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Predictions, size: int) -> None:

@@ -1,0 +1,75 @@
+"""ONNX files: written, and run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxface.errors import UserError
+from jaxface.exports.exporter import LOADERS, Answer
+from jaxface.files import aside
+
+FILE = "model.onnx"
+LARGE = 1_800_000_000
+"""Bytes of weights above which they stand in a file of their own: a protocol buffer ends at two gigabytes."""
+ABOUT = {"checked_by": "ONNX Runtime", "use": f"onnxruntime.InferenceSession('{FILE}').run(None, {{'images': images}})"}
+"""What a manifest says of such a file."""
+
+
+def require_onnx() -> None:
+    """Raises UserError without the extra `onnx`."""
+    require_onnxruntime("onnx")
+    require_onnxruntime()
+
+
+def require_onnxruntime(name: str = "onnxruntime") -> Any:
+    """The package. Raises UserError without the extra `onnx`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[onnx]'") from None
+
+
+def write_onnx(proto: Any, folder: Path) -> None:
+    """Writes an ONNX model into a folder."""
+    import onnx
+
+    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > LARGE
+    with aside(folder / FILE) as temporary:
+        onnx.save(proto, temporary, save_as_external_data=large, location=f"{FILE}.data")
+
+
+def session(model: Path | bytes, threads: int = 0, *, plain: bool = False) -> Any:
+    """ONNX Runtime's session of a model on the CPU.
+
+    Args:
+      threads: that compute; as many as this process may use if 0.
+      plain: every node as it stands, none changed or joined with others.
+
+    Raises UserError without the extra `onnx`.
+    """
+    onnxruntime = require_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others, who decode photos, need the cores
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"])
+
+
+def answer_of(opened: Any) -> Answer:
+    """A session as a function of images."""
+    names = [output.name for output in opened.get_outputs()]
+    return lambda images: dict(zip(names, opened.run(None, {"images": images}), strict=True))
+
+
+@LOADERS.register("onnx")
+def open_onnx(folder: Path) -> Answer:
+    """The answers of ONNX Runtime. Raises UserError without the extra `onnx`."""
+    return answer_of(session(folder / FILE))
+
+
+LOADERS.add("onnx-int8", open_onnx)
