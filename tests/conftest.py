@@ -13,7 +13,7 @@ import tempfile
 
 import pytest
 
-ORIGINALS = re.compile(r"^\s*(import|from) (torch|timm|peft|open_clip|jaxface\.originals)\b", re.MULTILINE)
+ORIGINALS = re.compile(r"^\s*(import|from) (torch|timm|peft|open_clip|peft_on_timm|jaxface\.originals)\b", re.MULTILINE)
 """Of a file of tests that compares with the PyTorch originals; without torch such files are left out (`make test PYTHON=...`)."""
 
 

@@ -24,7 +24,7 @@ from jaxface.models.tree import shallow_copy
 from jaxface.originals.certificate import Pair
 from jaxface.originals.gradients import nnx_gradients, torch_gradients
 from jaxface.originals.hooks import FUSED, first_tensor, to_numpy
-from jaxface.originals.reference import Original
+from jaxface.originals.reference import Original, import_torch
 from jaxface.originals.values import OUTPUT, Values, nnx_values, parameters_of, torch_values
 from weights_convert.layouts import LAYOUTS, decode, table
 from weights_convert.towers import Towers
@@ -222,8 +222,7 @@ def made_pair(
 
     Raises UserError where a model is of another kind.
     """
-    import torch
-
+    (torch,) = import_torch()
     if not isinstance(model, nnx.Module) or not isinstance(original, torch.nn.Module):
         raise UserError(f"expected an nnx.Module and a torch.nn.Module, got {type(model).__name__} and {type(original).__name__}")
     model = shallow_copy(model)

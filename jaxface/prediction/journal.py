@@ -10,6 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxface.errors import UserError, os_line, printable
-from jaxface.files import WRITTEN, aside, check_output, held, read_object, to_json, write_json
+from jaxface.files import WRITTEN, aside, check_output, held, read_object, to_json, write_json, written
 
 Json = dict[str, Any]
 CHUNK = 20_000
@@ -65,25 +66,24 @@ class Journal:
         self.path = out if out.suffix == ".jsonl" else out.with_name(f"{out.name}.lines.jsonl")
         self.description, self.stamps_path = (out.with_name(f"{out.name}.{name}") for name in ("about.json", "files.jsonl"))
         fresh = self._check_about()
-        try:
+        with written(self.path), ExitStack() as opened:
             out.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._open()
+            opened.callback(lambda: self._file.close())  # whichever it is by then
             for path in (self.path, self.stamps_path) if fresh else ():
                 os.truncate(path, 0) if path.exists() else None
             write_json(self.description, self.about)
             self.done = {(row["path"], row["frame"]) for row in self._recover()}
             self.stamps = {row["path"]: row["stamp"] for row in _whole_lines(self.stamps_path)} if self.stamps_path.exists() else {}
-            self._stamps_file = self.stamps_path.open("ab")
-        except OSError as error:
-            raise UserError(os_line(error, self.path, "written")) from None
+            self._stamps_file = opened.enter_context(self.stamps_path.open("ab"))
+            self._opened = opened.pop_all()
         self._now: Mapping[str, str] = {}
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        self._stamps_file.close()
+        self._opened.close()
 
     def _check_about(self) -> bool:
         """Whether the job begins anew: there is none yet, or a finished one whose results were taken away."""

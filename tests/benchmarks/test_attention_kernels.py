@@ -7,6 +7,7 @@ from jaxface.errors import UserError
 
 
 def test_a_kernel_is_timed_beside_jaxs_own_function_and_torchs():
+    pytest.importorskip("torch")
     rows = compare(Options(kernels=("xla",), rounds=1, against="torch", variants=("PE-Mini-10-60:1",)))
     assert [row["kernel"] for row in rows] == ["xla", "jax.nn", "torch"]
     ours, library, reference = rows

@@ -12,6 +12,8 @@ from jaxface.errors import run_command
 from small_models import KINDS, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 
+pytest.importorskip("torch")
+
 KIND = "core without class token, MLP not 4x"
 
 
