@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
+from jaxface.kernels.few_rows import few_rows_product, has_few_rows
 from jaxface.kernels.plain import is_plain
 from jaxface.kernels.varying import varying_alike
 
@@ -49,7 +50,8 @@ def product(x: jax.Array, kernel: Any) -> jax.Array:
     if isinstance(kernel, nnx.Variable):
         kernel = kernel[...]
     if isinstance(kernel, jax.Array):
-        return checkpoint_name(x @ kernel.astype(x.dtype), PRODUCT)
+        w = kernel.astype(x.dtype)
+        return checkpoint_name(few_rows_product(x, w) if has_few_rows(x, w) else x @ w, PRODUCT)
     return x @ kernel
 
 
