@@ -9,13 +9,13 @@ from parity.test_parity import assert_as_exact_as_the_original
 from jaxface.models.variants import TextConfig
 from jaxface.originals.reference import import_torch, normalised
 from jaxface.weights import load_clip, load_encoder
-from small_models import FAMILIES, random_images
+from small_models import FAMILIES, random_ids, random_images
 from weights_convert.checkpoint import convert
 from weights_convert.towers import Heads, Towers
 
 torch, transformers, safetensors_torch = import_torch("transformers", "safetensors.torch")
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256, "patch_size": 8, "image_size": 32}
-TEXT = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96, "max_position_embeddings": 12, "hidden_size": 48}
+TEXT = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96, "max_position_embeddings": 12, "hidden_size": 48, "eos_token_id": 95}
 MODELS = {
     "hf_dinov2": lambda t: t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**SMALL, use_swiglu_ffn=True)),
     "hf_dinov3": lambda t: t.DINOv3ViTModel(t.DINOv3ViTConfig(**SMALL, use_gated_mlp=True, hidden_act="silu", num_register_tokens=4)),
@@ -46,7 +46,8 @@ def test_a_folder_of_transformers_answers_as_its_model_and_comes_back_to_the_byt
     images, vision = random_images(8, 32, 32), checkpoint.towers.vision
     both = checkpoint.towers.text is not None
     ours = (load_clip if both else load_encoder)(tmp_path / "ours.safetensors")
-    answer = jax.jit(lambda model: model.encode_image(images) if both else model(images))(ours)
+    ids = random_ids(8, Towers(vision, TextConfig(48, 2, 4, 12, 64, 96)))
+    answers = jax.jit(lambda model: (model.encode_image(images), model.encode_text(ids)) if both else (model(images),))(ours)
     wanted = []
 
     def features(pixels):
@@ -56,8 +57,10 @@ def test_a_folder_of_transformers_answers_as_its_model_and_comes_back_to_the_byt
         model.to(dtype)
         with torch.no_grad():
             found = normalised(features, vision)(torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype))
-        wanted.append((found.pooler_output if both else found.last_hidden_state).numpy())
-    assert_as_exact_as_the_original(answer, *wanted)
+            texts = [model.get_text_features(torch.from_numpy(ids).long()).pooler_output.numpy()] if both else []
+        wanted.append([(found.pooler_output if both else found.last_hidden_state).numpy(), *texts])
+    for answer, *theirs in zip(answers, *wanted, strict=True):
+        assert_as_exact_as_the_original(answer, *theirs)
 
 
 def clip_towers():
