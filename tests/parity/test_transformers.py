@@ -17,13 +17,6 @@ torch, transformers, safetensors_torch = import_torch("transformers", "safetenso
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256, "patch_size": 8, "image_size": 32}
 TEXT = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96, "max_position_embeddings": 12}
 TEXT |= {"hidden_size": 48, "eos_token_id": 95}
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 96,
-    "max_position_embeddings": 12,
-    "hidden_size": 48,
-    "eos_token_id": 95,
-}
 MODELS = {
     "hf_dinov2": lambda t: t.Dinov2WithRegistersModel(t.Dinov2WithRegistersConfig(**SMALL, use_swiglu_ffn=True)),
     "hf_dinov3": lambda t: t.DINOv3ViTModel(t.DINOv3ViTConfig(**SMALL, use_gated_mlp=True, hidden_act="silu", num_register_tokens=4)),
