@@ -49,8 +49,8 @@ class Options:
       serve: answer photos over HTTP instead, with a page to try it.
       limits: of the server.
       weights: where the run's base weights are, if not where they were; known by their hash.
-      engine: what computes the model: jax; onnxruntime or onnxruntime-int8 on what `jaxface.export` wrote into the run folder (--to onnx,
-        --to onnx --precision int8); auto takes the fastest of these that is there, and says which.
+      engine: what computes the model: jax; onnxruntime, onnxruntime-int8, openvino-int8 on what `jaxface.export` wrote into the run folder
+        (--to onnx, --to onnx --precision int8); auto takes the fastest of these that is there, and says which.
       most_loss: the share of faces that auto may have in another class than jax, as the export measured it.
     """
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer
 from jaxface.files import aside
+from jaxface.registry import Registry
 
 FILE = "model.onnx"
 LARGE = 1_800_000_000
@@ -18,18 +20,19 @@ ABOUT = {"checked_by": "ONNX Runtime", "use": f"onnxruntime.InferenceSession('{F
 """What a manifest says of such a file."""
 
 
-def require_onnx() -> None:
-    """Raises UserError without the extra `onnx`."""
-    require_onnxruntime("onnx")
-    require_onnxruntime()
-
-
-def require_onnxruntime(name: str = "onnxruntime") -> Any:
-    """The package. Raises UserError without the extra `onnx`."""
+def required(name: str) -> Any:
+    """A package by its name. Raises UserError without the extra that has it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[onnx]'") from None
+        extra = name if name == "openvino" else "onnx"
+        raise UserError(f"ONNX needs {error.name}: pip install 'jaxface[{extra}]'") from None
+
+
+def require_onnx() -> None:
+    """Raises UserError without the extra `onnx`."""
+    required("onnx")
+    required("onnxruntime")
 
 
 def write_onnx(proto: Any, folder: Path) -> None:
@@ -41,6 +44,11 @@ def write_onnx(proto: Any, folder: Path) -> None:
         onnx.save(proto, temporary, save_as_external_data=large, location=f"{FILE}.data")
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def session(model: Path | bytes, threads: int = 0, *, plain: bool = False) -> Any:
     """ONNX Runtime's session of a model on the CPU.
 
@@ -50,9 +58,9 @@ def session(model: Path | bytes, threads: int = 0, *, plain: bool = False) -> An
 
     Raises UserError without the extra `onnx`.
     """
-    onnxruntime = require_onnxruntime()
+    onnxruntime = required("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others, who decode photos, need the cores
     if plain:
@@ -66,10 +74,30 @@ def answer_of(opened: Any) -> Answer:
     return lambda images: dict(zip(names, opened.run(None, {"images": images}), strict=True))
 
 
+LIBRARIES: Registry[Callable[[Path], Answer]] = Registry("library for ONNX files")
+"""The answers of a file, by what computes them."""
+
+
+@LIBRARIES.register("onnxruntime")
+def by_onnxruntime(file: Path) -> Answer:
+    return answer_of(session(file))
+
+
+@LIBRARIES.register("openvino")
+def by_openvino(file: Path) -> Answer:
+    """OpenVINO's CPU plugin, in float32 where nothing is rounded. Raises UserError without the extra `openvino`."""
+    core = required("openvino").Core()
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cores(), "ENABLE_CPU_PINNING": False}
+    model = core.read_model(str(file))
+    names = [next(iter(output.names)) for output in model.outputs]
+    compiled = core.compile_model(model, "CPU", options)
+    return lambda images: dict(zip(names, compiled({"images": images}).values(), strict=True))
+
+
 @LOADERS.register("onnx")
 def open_onnx(folder: Path) -> Answer:
     """The answers of ONNX Runtime. Raises UserError without the extra `onnx`."""
-    return answer_of(session(folder / FILE))
+    return by_onnxruntime(folder / FILE)
 
 
 LOADERS.add("onnx-int8", open_onnx)

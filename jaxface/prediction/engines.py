@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxface.errors import UserError, tell
+from jaxface.evaluation.metrics import probabilities
 from jaxface.ranges import Known
 from jaxface.registry import Registry
 
@@ -112,12 +113,27 @@ class Later(Mapping[str, np.ndarray]):
 
 
 class ExportedModel:
-    """A model that `jaxface.export` wrote, computed in a thread; batches of any size."""
+    """A model that `jaxface.export` wrote, computed in a thread; batches of any size.
+
+    Raises UserError if the library does not give the sample's answers on this machine.
+    """
 
     multiple, compiles = 1, False
 
-    def __init__(self, answer: Callable[[np.ndarray], Mapping[str, np.ndarray]], manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, answer: Callable[[np.ndarray], Mapping[str, np.ndarray]], folder: Path, manifest: Mapping[str, Any]
+    ) -> None:
         self.image_size: int = manifest["input"]["images"]["shape"][1]
+        check = manifest["check"]
+        with np.load(folder / check["sample"]) as sample:
+            found = answer(sample["images"][:1])
+            worst = max(
+                float(np.abs(probabilities(logits) - probabilities(sample[f"logits_{t}"][:1])).max()) for t, logits in found.items()
+            )
+        if not worst <= check["tolerance"]:
+            raise UserError(
+                f"{folder}: {name} says something else on this machine than the manifest's sample (by {worst:.1e}): export it again"
+            )
         self._answer, self._thread = answer, ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     def __call__(self, images: np.ndarray) -> Mapping[str, Any]:
@@ -142,27 +158,28 @@ def exported(place: Place, name: str) -> tuple[Path, Mapping[str, Any]]:
     return folder, manifest
 
 
-def onnxruntime_engine(name: str) -> Engine:
-    """ONNX Runtime on an export of that name."""
+def engine_on(export: str, library: str) -> Engine:
+    """A library on an export of that name, as `jaxface.exports.onnx_file.LIBRARIES` knows it."""
 
     def open_model(place: Place) -> Model:
-        from jaxface.exports.onnx_file import open_onnx
+        from jaxface.exports.onnx_file import FILE, LIBRARIES
 
-        folder, manifest = exported(place, name)
-        return ExportedModel(open_onnx(folder), manifest)
+        folder, manifest = exported(place, export)
+        return ExportedModel(library, LIBRARIES.get(library)(folder / FILE), folder, manifest)
 
     def loss(place: Place) -> float:
-        from jaxface.exports.onnx_file import require_onnxruntime
+        from jaxface.exports.onnx_file import required
 
-        require_onnxruntime()
-        tasks = exported(place, name)[1].get("agreement", {}).get("tasks", {})
+        required(library)
+        tasks = exported(place, export)[1].get("agreement", {}).get("tasks", {})
         return max((1.0 - said["same_class"] for said in tasks.values()), default=0.0)
 
     return Engine(open_model, loss, ("cpu",))
 
 
-ENGINES.add("onnxruntime-int8", onnxruntime_engine("onnx-int8"))
-ENGINES.add("onnxruntime", onnxruntime_engine("onnx"))
+ENGINES.add("openvino-int8", engine_on("onnx-int8", "openvino"))
+ENGINES.add("onnxruntime-int8", engine_on("onnx-int8", "onnxruntime"))
+ENGINES.add("onnxruntime", engine_on("onnx", "onnxruntime"))
 ENGINES.add("jax", Engine(JaxModel, lambda place: 0.0))
 
 DEFAULT = "jax"

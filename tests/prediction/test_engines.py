@@ -38,7 +38,7 @@ def logits(run, engine, crops):
     return {task.name: np.asarray(found[task.name]).reshape(-1, task.num_classes)[: len(crops)] for task in predictor.tasks}
 
 
-@pytest.mark.parametrize(("engine", "tolerance"), [("onnxruntime", 1e-5), ("onnxruntime-int8", 0.1)])
+@pytest.mark.parametrize(("engine", "tolerance"), [("onnxruntime", 1e-5), ("onnxruntime-int8", 0.1), ("openvino-int8", 0.1)])
 def test_an_engine_says_what_jax_says(run, crops, engine, tolerance):
     found, expected = logits(run, engine, crops), logits(run, "jax", crops)
     for task, values in expected.items():
@@ -46,7 +46,7 @@ def test_an_engine_says_what_jax_says(run, crops, engine, tolerance):
         assert (engine == "onnxruntime") == np.allclose(found[task], values, atol=1e-4)  # the eight bits are really there
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime-int8"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime-int8", "openvino-int8"])
 def test_a_face_has_the_same_answer_alone_and_in_a_batch(run, crops, engine):
     together = logits(run, engine, crops)
     for index, crop in enumerate(crops):
@@ -82,6 +82,7 @@ def test_auto_takes_the_first_that_is_there_and_loses_little_enough(run, trained
     assert "not onnxruntime-int8: no " in capsys.readouterr().err
     with ENGINES.temporarily():
         entries = dict(ENGINES.items())
+        ENGINES.add("openvino-int8", entries["openvino-int8"]._replace(where=("gpu",)))
         ENGINES.add("onnxruntime-int8", entries["onnxruntime-int8"]._replace(loss=lambda place: 0.02))
         for name in ("onnxruntime", "jax"):
             ENGINES.add(name, entries[name])
