@@ -6,17 +6,15 @@ python -m jaxface.compare --jax FILE.py:make --torch FILE.py:make
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from jaxface.cli import parse
-from jaxface.errors import UserError, run_command
+from jaxface.errors import UserError, run_command, tell
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Known, Range, Where, Word, ranged
 
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
 
 Maker = Annotated[str, Word(r".+\.py:\w+", "FILE.py:NAME, a function of a Python file")]
 """Makes a model."""
+Run = Literal["lp", "ap", "ft4", "lora", "lora+", "dora", "full"]
+"""One of `jaxface.originals.training_parity.RUNS`."""
 
 
 @ranged()
@@ -44,6 +44,10 @@ class Options:
       image_size: side in pixels, 0 for the model's own, or 224; of a Perception Encoder another one is for Meta's code alone.
       tolerance: one budget for every value; without one, twice the original's own error.
       repeats: of the timing; 0 leaves it out.
+      train: steps of training runs, ours and timm's with PEFT and torch, that are compared as well; 0 for none.
+      methods: how they train.
+      train_size: side in pixels of their images, 0 for the model's own.
+      rank: of their adapters.
       gradients: compare what comes back, too: the gradients by what every module gives, by parameters and by images.
       dtype: of our side, and of the original's own run that sets the budget.
       variant: what the checkpoint is, where its tensors do not tell.
@@ -63,6 +67,10 @@ class Options:
     image_size: Annotated[int, Range(0, 8192)] = 0
     tolerance: Annotated[float | None, Range(above=0, high=1)] = None
     repeats: Annotated[int, Range(0, 1000)] = 5
+    train: Annotated[int, Range(0, 100_000)] = 0
+    methods: tuple[Run, ...] = typing.get_args(Run)
+    train_size: Annotated[int, Range(0, 8192)] = 0
+    rank: Annotated[int, Range(1, 4096)] = 8
     gradients: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     variant: Annotated[str | None, Known(VARIANTS)] = None
@@ -76,18 +84,25 @@ class Options:
             raise UserError("--jax and --torch go together, and without --against")
         if not any(files) and None in built_in:
             raise UserError("expected --weights and --against, or --jax and --torch")
+        if self.train and (self.against != "timm" or self.their_weights is not None):
+            raise UserError("--train compares runs from the same --weights with timm's: expected --against timm, without --their-weights")
 
 
 SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old", "two dogs on a beach, in the rain")
 
 
-def read_images(options: Options, size: int) -> np.ndarray:
-    """The images [B, size, size, 3] in -1..1."""
+def read_pixels(options: Options, size: int, count: int) -> np.ndarray:
+    """Up to `count` photos as uint8 [B, size, size, 3], or so many random images."""
     from jaxface.data.photos import find_photos, read_photos
 
     if not options.photos:
-        return np.random.default_rng(0).uniform(-1, 1, (options.batch_size, size, size, 3)).astype(np.float32)
-    return read_photos(find_photos(options.photos)[: options.batch_size], size).astype(np.float32) / 127.5 - 1
+        return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    return read_photos(find_photos(options.photos)[:count], size)
+
+
+def read_images(options: Options, size: int) -> np.ndarray:
+    """The images [B, size, size, 3] in -1..1."""
+    return read_pixels(options, size, options.batch_size).astype(np.float32) / 127.5 - 1
 
 
 def check(
@@ -176,7 +191,24 @@ def compare_towers(options: Options) -> tuple[Certificate, Any, str]:
     about = {"variant": towers.name, "original": options.against, "images": list(images.shape)}
     about |= {"weights": fingerprint(checkpoint.tensors), "their_weights": fingerprint(theirs.tensors)}
     pair = tower_pair(model, original, options.against, towers, images, ids, options.gradients)
-    return certify(pair, options.dtype, options.tolerance, about), speed, towers.name
+    found = certify(pair, options.dtype, options.tolerance, about)
+    return trained(options, found, towers) if options.train else found, speed, towers.name
+
+
+def trained(options: Options, found: Certificate, towers: Any) -> Certificate:
+    """The certificate with what came of training runs from the same weights."""
+    from jaxface.models.encoder import at_size
+    from jaxface.originals.training_parity import compare_training
+    from jaxface.weights import load_encoder
+
+    assert options.weights is not None
+    encoder = load_encoder(options.weights, config=towers)
+    size = options.train_size or towers.vision.image_size
+    photos = read_pixels(options, size, min(options.train * options.batch_size, 1000))
+    rules = {"methods": options.methods, "batch_size": options.batch_size, "rank": options.rank}
+    return found.with_training(
+        compare_training(at_size(encoder, size), photos, options.train, **rules, told=lambda method: tell(f"training: {method}"))
+    )
 
 
 def compare_files(options: Options) -> tuple[Certificate, Any, str]:
@@ -196,48 +228,26 @@ def main() -> int:
     options = parse(Options, prog="python -m jaxface.compare", description=__doc__)
     found, speed, ours = compare_towers(options) if options.jax is None else compare_files(options)
     from jaxface.files import aside, to_json, write_json
-    from jaxface.originals.comparison import draw
+    from jaxface.originals.comparison import draw, draw_training
     from jaxface.plots import to_png_bytes
-    from jaxface.report.certificate import certificate_page
+    from jaxface.report.certificate import certificate_page, show_certificate
 
     theirs = options.against or options.torch or ""
     title, names = f"{ours} against {theirs}", ("jaxface" if options.jax is None else "JAX", options.against or "torch")
     value, figure = found.to_json(), draw(found, speed, title, names)
+    runs = draw_training(found.training) if found.training else None
     with aside(options.out) as path:
         path.write_bytes(to_png_bytes(figure))
+    departing = [layer.name for layer in found.layers if layer.departs]
     with aside(options.out.with_suffix(".html")) as path:
-        departing = [layer.name for layer in found.layers if layer.departs]
-        path.write_text(certificate_page(title, value, departing, figure), encoding="utf-8")
+        path.write_text(certificate_page(title, value, departing, figure, runs), encoding="utf-8")
     write_json(options.out.with_suffix(".json"), value)
     if options.json:
         print(to_json(value))
     else:
-        show(found, speed, title, names, options.out)
+        show_certificate(title, value, departing, speed, names)
+        print(f"picture: {options.out}; certificate: {options.out.with_suffix('.json')}; page: {options.out.with_suffix('.html')}")
     return int(found.verdict != "equal")
-
-
-COARSE = re.compile(r"embedding|(text\.)?(blocks\.\d+|features)|tokens|logits|output")
-"""The values that the table shows of a tower; the certificate has all."""
-
-
-def show(found: Certificate, speed: Any, title: str, names: Sequence[str], out: Path) -> None:
-    """The table, the verdict, and the speeds."""
-    table = Table("value", "ours", "the original's own", "budget", "", title=title)
-    shown = [layer for layer in found.layers if COARSE.fullmatch(layer.name) or layer.name == found.first_departure]
-    for layer in shown if len(shown) > 2 else found.layers:
-        word, style = ("beyond its budget", "red") if layer.departs else ("", None)
-        table.add_row(layer.name, *(f"{value:.2e}" for value in (layer.error, layer.original_error, layer.budget)), word, style=style)
-    console = Console()
-    console.print(table)
-    if found.first_departure is None:
-        console.print(f"equal: all {len(found.layers)} values")
-    else:
-        console.print(f"differs first at {found.first_departure}: {found.cause or 'nothing that was tried explains it'}")
-    if speed is not None:
-        rate, ratio = speed.images / speed.ours, speed.ours / speed.original
-        console.print(f"vision tower, {speed.images} images: {speed.ours:.3f} s ({rate:.1f} images/s)")
-        console.print(f"{names[1]}: {speed.original:.3f} s; ratio {ratio:.2f}")
-    console.print(f"picture: {out}; certificate: {out.with_suffix('.json')}; page: {out.with_suffix('.html')}")
 
 
 if __name__ == "__main__":

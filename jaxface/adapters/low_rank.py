@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxface.errors import UserError
 from jaxface.kernels.dropout import drop
 from jaxface.kernels.matmul import NORM_FLOOR, dense, low_rank_product, product, sums_kernel, up
+from jaxface.kernels.normalize import at_least_float32
 from jaxface.kernels.operations import ADAPTED_PRODUCT, OWN, run_kernel
 from jaxface.registry import Registry
 
@@ -91,8 +92,8 @@ def start_from(kernel: Any, init: str, rank: int, groups: int, scaling: float) -
 
 @jax.jit
 def column_norms_squared(w: jax.Array) -> jax.Array:
-    """||w||^2 of each output feature: [..., in, out] -> [..., out] float32."""
-    return jnp.sum(jnp.square(w.astype(jnp.float32)), -2)
+    """||w||^2 of each output feature: [..., in, out] -> [..., out] in at least float32."""
+    return jnp.sum(jnp.square(w.astype(at_least_float32(w.dtype))), -2)
 
 
 def updated_lengths(w: jax.Array, norms: jax.Array, a: jax.Array, b: jax.Array, detach: bool) -> jax.Array:
@@ -106,9 +107,9 @@ def updated_lengths(w: jax.Array, norms: jax.Array, a: jax.Array, b: jax.Array, 
       detach: whether it is a constant in the backward pass (DoRA, section 4.3).
 
     Returns:
-      [..., out] float32
+      [..., out] in at least float32
     """
-    w, a, b = (jnp.asarray(v).astype(jnp.float32) for v in (w, a, b))
+    w, a, b = (v.astype(at_least_float32(v.dtype)) for v in map(jnp.asarray, (w, a, b)))
     if detach:
         a, b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
     rank, outputs = b.shape[-2:]
@@ -247,6 +248,6 @@ class LowRank(nnx.Module):
 
     def merge(self) -> jax.Array:
         """The plain kernel [..., in, out] that does the same, in float32: a base in bfloat16 has no room for a small update."""
-        w = self.base[...].astype(jnp.float32) + self.update()
+        w = self.base[...].astype(at_least_float32(self.base[...].dtype)) + self.update()
         gain = self.gain()
         return w if gain is None else w * gain[..., None, :]

@@ -18,9 +18,6 @@ TIMM_NAMES = {
     "PE-Core-L14-336": "vit_pe_core_large_patch14_336",
     "PE-Core-G14-448": "vit_pe_core_gigantic_patch14_448",
 }
-ADAPTED = r".*(attn\.(qkv|proj)|attn_pool\.proj|mlp\.(fc1|fc2))"
-"""timm's linears that LoRA and DoRA adapt: those of the thesis, the blocks' and the pool's but for its inputs."""
-
 
 CACHED = "_cached"
 """Behind a case's name: the encoder's output is at hand, as after LP's first epoch."""
@@ -134,7 +131,7 @@ def reference_case(name: str, shape: Shape) -> Callable[[], Any]:
     """
     from jaxface.originals.reference import import_torch
 
-    torch, timm, peft = import_torch("timm", "peft")
+    torch, timm, _ = import_torch("timm", "peft")
     torch.set_num_threads(shape.threads)
     torch.manual_seed(0)
     encoder = timm.create_model(TIMM_NAMES[shape.variant], pretrained=False)
@@ -154,43 +151,15 @@ def reference_case(name: str, shape: Shape) -> Callable[[], Any]:
             return result
 
         return run
-    return _reference_step(torch, _reference_adapted(peft, encoder, name, shape.rank), images, batch["labels"], shape)
+    from jaxface.originals.torch_training import Model, adapted
+
+    model = Model(adapted(encoder, name, shape.rank), get_variant(shape.variant).features, {task.name: task.num_classes for task in TASKS})
+    return _reference_step(torch, model, images, batch["labels"], shape)
 
 
-def _reference_adapted(peft: Any, encoder: Any, name: str, rank: int) -> Any:
-    """timm's encoder, its parameters trained as the method has it."""
-    if name in ("lora", "dora"):
-        options = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED, use_dora=name == "dora")
-        return peft.get_peft_model(encoder, options)
-    parts = {"full": [encoder], "lp": [], "ap": [encoder.attn_pool], "ft4": [encoder.attn_pool, *list(encoder.blocks)[-4:]]}[name]
-    encoder.requires_grad_(False)
-    for part in parts:
-        part.requires_grad_(True)
-    return encoder
-
-
-def _reference_step(torch: Any, encoder: Any, images: Any, labels: dict[str, np.ndarray], shape: Shape) -> Callable[[], Any]:
-    from torch import nn
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder
-            width = get_variant(shape.variant).features
-            heads = {}
-            for task in TASKS:
-                parts = [nn.BatchNorm1d(width), nn.Dropout(0.1), nn.Linear(width, width), nn.GELU(), nn.Linear(width, task.num_classes)]
-                heads[task.name] = nn.Sequential(*parts)
-            self.heads = nn.ModuleDict(heads)
-            self.log_variances = nn.Parameter(torch.zeros(len(TASKS)))
-
-        def forward(self, images: Any, labels: dict[str, Any]) -> Any:
-            features = self.encoder(images)
-            losses = [nn.functional.cross_entropy(self.heads[t.name](features), labels[t.name], ignore_index=-1) for t in TASKS]
-            return torch.sum(torch.exp(-self.log_variances) * torch.stack(losses) + self.log_variances / 2)
-
+def _reference_step(torch: Any, model: Any, images: Any, labels: dict[str, np.ndarray], shape: Shape) -> Callable[[], Any]:
     place = place_of(torch)
-    model = Model().train().to(place)
+    model = model.train().to(place)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.01)
     targets = {task: torch.from_numpy(values).to(place) for task, values in labels.items()}
     loss_of = torch.compile(model) if shape.compile else model

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,8 @@ from jaxface.errors import UserError
 from jaxface.exports.exporter import Answer, Logits, model_answer, register_exporter
 from jaxface.files import write_arrays
 from jaxface.models.config import PIXELS
-from jaxface.models.encoder import Encoder
-from jaxface.models.heads import Classifier
-from jaxface.models.positions import resize_positions
-from jaxface.models.tree import arrays_of, shallow_copy
+from jaxface.models.encoder import Encoder, at_size
+from jaxface.models.heads import Classifier, torch_heads
 from jaxface.runs.base import is_run
 from jaxface.runs.model import Trained, load_base
 from jaxface.weights import load_encoder, save_weights
@@ -41,38 +37,10 @@ WITHOUT_POOL = {
     "both": "its class token and the mean of its patches' tokens, one behind the other",
     "all": "the mean of its tokens, the class token among them",
 }
-TORCH_NAMES = (
-    (r"\.kernel$", ".weight"),
-    (r"norm\.scale$", "norm.weight"),
-    (r"norm\.mean$", "norm.running_mean"),
-    (r"norm\.variance$", "norm.running_var"),
-)
-"""From our names of a head's arrays to torch's."""
 
 
-def torch_heads(model: Classifier) -> dict[str, np.ndarray]:
-    """The heads' arrays with torch's names and orientation: `age.hidden.weight` [out, in], ..."""
-    tensors = {}
-    for name, leaf in arrays_of(model.heads).items():
-        array = np.asarray(leaf, np.float32)
-        name = name.removeprefix("_mapping.").replace("heads.", "")
-        array = array.T if name.endswith(".kernel") else array
-        for pattern, replacement in TORCH_NAMES:
-            name = re.sub(pattern, replacement, name)
-        tensors[name] = array
-    return tensors
-
-
-def at_size(encoder: Encoder, size: int) -> Encoder:
-    """The encoder with its positions resampled for images of `size`, which timm would resample otherwise (bicubic, antialiased)."""
-    c, side = encoder.config, size // encoder.config.patch
-    if size == c.image_size:
-        return encoder
-    encoder = shallow_copy(encoder)
-    if encoder.positions is not None:
-        encoder.positions = nnx.Param(resize_positions(encoder.positions[...], side, side, c.placed, c.resize))
-    encoder.config = replace(c, image_size=size)
-    return encoder
+def _heads(model: Classifier) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float32) for name, array in torch_heads(model).items()}
 
 
 def heads_note(model: Classifier) -> str:
@@ -121,7 +89,7 @@ def export_safetensors(trained: Trained, folder: Path) -> tuple[Answer, dict[str
     for layout, name in files.items():
         encoder = at_size(model.encoder, trained.image_size) if layout == "timm" else model.encoder
         save_weights(encoder, folder / name, layout=layout)
-    write_arrays(folder / HEADS, torch_heads(model), {"format": "pt"})
+    write_arrays(folder / HEADS, _heads(model), {"format": "pt"})
     answers = [_with_encoder(trained.merged(), load_encoder(folder / name)) for name in files.values()]
 
     def both(images: np.ndarray) -> Logits:
@@ -148,7 +116,7 @@ def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
     if own_base:
         base = at_size(base, trained.image_size)
         save_weights(base, folder / BASE, layout="timm")
-    write_arrays(folder / HEADS, torch_heads(trained.model), {"format": "pt"})
+    write_arrays(folder / HEADS, _heads(trained.model), {"format": "pt"})
     about = {"base": BASE if own_base else weights, "heads": heads_note(trained.model), "timm": timm_arguments(trained)}
     about |= pixel_statistics(trained)
     return _with_encoder(trained.merged(), merge(load_peft(base, folder))), about

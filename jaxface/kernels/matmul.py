@@ -111,7 +111,7 @@ def sums_kernel(tokens: float, inputs: int, outputs: int, dtype: DTypeLike) -> b
     """
     if not isinstance(tokens, int):  # a program for any batch
         return False
-    return dtype == jnp.float32 and tokens * (inputs + outputs) > inputs * outputs
+    return jnp.finfo(dtype).bits >= 32 and tokens * (inputs + outputs) > inputs * outputs
 
 
 def low_rank_product(
@@ -182,7 +182,8 @@ def _joined(x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax
 def _low_rank_product(
     x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
 ) -> jax.Array:
-    return _forward(x, w, a, b, gain, summed, unit_columns)[0] if summed or x.dtype == jnp.float32 else _rounded_once(x, w, a, b, gain)
+    whole = summed or jnp.finfo(x.dtype).bits >= 32
+    return _forward(x, w, a, b, gain, summed, unit_columns)[0] if whole else _rounded_once(x, w, a, b, gain)
 
 
 def _rounded_once(x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None) -> jax.Array:

@@ -6,6 +6,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from jaxface.kernels.plain import is_plain
 from jaxface.kernels.varying import varying_alike
@@ -13,9 +15,14 @@ from jaxface.kernels.varying import varying_alike
 EPSILON = 1e-5
 
 
+def at_least_float32(dtype: DTypeLike) -> np.dtype:
+    """The dtype, or float32 in the place of half precision: what statistics are taken in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _standardize(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """Zero mean and unit variance over the last axis, in float32, and 1 / standard deviation [..., 1]."""
-    x = x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    x = x.astype(at_least_float32(x.dtype))
     mean = x.mean(-1, keepdims=True)
     centred = x - mean
     inverse = jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + epsilon)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxface.errors import UserError
 from jaxface.kernels import operations
 from jaxface.kernels.attention import fill, require_kernel
+from jaxface.kernels.normalize import at_least_float32
 from jaxface.kernels.operations import OWN, PATCH_EMBEDDING, run_kernel
 from jaxface.models.blocks import Block, every_state, run_stages, stack_blocks
 from jaxface.models.config import PIXELS, EncoderConfig
@@ -24,6 +26,7 @@ from jaxface.models.pool import READOUTS, AttentionPool
 from jaxface.models.positions import resize_positions
 from jaxface.models.rope import ROPES, rope_angles
 from jaxface.models.sharding import any_mesh
+from jaxface.models.tree import shallow_copy
 
 
 class Encoder(nnx.Module):
@@ -81,7 +84,7 @@ class Encoder(nnx.Module):
             x = x + places[c.placed :]
             before = [before[0] + places[:1], *before[1:]] if c.placed else before
         x = jnp.concatenate([*(jnp.broadcast_to(tokens, (batch, *tokens.shape)) for tokens in before), x], 1)
-        angles = rope_angles(c.rope, rows, columns, c.width // c.heads, c.class_token, c.registers)
+        angles = rope_angles(c.rope, rows, columns, c.width // c.heads, c.class_token, c.registers, at_least_float32(x.dtype))
         return x if self.norm_pre is None else self.norm_pre(x), None if angles is None else jnp.asarray(angles)
 
     def _filled(self, x: jax.Array, angles: jax.Array | None) -> jax.Array:
@@ -155,6 +158,18 @@ def require_images(images: jax.Array, patch: int) -> None:
         raise UserError(f"images with values up to {largest:g}: expected -1..1, as images / 127.5 - 1 makes them of pixels")
 
 
+def at_size(encoder: Encoder, size: int) -> Encoder:
+    """The encoder with its positions resampled for images of `size`, which timm would resample otherwise (bicubic, antialiased)."""
+    c, side = encoder.config, size // encoder.config.patch
+    if size == c.image_size:
+        return encoder
+    encoder = shallow_copy(encoder)
+    if encoder.positions is not None:
+        encoder.positions = nnx.Param(resize_positions(encoder.positions[...], side, side, c.placed, c.resize))
+    encoder.config = replace(c, image_size=size)
+    return encoder
+
+
 def use_attention(encoder: Encoder, kernel: str) -> None:
     """Has the blocks and the pool attend with a kernel of `jaxface.kernels.attention`. Raises UserError if there is none of that name."""
     require_kernel(kernel)
@@ -213,6 +228,6 @@ def join_stages(tower: Any) -> Block:
         raise UserError("blocks are adapted in different ways and are no one stack: merge the encoder first (jaxface.merge)") from None
 
 
-def normalize_images(images: jax.Array) -> jax.Array:
-    """uint8 0..255 -> float32 -1..1: mean 0.5 and standard deviation 0.5 of the unit range."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+def normalize_images(images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """uint8 0..255 -> -1..1: mean 0.5 and standard deviation 0.5 of the unit range."""
+    return images.astype(dtype) / 127.5 - 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ from flax import nnx
 from jaxface.errors import UserError
 from jaxface.kernels.dropout import keep_only
 from jaxface.kernels.gelu import gelu
+from jaxface.kernels.normalize import at_least_float32
 from jaxface.models.encoder import Encoder
 from jaxface.models.layers import Linear
+from jaxface.models.tree import arrays_of
 from jaxface.registry import Registry
 
 
@@ -41,7 +44,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
         """[B, D] -> [B, D]; while training over the batch of all devices, else with the running statistics."""
-        x32 = x.astype(jnp.float32)
+        x32 = x.astype(at_least_float32(x.dtype))
         if training is None:
             mean, variance = self.mean[...], self.variance[...]
         else:
@@ -117,14 +120,15 @@ class Head(nnx.Module):
         self.out = OUTPUTS[output].layer(width, num_classes, rngs)
 
     def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:
-        """Features [B, D] -> logits [B, C] in float32; while training the last layer's output as it is."""
+        """Features [B, D] -> logits [B, C] in at least float32; while training the last layer's output as it is."""
         if self.norm is not None:
             x = self.norm(x, training)
         if training is not None and self.dropout:
             x = keep_only(x, keep_mask(training, 1 - self.dropout, x.shape), self.dropout)
         if self.hidden is not None:
             x = gelu(self.hidden(x))
-        outputs = self.out(x).astype(jnp.float32)
+        outputs = self.out(x)
+        outputs = outputs.astype(at_least_float32(outputs.dtype))
         return outputs if training is not None else self.to_logits(outputs)
 
     def to_logits(self, outputs: jax.Array) -> jax.Array:
@@ -214,3 +218,25 @@ class Classifier(nnx.Module):
     def __call__(self, images: jax.Array, training: Training | None = None) -> dict[str, jax.Array]:
         """[B, H, W, 3] in -1..1 -> logits [B, C] of each task."""
         return self.classify(self.features(images), training)
+
+
+TORCH_NAMES = (
+    (r"\.kernel$", ".weight"),
+    (r"norm\.scale$", "norm.weight"),
+    (r"norm\.mean$", "norm.running_mean"),
+    (r"norm\.variance$", "norm.running_var"),
+)
+"""From our names of a head's arrays to torch's."""
+
+
+def torch_heads(model: Classifier) -> dict[str, np.ndarray]:
+    """The heads' arrays with torch's names and orientation: `age.hidden.weight` [out, in], ..."""
+    tensors = {}
+    for name, leaf in arrays_of(model.heads).items():
+        array = np.asarray(leaf)
+        name = name.removeprefix("_mapping.").replace("heads.", "")
+        array = array.T if name.endswith(".kernel") else array
+        for pattern, replacement in TORCH_NAMES:
+            name = re.sub(pattern, replacement, name)
+        tensors[name] = array
+    return tensors

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxface.registry import Registry
 
@@ -14,7 +15,7 @@ class Rope(NamedTuple):
     """A kind of rotary positions.
 
     Attributes:
-      angles: (rows, columns, head_width, class_token) -> [rows * columns, head_width / 2] float32, radians, of the patches' channel pairs.
+      angles: (rows, columns, head_width, class_token) -> [rows * columns, head_width / 2] radians, of the patches' channel pairs.
       halves: whether channel k pairs with channel k + head_width / 2, or 2 k with 2 k + 1.
     """
 
@@ -32,7 +33,7 @@ def axial_angles(rows: int, columns: int, head_width: int, class_token: bool) ->
     frequencies = 1.0 / (10_000.0 ** (np.arange(0, axis, 2, dtype=np.float32) / np.float32(axis)))
     start = 1 if class_token else 0
     y, x = np.meshgrid(np.arange(rows) + start, np.arange(columns) + start, indexing="ij")
-    positions = np.stack([x.ravel(), y.ravel()], -1).astype(np.float32)  # [N, 2]
+    positions = np.stack([x.ravel(), y.ravel()], -1).astype(np.float64)  # [N, 2]; the product is exact, and rounded once
     return (positions[:, :, None] * frequencies).reshape(rows * columns, axis)
 
 
@@ -54,7 +55,9 @@ ROPES: Registry[Rope] = Registry(
 )
 
 
-def rope_angles(kind: str, rows: int, columns: int, head_width: int, class_token: bool, registers: int = 0) -> np.ndarray | None:
+def rope_angles(
+    kind: str, rows: int, columns: int, head_width: int, class_token: bool, registers: int = 0, dtype: DTypeLike = np.float32
+) -> np.ndarray | None:
     """Angles [N, head_width / 2] of all tokens: those before the patches do not turn. None for the kind "none".
 
     N = class_token + registers + rows * columns.
@@ -62,5 +65,4 @@ def rope_angles(kind: str, rows: int, columns: int, head_width: int, class_token
     if kind == "none":
         return None
     angles = ROPES[kind].angles(rows, columns, head_width, class_token)
-    still = np.zeros((class_token + registers, head_width // 2), np.float32)
-    return np.concatenate([still, angles]).astype(np.float32)
+    return np.concatenate([np.zeros((class_token + registers, head_width // 2)), angles]).astype(dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +84,7 @@ class Certificate:
       layers: every value that both have, in the order of the pass.
       unmatched: values of ours that the original has under no name.
       about: versions, hashes and the machine.
+      training: what came of training runs, see `jaxface.originals.training_parity.Parity`.
     """
 
     verdict: str
@@ -93,6 +94,13 @@ class Certificate:
     layers: Sequence[Layer]
     unmatched: Sequence[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    training: Sequence[Mapping[str, Any]] = ()
+
+    def with_training(self, runs: Sequence[Any]) -> Certificate:
+        """The same with training runs, whose first that differs is the first departure where no value is one."""
+        apart = [f"training.{run.method}.step.{run.parted or 0}" for run in runs if run.verdict != "equal"]
+        verdict, first = ("differs" if apart else self.verdict), self.first_departure or next(iter(apart), None)
+        return replace(self, verdict=verdict, first_departure=first, training=[run.to_json() for run in runs])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; docs/howto/compare.md says what they mean."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,4 +76,23 @@ def draw(certificate: Certificate, speed: Speed | None, title: str, names: tuple
         axes[1].set(title=f"s for {speed.images} images")
     else:
         axes[1].set_axis_off()
+    return figure
+
+
+@styled
+def draw_training(training: Sequence[Mapping[str, Any]]) -> Figure:
+    """The losses of training runs, ours as lines and the original's as dots, and how far apart they are on a logarithmic axis."""
+    figure, axes = new_figure(9.0, 3.6, ncols=2)
+    for colour, run in zip(itertools.cycle(COLOURS), training, strict=False):
+        for precision, style in (("float32", "-"), ("float64", "--")):
+            ours, theirs = np.asarray(run["courses"][precision]["losses"], np.float64).T
+            steps, label = np.arange(1, len(ours) + 1), run["method"] if precision == "float32" else None
+            apart = np.abs(ours - theirs) / np.abs(theirs)
+            axes[1].plot(steps, np.clip(np.nan_to_num(apart, nan=1e3), 1e-17, 1e3), color=colour, linestyle=style, linewidth=1)
+            if precision == "float32":
+                axes[0].plot(steps, ours, color=colour, label=label, linewidth=1)
+                axes[0].plot(steps[::5], theirs[::5], color=colour, linestyle="", marker=".", markersize=4)
+    axes[0].set(xlabel="step", ylabel="loss", title="losses: ours lines, the original's dots")
+    axes[1].set(yscale="log", xlabel="step", title="how far apart: float32 lines, float64 dashes")
+    axes[0].legend(loc="best", ncols=2)
     return figure

@@ -171,7 +171,7 @@ class OptimizerOptions:
         """The factor on all rates at a step, without the plateau's. Raises UserError for a warm-up that leaves no step to the cosine."""
         if self.cosine and self.warmup_steps >= total_steps:
             raise UserError(f"optimizer.warmup_steps {self.warmup_steps}: expected fewer than the run's {total_steps} steps")
-        return lambda update: self.factor_at(update, total_steps, jnp)
+        return lambda update: self.factor_at(jnp.asarray(update, float), total_steps, jnp)
 
     def factor_at(self, update: Any, total_steps: int, xp: ModuleType = np) -> Any:
         """The factor on all rates in the update after the first `update` ones, without the plateau's; computed by NumPy or `xp`."""

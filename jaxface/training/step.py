@@ -12,6 +12,7 @@ import optax
 
 from jaxface.adapters.dropout_keys import set_keys
 from jaxface.devices import AXIS, mean_over_devices
+from jaxface.kernels.normalize import at_least_float32
 from jaxface.models.encoder import normalize_images
 from jaxface.models.heads import Classifier, Training
 from jaxface.models.tree import Structure, arrays_of
@@ -272,7 +273,8 @@ def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Array
 
 def features_of(model: Classifier, batch: Batch) -> jax.Array:
     """The encoder's output for a batch, computed or cached: [B, D]."""
-    return batch["features"] if "features" in batch else model.features(normalize_images(batch["image"]))
+    dtype = at_least_float32(model.encoder.dtype)
+    return batch["features"] if "features" in batch else model.features(normalize_images(batch["image"], dtype))
 
 
 def mixed_in(batch: Batch, task: str) -> tuple[jax.Array, jax.Array] | None:
