@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from jaxface.cli import parse
+from jaxface.compiled import use_compiled_programs
 from jaxface.data.records import SPLITS
 from jaxface.errors import UserError, run_command, tell
 from jaxface.files import alone_in, to_json
@@ -107,4 +108,5 @@ def opened(run: Path, options: Options) -> tuple[str, Any] | None:
 
 
 if __name__ == "__main__":
+    use_compiled_programs()
     run_command(main)

@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import field
 from pathlib import Path
@@ -16,6 +16,7 @@ import cv2
 import tyro
 
 from jaxface.cli import parse
+from jaxface.compiled import use_compiled_programs
 from jaxface.errors import UserError, run_command, tell
 from jaxface.files import to_json
 from jaxface.large_pages import use_large_pages
@@ -113,11 +114,9 @@ def standard_input() -> Iterable[str]:
 def predict(options: Options) -> Counter[str]:
     """Runs the job and returns how many images there were of each status, those done before included."""
     from jaxface.digests import stamp_of
-    from jaxface.prediction.annotate import draw_photo
     from jaxface.prediction.journal import Journal
     from jaxface.prediction.predictor import Predictor
     from jaxface.prediction.stream import predict_stream
-    from jaxface.prediction.tracks import followed
     from jaxface.progress import Track
 
     index, count = shard_of(options.shard, os.environ)
@@ -135,10 +134,12 @@ def predict(options: Options) -> Counter[str]:
         items, new = items_of(paths, done, options.every), set()
         before = sum((path, None) in done for path in paths)
         draw = options.draw
-        finish = None if draw is None else lambda item, result: draw_photo(draw, result, about["classes"])
+        finish = None if draw is None else _drawer(draw, about["classes"])
         with Track("predict", len(paths), unit="files", done=before) as track:
             results = predict_stream(predictor, items, threads=options.threads, finish=finish)
             if options.tracks:
+                from jaxface.prediction.tracks import followed  # slow to import
+
                 results = followed(results, about, journal.rows() if journal else ())
             for result in results:
                 statuses[result["status"]] += 1
@@ -155,6 +156,13 @@ def predict(options: Options) -> Counter[str]:
             if options.draw:
                 draw_rest(options.draw, journal.rows(), about["classes"], new)
     return statuses
+
+
+def _drawer(folder: Path, classes: Json) -> Callable[[Any, Json], None]:
+    """Draws a photo's result."""
+    from jaxface.prediction.annotate import draw_photo
+
+    return lambda item, result: draw_photo(folder, result, classes)
 
 
 def draw_rest(folder: Path, rows: Iterable[Json], tasks: Json, new: Collection[str]) -> None:
@@ -189,4 +197,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     use_large_pages()
+    use_compiled_programs()
     run_command(main)

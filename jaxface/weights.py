@@ -158,4 +158,4 @@ def _array(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: Any
             raise NotFinite(source)
         target[...] = values.reshape(target.shape)
     checkpoint.file.release()
-    return jnp.asarray(result)
+    return jax.device_put(result)

@@ -35,7 +35,7 @@ class Base(NamedTuple):
     """What a run starts from.
 
     Attributes:
-      encoder: in float32, without adapters.
+      encoder: in float32, without adapters; None for random weights that are not drawn yet.
       previous: the whole model, where that is another run's.
       fingerprint: see above.
       path: where it was found; None for random weights.
@@ -55,7 +55,7 @@ def is_run(path: Path) -> bool:
 def random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:
     """Of the random bits that the weights are made of, which are the same on every device."""
     with jax.ensure_compile_time_eval():  # where only shapes are asked for, too
-        bits = np.asarray(jax.random.bits(jax.random.key(seed), (64,)))
+        bits = np.asarray(jax.jit(lambda seed: jax.random.bits(jax.random.key(seed), (64,)))(seed))  # one program
     return combined({"variant": json.dumps(variant, sort_keys=True), "bits": fingerprint({"bits": bits})})
 
 

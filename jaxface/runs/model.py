@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxface.kernels.operations import kernel_choice
 from jaxface.kernels.platform import platform
 from jaxface.models.encoder import Encoder, random_encoder, use_attention, use_kernels
 from jaxface.models.heads import Classifier
-from jaxface.models.tree import arrays_of, flatten, shallow_copy
+from jaxface.models.tree import arrays_of, flatten, in_one_program, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked
@@ -79,16 +79,39 @@ def _loop(config: Config, groups: Sequence[Group]) -> str:
     return "unrolled" if platform() == "gpu" and any(group.rate == "backbone" for group in groups) else "scan"
 
 
+def frozen_parts(config: Config, base: Base, dtype: DTypeLike | None = None) -> Parts:
+    """`make_parts` for a model whose trained values are at hand: these are shapes, and one program makes what is frozen.
+
+    Args:
+      base: what it starts from; random weights that are not drawn yet are drawn within that program, as far as they are frozen.
+    """
+    arrays, structure = ({}, None) if base.encoder is None else flatten(base.encoder)
+    made: list[Parts] = []
+
+    def frozen(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        encoder = _drawn(config) if structure is None else structure.build(arrays)
+        made.append(make_parts(config, base._replace(encoder=encoder, previous=None), dtype))
+        return made[-1].frozen
+
+    found = jax.jit(frozen)(arrays)
+    return replace(made[-1], trained=_shapes(made[-1].trained), statistics=_shapes(made[-1].statistics), frozen=found)
+
+
+def _shapes(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
+
+
+def _drawn(config: Config) -> Encoder:
+    """The encoder of random weights."""
+    return Encoder(get_variant(config.encoder.variant), rngs=nnx.Rngs(config.seed))
+
+
 def shapes_of(config: Config) -> Parts:
     """The parts of `make_parts` for random weights as shapes, nothing computed."""
     made: list[Parts] = []
     config = replace(config, encoder=replace(config.encoder, weights=RANDOM))
     jax.eval_shape(lambda: made.append(make_parts(config)))
-    arrays = {
-        field: {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in getattr(made[0], field).items()}
-        for field in ("trained", "statistics", "frozen")
-    }
-    return replace(made[0], **arrays)
+    return replace(made[0], **{field: _shapes(getattr(made[0], field)) for field in ("trained", "statistics", "frozen")})
 
 
 def _take_heads(model: Classifier, previous: Classifier) -> None:
@@ -146,7 +169,8 @@ class Trained:
     def plain(self) -> Classifier:
         """The same with its adapters merged whatever it computes in."""
         model = shallow_copy(self.model)
-        model.encoder = merge(model.encoder)
+        whole = model.encoder.dtype == jnp.float32  # else `merge` looks at values
+        model.encoder = in_one_program(merge, model.encoder) if whole else merge(model.encoder)
         return model
 
     def before(self) -> Classifier:
@@ -169,7 +193,7 @@ def load_trained(folder: Path | str, places: Sequence[Path] = (), *, dtype: DTyp
     expected = {**parts.trained, **parts.statistics}
     if {k: v.shape for k, v in best.arrays.items()} != {k: v.shape for k, v in expected.items()}:
         raise UserError(f"{folder / 'best'}: its arrays do not fit the configuration in {folder / 'config.json'}")
-    model = parts.build({name: jnp.asarray(array) for name, array in best.arrays.items()})
+    model = parts.build({name: jax.device_put(array) for name, array in best.arrays.items()})
     model.encoder.loop = "scan"  # nothing is kept for a backward pass
     digest = model_digest(folder)
     identity = combined({"trained": fingerprint(best.arrays), "base": base.fingerprint})
@@ -180,10 +204,11 @@ def _on_its_base(config: Config, folder: Path, best: Best, places: Sequence[Path
     """The parts of a run's model, on the base weights with the fingerprint that it was trained on."""
     expected, seen = best.info.get("base_sha256"), []
     for path in find_bases(config, folder, best.info, places):
-        base = load_base(config, path, places)
-        if best.info.get("format", 1) > 1:
+        new = best.info.get("format", 1) > 1
+        base = load_base(config, path, places, draw=not new)
+        if new:
             if base.fingerprint == expected:
-                return make_parts(config, base, dtype), base
+                return frozen_parts(config, base, dtype), base
         elif expected in _old_fingerprints(config, base):
             return make_parts(config, base, dtype), base
         seen.append(str(base.path or RANDOM))
@@ -223,18 +248,20 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
     return weights.load_encoder(path, **options)
 
 
-def load_base(config: Config, path: Path | None = None, places: Sequence[Path] = ()) -> Base:
+def load_base(config: Config, path: Path | None = None, places: Sequence[Path] = (), *, draw: bool = True) -> Base:
     """What the configuration says to start from, or, in its place, what lies at `path`.
 
     Args:
       places: further places to look for the base of a base.
+      draw: random weights; else they are left to `frozen_parts`.
 
     Raises UserError if no weights are named for a method that adapts some, or if they cannot be read.
     """
     source = config.encoder.weights
     if source == RANDOM:
         variant = get_variant(config.encoder.variant)
-        return Base(random_encoder(variant, config.seed), None, random_fingerprint(variant.to_json(), config.seed), None)
+        encoder: Any = random_encoder(variant, config.seed) if draw else None
+        return Base(encoder, None, random_fingerprint(variant.to_json(), config.seed), None)
     if source is None:
         raise UserError(
             f"method {config.method.name} needs an encoder: --encoder.weights FILE_OR_RUN (or the word '{RANDOM}' to train from nothing)"
