@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from jaxface.cli import parse
 from jaxface.compiled import use_compiled_programs
 from jaxface.data.records import SPLITS
 from jaxface.errors import UserError, run_command, tell
+from jaxface.evaluation.trust import Caution
 from jaxface.files import alone_in, to_json
 from jaxface.prediction import engines
 from jaxface.ranges import Count, Items, OneOf, Share, Where, ranged
@@ -34,6 +36,7 @@ class Options:
       json: print the figures as JSON.
       weights: where a run's base weights are, if not where they were; known by their hash.
       engine: what computes the model, as of `jaxface.predict`.
+      trust: how sure answers have to be.
       most_loss: the share of faces that "auto" may have in another class than jax, as the export measured it.
     """
 
@@ -49,6 +52,7 @@ class Options:
     weights: tuple[Where, ...] = ()
     engine: engines.Name = engines.DEFAULT
     most_loss: Share = 0.01
+    trust: tyro.conf.OmitArgPrefixes[Caution] = field(default_factory=Caution)
 
 
 def main() -> None:
@@ -75,7 +79,7 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
 
     with alone_in(options.out or run):
         if options.recompute:
-            predictions, scores = evaluate_again(options.out or run, options.groups)
+            predictions, scores = evaluate_again(options.out or run, options.groups, options.trust)
         else:
             predictions, scores = evaluate_run(
                 run,
@@ -88,6 +92,7 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
                 keep=not alone,
                 weights=options.weights,
                 engine=None if options.engine == engines.DEFAULT else opened(run, options),
+                caution=options.trust,
             )
         temperatures = {task: values["calibration"]["temperature"] for task, values in scores["tasks"].items()}
         fitted = {task: value for task, value in temperatures.items() if value is not None}

@@ -1,4 +1,4 @@
-"""python -m jaxface.predict RUN PATH...: age group, gender and emotion of every face in photos, folders and videos."""
+"""python -m jaxface.predict RUN PATH...: what a run predicts of every face, or picture, in photos, folders and videos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import tyro
 
 from jaxface.cli import parse
 from jaxface.compiled import use_compiled_programs
+from jaxface.data.tasks import Task
 from jaxface.errors import UserError, run_command, tell
+from jaxface.evaluation.trust import Caution
 from jaxface.files import to_json
 from jaxface.large_pages import use_large_pages
 from jaxface.launchers import launched
@@ -49,6 +51,7 @@ class Options:
       find: how faces are found.
       serve: answer photos over HTTP instead, with a page to try it.
       limits: of the server.
+      trust: how sure answers have to be.
       weights: where the run's base weights are, if not where they were; known by their hash.
       engine: what computes the model: jax; onnxruntime, onnxruntime-int8, openvino-int8 on what `jaxface.export` wrote into the run folder
         (--to onnx, --to onnx --precision int8); auto takes the fastest of these that is there, and says which.
@@ -68,6 +71,7 @@ class Options:
     find: tyro.conf.OmitArgPrefixes[FaceOptions] = field(default_factory=FaceOptions)
     serve: bool = False
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
+    trust: tyro.conf.OmitArgPrefixes[Caution] = field(default_factory=Caution)
     weights: tuple[Where, ...] = ()
     engine: engines.Name = engines.DEFAULT
     most_loss: Share = 0.01
@@ -75,12 +79,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.serve and (self.paths or self.out or self.draw):
             raise UserError("--serve takes no PATH, --out or --draw: photos come over HTTP")
+        if self.tracks and self.trust.asked:
+            raise UserError("--tracks pools answers: --coverage, --most-errors and --threshold-age are of single pictures")
         if not self.serve and not self.paths:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
 
     def model(self) -> Json:
         """What the predictor is told of the model."""
-        return {"weights": self.weights, "engine": self.engine, "most_loss": self.most_loss}
+        return {"weights": self.weights, "engine": self.engine, "most_loss": self.most_loss, "caution": self.trust}
 
 
 def shard_of(word: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -134,7 +140,7 @@ def predict(options: Options) -> Counter[str]:
         items, new = items_of(paths, done, options.every), set()
         before = sum((path, None) in done for path in paths)
         draw = options.draw
-        finish = None if draw is None else _drawer(draw, about["classes"])
+        finish = None if draw is None else _drawer(draw, predictor.named)
         with Track("predict", len(paths), unit="files", done=before) as track:
             results = predict_stream(predictor, items, threads=options.threads, finish=finish)
             if options.tracks:
@@ -154,18 +160,18 @@ def predict(options: Options) -> Counter[str]:
             journal.finish()
             statuses = Counter(row["status"] for row in journal.rows())
             if options.draw:
-                draw_rest(options.draw, journal.rows(), about["classes"], new)
+                draw_rest(options.draw, journal.rows(), predictor.named, new)
     return statuses
 
 
-def _drawer(folder: Path, classes: Json) -> Callable[[Any, Json], None]:
+def _drawer(folder: Path, tasks: Mapping[str, Task]) -> Callable[[Any, Json], None]:
     """Draws a photo's result."""
     from jaxface.prediction.annotate import draw_photo
 
-    return lambda item, result: draw_photo(folder, result, classes)
+    return lambda item, result: draw_photo(folder, result, tasks)
 
 
-def draw_rest(folder: Path, rows: Iterable[Json], tasks: Json, new: Collection[str]) -> None:
+def draw_rest(folder: Path, rows: Iterable[Json], tasks: Mapping[str, Task], new: Collection[str]) -> None:
     """The annotated copies of all videos and photos among the results that are not there yet; of videos that are new again, too."""
     from jaxface.prediction.annotate import draw_photo, draw_video, place
 

@@ -12,18 +12,21 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxface.cli import parse
 from jaxface.data.cropping import Cropping
+from jaxface.data.discovery import doubts
 from jaxface.data.engines import ENGINES
 from jaxface.data.preparation import Leakage, prepare
+from jaxface.data.records import TASKS_FILE, set_tasks
 from jaxface.data.sources import SOURCES, Reading
 from jaxface.data.synthetic import DrawnSet
-from jaxface.data.tasks import TASKS
+from jaxface.data.tasks import BUILT_IN, TASKS
 from jaxface.errors import run_command, tell
 from jaxface.files import aside
-from jaxface.ranges import Items, Known, Range, Seed, Where, ranged
+from jaxface.ranges import Items, Known, Listed, Range, Seed, Where, ranged
 
 
 @ranged()
@@ -41,7 +44,8 @@ class Options:
     """Which data set, and where to.
 
     Attributes:
-      source: celeba_hq, fairface, lagenda, manifest, raf_db, synthetic, utkface, vggface2, or one registered elsewhere.
+      source: celeba_hq, coco, fairface, folders, huggingface, label_studio, lagenda, manifest, raf_db, synthetic, utkface, vggface2, or one
+        registered elsewhere.
       folder: the data set on disk; for synthetic the name of a drawing style.
       out: the folder to write.
       workers: processes; 0 takes one a core, as far as the work is worth it.
@@ -77,7 +81,7 @@ class Look:
 
     look: Annotated[tuple[Where, ...], Items(least=1)]
     out: Where | None = None
-    tasks: Annotated[tuple[str, ...], Known(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
+    tasks: Annotated[tuple[str, ...], Listed(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
     sampling: Literal["shuffle", "balanced"] = "balanced"
     image_size: Annotated[int, Range(8, 8192)] = 336
     count: Annotated[int, Range(1, 10_000)] = 48
@@ -87,26 +91,33 @@ class Look:
 def look() -> None:
     """Writes the page of `--look` and prints where it is."""
     from jaxface.report.data_sheets import batch_page
+    from jaxface.runs.own_tasks import tasks_in
 
     options = parse(Look, prog="python -m jaxface.prepare", description=__doc__)
     out = options.out or options.look[0] / "look.html"
     folders = [str(folder) for folder in options.look]
     size = {"image_size": options.image_size, "count": options.count, "seed": options.seed}
-    text = batch_page(folders, options.tasks, sampling=options.sampling, **size)
+    text = batch_page(folders, tasks_in(folders, options.tasks), sampling=options.sampling, **size)
     with aside(out) as temporary:
         temporary.write_text(text)
     print(out)
 
 
 def show(summary: dict[str, Any], out: Path, console: Console) -> None:
-    """Prints what was kept, per task and class, and what was dropped."""
+    """Prints what was kept, per task and class, what deserves a second look, and what was dropped."""
+    own = {name: task for name, task in set_tasks(out).items() if task != BUILT_IN.get(name)}
     for task, classes in summary["classes"].items():
         counted = {split: values["labels"][task] for split, values in summary["splits"].items()}
         if any(map(sum, counted.values())):
-            table = Table(task, *counted, title=f"{out}: records with a label of {task}")
-            for index, name in enumerate(classes):
-                table.add_row(name, *(str(counts[index]) for counts in counted.values()))
+            title = f"{own[task].says}, records" if task in own else f"records with a label of {task}"
+            table = Table(escape(task), *counted, title=escape(f"{out}: {title}"))
+            for index, name in enumerate(classes or ["numbers"]):
+                table.add_row(escape(name), *(str(counts[index]) for counts in counted.values()))
             console.print(table)
+        for line in doubts(own[task], [sum(counts) for counts in zip(*counted.values(), strict=True)]) if task in own else ():
+            tell(f"{task}: {line}")
+    if own:
+        tell(f"{out / TASKS_FILE} describes {', '.join(own)}: --tasks-file takes a changed copy")
     kept = ", ".join(f"{values['records']} {split}" for split, values in summary["splits"].items())
     console.print(f"{out}: {kept}")
     dropped = summary["dropped"]

@@ -74,6 +74,15 @@ class Known(Rule):
 
 
 @dataclass(frozen=True, eq=False)
+class Listed(Known):
+    """Names of a registry's entries, and any other of letters, digits, _ and -: what it names is known later."""
+
+    def __call__(self, value: Any) -> None:
+        if not re.fullmatch(r"\w[\w-]*", value):
+            self.registry.get(value)
+
+
+@dataclass(frozen=True, eq=False)
 class OneOf(Rule):
     """Words of a list that stands elsewhere; `kind` is what a message calls one."""
 

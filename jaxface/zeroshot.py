@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from jaxface.cli import parse
 from jaxface.data.records import SPLITS
-from jaxface.data.tasks import TASKS
+from jaxface.data.tasks import TASKS, get_task
 from jaxface.errors import UserError, run_command
 from jaxface.files import check_output
 from jaxface.ranges import Count, Items, Known, OneOf, Where, ranged
@@ -78,7 +78,8 @@ def classify(options: Options) -> Predictions:
         batches = photo_batches(photos, options.tasks, **sizes)
     else:
         batches = eval_batches(sets, options.split, options.tasks, **sizes)
-    predictions = predict_all(make_predict(structure), replicate(arrays), batches, options.tasks, title="zero-shot", total=total)
+    tasks, predict = tuple(map(get_task, options.tasks)), make_predict(structure)
+    predictions = predict_all(predict, replicate(arrays), batches, tasks, title="zero-shot", total=total)
     return predictions if run is None else run.write(clip, predictions)
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from made_answers import TASKS, answers
 
-from jaxface.evaluation.metrics import summarize
+from jaxface.evaluation.summary import summarize
 from jaxface.runs.predictions_file import write_predictions
 
 

@@ -52,7 +52,8 @@ ACCEPTED = {  # beside a field's own default, and files and folders anywhere: th
     "zero": {
         "nothing of it": """Augment.flip Augment.jitter Augment.degrees Augment.translate Augment.erase Augment.strength HeadOptions.dropout
             OptimizerOptions.weight_decay FaceOptions.margin Cropping.margin compare.Options.repeats step_memory.Options.rounds
-            attention_kernels.Options.rounds Reading.held_out DrawnSet.missing""",
+            attention_kernels.Options.rounds Reading.held_out DrawnSet.missing evaluate.Options.most_loss predict.Options.most_loss""",
+        "at birth": "Caution.threshold_age",
         "the next epoch already": "OptimizerOptions.plateau_patience",
         "at every step": "Config.checkpoint_minutes",
         "every face": "FaceOptions.threshold Cropping.threshold",
@@ -62,15 +63,16 @@ ACCEPTED = {  # beside a field's own default, and files and folders anywhere: th
         "a number like others": """AdapterOptions.scaling Augment.degrees Augment.mixup Augment.cutmix DrawnSet.skew
             OptimizerOptions.backbone OptimizerOptions.pool OptimizerOptions.head OptimizerOptions.plus_ratio OptimizerOptions.weight_decay
             OptimizerOptions.clip_norm Config.checkpoint_minutes input_pipeline.Options.seconds input_pipeline.Options.device_rate
-            Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds gpu_report.Options.minutes""",
+            DataOptions.max_repeat Caution.threshold_age Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds
+            gpu_report.Options.minutes""",
     },
-    "empty": {"the prediction alone": "roofline.Options.cases"},
+    "empty": {"the prediction alone": "roofline.Options.cases", "none of its own": "Config.definitions"},
     "blank": {"as empty": "AdapterOptions.blocks", "a regular expression like others": "AdapterOptions.targets"},
     "with control characters": {"a regular expression like others": "AdapterOptions.targets"},
     "a bool": {"whether, or what is usual": "weights_convert.Arguments.averaged"},
     "path-like": {
         "looked up where it is used, which writes nothing": """EncoderOptions.attention roofline.Step.attention roofline.Options.attention
-            step_profile.Options.attention Reading.path_column Reading.age_column export.Options.to""",
+            step_profile.Options.attention Reading.path_column Reading.age_column Reading.columns export.Options.to""",
         "a regular expression like others": "AdapterOptions.targets",
     },
 }

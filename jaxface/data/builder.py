@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from jaxface.data.shards import features
+from jaxface.data.tasks import Task
 
 
 class _OwnInfo(tfds.core.DatasetInfo):
@@ -27,16 +28,17 @@ class Faces(FileReaderBuilder):
 
     Args:
       files: of each split, the ArrayRecord files with their numbers of records, in order.
+      tasks: whose labels are in them.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, files: Mapping[str, Sequence[tuple[Path, int]]], data_dir: Path) -> None:
-        self.files = files
+    def __init__(self, *, files: Mapping[str, Sequence[tuple[Path, int]]], tasks: tuple[Task, ...], data_dir: Path) -> None:
+        self.files, self.tasks = files, tasks
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return _OwnInfo(builder=self, features=features(), disable_shuffling=True)
+        return _OwnInfo(builder=self, features=features(self.tasks), disable_shuffling=True)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         self.info.set_splits(tfds.core.splits.SplitDict([self._take(split, files) for split, files in self.files.items()]))

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxface.data.faces import Box
 from jaxface.data.records import SPLITS
@@ -49,7 +50,7 @@ def read_labels(row: Mapping[str, str], tasks: Sequence[str], where: str, stradd
 
     Raises UserError for a cell that is no class, and for an age and years of age that contradict each other.
     """
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for task in (task for task in tasks if task in row):
         if task in (AGE.name, AGE_YEARS.name):
             labels = read_age(row[task], where, straddling)
@@ -61,19 +62,9 @@ def read_labels(row: Mapping[str, str], tasks: Sequence[str], where: str, stradd
     return found
 
 
-def read_label(task: str, text: str, where: str, note: Note | None = None) -> int:
-    """A class from its name or a usual synonym, in any case. Raises UserError for anything else."""
-    known = TASKS[task]
-    if text in known.classes:
-        return known.classes.index(text)
-    names = {plain(name): name for name in known.classes}
-    other = {plain(word): name for word, name in known.synonyms}
-    word = plain(text)
-    if word not in names and word not in other:
-        raise UserError(f"{where}: {task} {text!r} is out of range; known: {', '.join(known.classes)}")
-    if word not in names and note is not None and len(word) > 1:  # m and f need no explanation
-        note(f"{text} as {other[word]}")
-    return known.classes.index(names.get(word) or other[word])
+def read_label(task: str, text: str, where: str, note: Note | None = None) -> Any:
+    """The label of a known task in a cell: a class by its name or a usual synonym, in any case. Raises UserError for anything else."""
+    return TASKS[task].of.read(TASKS[task], text, where, note)
 
 
 def read_age(text: str, where: str, straddling: str = "refuse") -> dict[str, int]:

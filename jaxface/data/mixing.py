@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jaxface.data.tasks import MISSING
+from jaxface.data.tasks import known
 
 
 def mix_pairs(
@@ -21,7 +21,7 @@ def mix_pairs(
 
     Args:
       images: uint8 [B, H, W, 3].
-      labels: of each task [B].
+      labels: of each task [B, ...].
       rngs: one for each pair.
       mixup, cutmix: the parameter of the beta distribution that the share is drawn from, 0 for never; with both, each half of the time.
 
@@ -30,13 +30,14 @@ def mix_pairs(
     """
     share = np.ones(len(images), np.float32)
     other = {task: values.copy() for task, values in labels.items()}
+    carried = [known(values) for values in labels.values()]
     for pair, rng in enumerate(rngs):
         a, b = 2 * pair, 2 * pair + 1
         cuts = rng.random() < 0.5 if mixup and cutmix else bool(cutmix)
         alpha = cutmix if cuts else mixup
         drawn = float(rng.beta(alpha, alpha))
         middle = rng.random(2)
-        if any((values[a] == MISSING) != (values[b] == MISSING) for values in labels.values()):
+        if any(values[a] != values[b] for values in carried):
             continue
         kept = (_cut if cuts else _blend)(images[a], images[b], max(drawn, 1 - drawn), middle)
         share[a] = share[b] = kept

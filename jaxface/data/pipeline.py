@@ -17,7 +17,7 @@ from jaxface.data.images import Unreadable, decode
 from jaxface.data.mixing import mix_pairs
 from jaxface.data.records import Records, open_records, read_labels, splits
 from jaxface.data.sampling import make_order
-from jaxface.data.tasks import MISSING
+from jaxface.data.tasks import blank_like
 from jaxface.errors import UserError
 from jaxface.imports import import_files, imported_files
 
@@ -46,16 +46,24 @@ class Joined:
         if not self.parts:
             raise UserError(f"no split {split!r} in {', '.join(map(str, folders))}")
         self.starts = np.cumsum([0, *map(len, self.parts)])
-        self.labels = {
-            task: np.concatenate([read_labels(p.folder, split).get(task, np.full(len(p), MISSING)) for p in self.parts]) for task in tasks
-        }
+        self.labels = {task: self._labels(task, split) for task in tasks}
+
+    def _labels(self, task: str, split: str) -> np.ndarray:
+        """A task's labels [N, ...]; missing in folders that do not know it."""
+        found = [read_labels(part.folder, split).get(task) for part in self.parts]
+        kept = next((labels for labels in found if labels is not None), np.zeros(0, np.int64))
+        parts = [blank_like(kept, len(part)) if labels is None else labels for part, labels in zip(self.parts, found, strict=True)]
+        return np.concatenate(parts)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         part, place = self._place(index)
-        return part[place] | {"labels": {task: int(self.labels[task][index]) for task in self.tasks}}
+        return part[place] | {"labels": self._of(index)}
+
+    def _of(self, index: int) -> dict[str, Any]:
+        return {task: self.labels[task][index] for task in self.tasks}
 
     def _place(self, index: int) -> tuple[Records, int]:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -68,8 +76,7 @@ class Joined:
 
     def blank(self, index: int) -> dict[str, Any]:
         """A record without an image, in the place of one that cannot be read."""
-        labels = {task: int(self.labels[task][index]) for task in self.tasks}
-        return {"id": self.name(index), "source": "", "person": "", "labels": labels}
+        return {"id": self.name(index), "source": "", "person": "", "labels": self._of(index)}
 
 
 class TrainBatches:
@@ -88,11 +95,12 @@ class TrainBatches:
         seed: int,
         augment: Augment | None,
         sampling: str,
+        max_repeat: float = 0.0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.records, self.image_size, self.batch_size = records, image_size, batch_size
         self.seed, self.augment, self.share = seed, augment, share
-        self.order = make_order(sampling, records.labels, len(records), seed)
+        self.order = make_order(sampling, records.labels, len(records), seed, max_repeat)
         self.user_files = imported_files()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -175,9 +183,10 @@ class Batch:
         self.records[row] = record
 
     def collect(self, names: Sequence[str]) -> dict[str, Any]:
-        """Images uint8 [B, H, W, 3], labels int32 [B] per task, names as object arrays [B], and what was skipped, with why."""
+        """Images uint8 [B, H, W, 3], labels int32 or float32 [B, ...] per task, names as object arrays [B], and what was skipped, why."""
         columns = {name: np.array([record[name] for record in self.records], object) for name in names}
-        labels = {task: np.array([record["labels"][task] for record in self.records], np.int32) for task in self.records[0]["labels"]}
+        labels = {task: np.array([record["labels"][task] for record in self.records]) for task in self.records[0]["labels"]}
+        labels = {task: values.astype(np.float32 if values.dtype.kind == "f" else np.int32) for task, values in labels.items()}
         return {"image": self.image, "labels": labels, **columns, "skipped": np.array(self.skipped, object)}
 
 
@@ -201,6 +210,7 @@ def train_batches(
     seed: int,
     augment: Augment | None,
     sampling: str = "balanced",
+    max_repeat: float = 0.0,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -213,6 +223,7 @@ def train_batches(
       batch_size: of this process; process p of n takes the p-th part of each of their common batches, which is the batch of one alone.
       augment: random changes, or None.
       sampling: "shuffle" or "balanced".
+      max_repeat: how often "balanced" may draw a record in an epoch at most, on average; 0 for any number.
       workers: processes that decode and augment; 0 does it in threads.
       start: batches that are left out at the beginning: a run that goes on after so many steps, on any number of processes.
     """
@@ -223,6 +234,7 @@ def train_batches(
         seed=seed,
         augment=augment,
         sampling=sampling,
+        max_repeat=max_repeat,
         share=(process_index, process_count),
     )
     return iter(_read(grain.MapDataset.source(batches)[start:], workers))

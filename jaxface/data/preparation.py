@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,11 @@ import numpy as np
 
 from jaxface.data.cropping import Cropping
 from jaxface.data.leakage import Leak, find_leaks, own_hashes, shared_persons, without
-from jaxface.data.records import HASHES, LABELS, SUMMARY, label_counts, read_hashes, read_summary
+from jaxface.data.records import HASHES, LABELS, SUMMARY, TASKS_FILE, Record, label_counts, read_hashes, read_summary
 from jaxface.data.shards import Shard, make_shards
 from jaxface.data.synthetic import DrawnSet
-from jaxface.data.tasks import TASKS
+from jaxface.data.task_files import task_to, write_tasks
+from jaxface.data.tasks import Task
 from jaxface.digests import file_digest, record_digests
 from jaxface.errors import UserError, tell
 from jaxface.files import alone_in
@@ -78,9 +79,12 @@ def prepare(
     if standing and not source.on_disk:
         return standing
     source.check(folder)
-    records, skipped = sort_into_splits(source, source.records(folder, options))
+    tasks, found = source.read(folder, options)
+    records, skipped = sort_into_splits(source, found)
+    tasks = measured(tasks, records)
     work = out.parent / f".{out.name}.partial"
-    shards = {split: make_shards(work, split, rows, source.name, source.margin, cropping, content) for split, rows in records.items()}
+    shared = (source.name, source.margin, cropping, tasks, content)
+    shards = {split: make_shards(work, split, rows, *shared) for split, rows in records.items()}
     settings["content"] = _content(shards, skipped, cropping, leakage)
     if standing and _same(out, standing, settings):
         return standing
@@ -99,8 +103,8 @@ def prepare(
         _refuse_empty(folder, shards, work)
         dropped = [(entry.id, entry.reason) for entry in skipped]
         dropped += [(name, reason) for shard in everything for name, reason in shard.outcome["dropped"]]
-        summary = settings | _summary(shards, dropped + removed, leaks)
-        _assemble(work, shards, summary, out)
+        summary = settings | _summary(shards, tasks, dropped + removed, leaks)
+        _assemble(work, shards, tasks, summary, out)
     return summary
 
 
@@ -112,7 +116,7 @@ def _content(shards: dict[str, list[Shard]], skipped: Sequence[Any], cropping: C
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any], out: Path) -> None:
+def _assemble(work: Path, shards: dict[str, list[Shard]], tasks: tuple[Task, ...], summary: dict[str, Any], out: Path) -> None:
     """Makes the prepared folder of finished shards, and gives it its name at the very end."""
     from jaxface.data.builder import Faces
 
@@ -120,11 +124,12 @@ def _assemble(work: Path, shards: dict[str, list[Shard]], summary: dict[str, Any
     shutil.rmtree(aside, ignore_errors=True)
     filled = {split: [shard for shard in parts if shard.outcome["kept"]] for split, parts in shards.items()}
     files = {split: [(shard.file, len(shard.outcome["kept"])) for shard in parts] for split, parts in filled.items()}
-    prepared = Faces(files=files, data_dir=aside).write()
-    labels = {f"{split}/{task}": values for split, parts in shards.items() for task, values in _labels(parts).items()}
+    prepared = Faces(files=files, tasks=tasks, data_dir=aside).write()
+    labels = {f"{split}/{task}": values for split, parts in shards.items() for task, values in _labels(parts, tasks).items()}
     np.savez(prepared / LABELS, **dict[str, Any](labels))
     np.savez(prepared / HASHES, **dict[str, Any](own_hashes(shards)))
     (prepared / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    (prepared / TASKS_FILE).write_text(write_tasks(tasks), encoding="utf-8")
     record_digests(prepared, sorted(path.name for path in prepared.iterdir()))
     before = work / "before"
     if out.exists():
@@ -163,7 +168,9 @@ def _differs(before: Any, now: Any) -> bool:
     """Whether options are others; one that there was not yet had its default."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return before != now
-    defaults = {name: value for kind in (Cropping, Leakage) for name, value in _plain(kind()).items()}
+    from jaxface.data.sources import Reading
+
+    defaults = {name: value for kind in (Cropping, Leakage, Reading) for name, value in _plain(kind()).items()}
     return {**{name: defaults[name] for name in now if name in defaults}, **before} != now
 
 
@@ -185,19 +192,28 @@ def _plain(options: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
 
-def _labels(parts: Sequence[Shard]) -> dict[str, np.ndarray]:
-    """The labels [N] of each task, in the order of the records."""
-    rows = np.array([row for shard in parts for row in shard.outcome["labels"]], np.int64).reshape(-1, len(TASKS))
-    return {task: rows[:, index] for index, task in enumerate(TASKS)}
+def _labels(parts: Sequence[Shard], tasks: tuple[Task, ...]) -> dict[str, np.ndarray]:
+    """The labels [N, ...] of each task, in the order of the records."""
+    rows = [row for shard in parts for row in shard.outcome["labels"]]
+    return {task.name: task.of.array(task, [row[index] for row in rows]) for index, task in enumerate(tasks)}
 
 
-def _summary(shards: dict[str, list[Shard]], dropped: Sequence[tuple[str, str]], leaks: Sequence[Leak]) -> dict[str, Any]:
+def measured(tasks: Sequence[Task], records: Mapping[str, Sequence[Record]]) -> tuple[Task, ...]:
+    """The tasks, those of a number with the mean and the standard deviation of its training labels."""
+    rows = records.get("train") or [row for part in records.values() for row in part]
+    return tuple(task.of.measured(task, [row.labels[task.name] for row in rows if task.name in row.labels]) for task in tasks)
+
+
+def _summary(
+    shards: dict[str, list[Shard]], tasks: tuple[Task, ...], dropped: Sequence[tuple[str, str]], leaks: Sequence[Leak]
+) -> dict[str, Any]:
     splits = {}
     for split, parts in shards.items():
-        counts = label_counts(_labels(parts), {task: TASKS[task].num_classes for task in TASKS})
+        counts = label_counts(_labels(parts, tasks), {task.name: task for task in tasks})
         splits[split] = {"records": sum(len(shard.outcome["kept"]) for shard in parts), "labels": counts}
     return {
-        "classes": {task: list(TASKS[task].classes) for task in TASKS},
+        "classes": {task.name: list(task.classes) for task in tasks},
+        "tasks": {task.name: task_to(task) for task in tasks},
         "splits": splits,
         "dropped": {
             "count": len(dropped),

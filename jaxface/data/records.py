@@ -4,14 +4,14 @@ A prepared folder holds ArrayRecord files with TensorFlow Datasets' description 
 that sampling reads no image), `hashes.npz` (to find pictures that are there twice), `summary.json`, and `digests.json`, which says whether
 all of them are what was written. TensorFlow Datasets reads the folder; we read the records alone, since its description of the features
 names Python classes, which nobody who opens a folder of someone else's wants to have imported. An example has `image` (encoded
-bytes), `id`, `person`, `source`, and one integer per task, `MISSING` where it has none.
+bytes), `id`, `person`, `source`, and the label of each task, as its kind keeps it (see `jaxface.data.kinds`), missing where it has none.
 """
 
 from __future__ import annotations
 
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from jaxface.data.images import Unreadable
-from jaxface.data.tasks import MISSING
+from jaxface.data.task_files import task_from, task_to
+from jaxface.data.tasks import TASKS, Task
 from jaxface.digests import check_digest, combined, file_digest
 from jaxface.errors import UserError
 from jaxface.files import read_object
@@ -28,6 +29,8 @@ from jaxface.files import read_object
 LABELS = "labels.npz"
 HASHES = "hashes.npz"
 SUMMARY = "summary.json"
+TASKS_FILE = "tasks.toml"
+"""The tasks, to be read and changed by people; programs read the summary."""
 DESCRIPTION = "dataset_info.json"
 SPLITS = ("train", "validation", "test")
 AGAIN = ": copy the whole folder again, or prepare it again"
@@ -44,7 +47,7 @@ class Record:
       id: stable name within the source.
       split: train, validation or test.
       image: path of the image file, or its encoded bytes.
-      labels: class of each task that the record carries.
+      labels: of each task that the record carries the class, or what its kind has in place of one.
       box: x0, y0, x1, y1 of the face in pixels, or None.
       person: name of the person where the source knows it, else ''.
       is_crop: whether an image without a box is a face crop already; otherwise the face is still to be found in it.
@@ -53,7 +56,7 @@ class Record:
     id: str
     split: str
     image: Path | bytes
-    labels: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
     box: tuple[float, float, float, float] | None = None
     person: str = ""
     is_crop: bool = True
@@ -104,7 +107,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_labels(folder: str | Path, split: str) -> dict[str, np.ndarray]:
-    """The labels [N] int64 of every task that the folder knows, in the order of the records. Raises UserError if there is no such split."""
+    """The labels [N, ...] of every task that the folder knows (see `jaxface.data.kinds`), in the order of the records.
+
+    Raises UserError if there is no such split.
+    """
     if split not in splits(folder):
         raise UserError(f"{folder} has no split {split!r}; it has {', '.join(splits(folder))}")
     return {name.partition("/")[2]: values for name, values in _labels(str(folder)).items() if name.startswith(f"{split}/")}
@@ -121,16 +127,15 @@ def read_hashes(folder: str | Path) -> dict[str, np.ndarray]:
 class Records:
     """Random access to the records of one split; can be sent to worker processes.
 
-    `records[i]` is {"image": encoded bytes, "id": str, "person": str, "source": str, "labels": {task: int}}; it raises Unreadable where the
-    file is damaged.
+    `records[i]` is {"image": encoded bytes, "id": str, "person": str, "source": str, "labels": {task: label}}; it raises Unreadable where
+    the file is damaged.
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self.folder, self.split = str(folder), split
-        labels = read_labels(folder, split)
-        self.tasks = tuple(labels)
+        self.labels = labels = read_labels(folder, split)
         files = record_files(folder, split)
         try:
             self._examples = ArrayRecordDataSource([str(path) for path in files])
@@ -150,7 +155,7 @@ class Records:
             return {
                 "image": values["image"].bytes_list.value[0],
                 **{name: values[name].bytes_list.value[0].decode() for name in ("id", "person", "source")},
-                "labels": {task: int(values[task].int64_list.value[0]) for task in self.tasks},
+                "labels": {task: labels[int(index)] for task, labels in self.labels.items()},
             }
         except Exception as error:  # of the reader or of protobuf, which have no common kind
             reason = " ".join(str(error).split(";")[0].split())
@@ -201,6 +206,35 @@ def open_records(folder: str | Path, split: str) -> Records:
     return Records(folder, split)
 
 
-def label_counts(labels: Mapping[str, np.ndarray], classes: Mapping[str, int]) -> dict[str, list[int]]:
-    """How many records each class of each task has."""
-    return {task: np.bincount(values[values != MISSING], minlength=classes[task]).tolist() for task, values in labels.items()}
+def set_tasks(folder: str | Path) -> dict[str, Task]:
+    """The tasks that a prepared folder has labels of, by name. Raises UserError for one that is none, or a task described wrongly."""
+    summary = read_summary(folder)
+    try:
+        described = summary["tasks"] if "tasks" in summary else {name: _of_old(name, names) for name, names in summary["classes"].items()}
+        found = {name: task_from(name, value) for name, value in described.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{Path(folder) / SUMMARY}: {error}") from None
+    return found
+
+
+def _of_old(name: str, classes: list[str]) -> dict[str, Any]:
+    """A task of a set from before they were described: a known one, or its classes."""
+    same = name in TASKS and list(TASKS[name].classes) == classes
+    return task_to(TASKS[name]) if same else {"classes": classes}
+
+
+def joined_tasks(folders: Sequence[str | Path]) -> dict[str, Task]:
+    """The tasks of several prepared folders. Raises UserError where two of them have different ones of a name."""
+    found: dict[str, tuple[Task, str | Path]] = {}
+    for folder in folders:
+        for name, task in set_tasks(folder).items():
+            first, where = found.setdefault(name, (task, folder))
+            if first != task:
+                what = "other classes" if first.classes != task.classes else "another kind or unit"
+                raise UserError(f"{where} and {folder} both have a task {name}, of {what}: prepare them with one --tasks-file")
+    return {name: task for name, (task, _) in found.items()}
+
+
+def label_counts(labels: Mapping[str, np.ndarray], tasks: Mapping[str, Task]) -> dict[str, list[int]]:
+    """How many records each class of each task has; of a number without steps how many records carry it."""
+    return {name: tasks[name].of.counts(tasks[name], values) for name, values in labels.items()}

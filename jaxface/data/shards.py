@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -21,7 +21,7 @@ from jaxface.data.cropping import Cropping, cut_face
 from jaxface.data.duplicates import fingerprint
 from jaxface.data.images import Unreadable
 from jaxface.data.records import Record
-from jaxface.data.tasks import MISSING, TASKS
+from jaxface.data.tasks import BUILT_IN, Task
 from jaxface.digests import stamp_of
 from jaxface.errors import UserError
 from jaxface.files import aside, write_json
@@ -39,6 +39,7 @@ class Shard:
       records: of one split, in order.
       source: the data set's name.
       margin: the source's own.
+      tasks: whose labels are written.
     """
 
     stem: Path
@@ -46,6 +47,7 @@ class Shard:
     source: str
     margin: float
     cropping: Cropping
+    tasks: tuple[Task, ...]
 
     @property
     def file(self) -> Path:
@@ -58,28 +60,36 @@ class Shard:
 
     @cached_property
     def outcome(self) -> dict[str, Any]:
-        """Of the N records written `labels` [N, tasks], `hashes` (hexadecimal) and `kept` (positions); of others `dropped` (id, reason);
-        `damaged` (id, reason) of those that were kept."""
+        """Of the N records written `labels` [N, tasks] (null where there is none), `hashes` (hexadecimal) and `kept` (positions); of others
+        `dropped` (id, reason); `damaged` (id, reason) of those that were kept."""
         return json.loads(self.done.read_text())
 
 
 def make_shards(
-    folder: Path, split: str, records: list[Record], source: str, margin: float, cropping: Cropping, content: bool = False
+    folder: Path,
+    split: str,
+    records: list[Record],
+    source: str,
+    margin: float,
+    cropping: Cropping,
+    tasks: tuple[Task, ...],
+    content: bool = False,
 ) -> list[Shard]:
     """The shards of a split: how many depends on the number of records alone, never on the machine.
 
     Args:
+      tasks: whose labels are written.
       content: know images by a hash of their content, not by size and time.
     """
-    tasks = [*TASKS.values()]
+    described = [task if task == BUILT_IN.get(task.name) else (task, task.kind, task.unit) for task in tasks]
     size = min(1024, max(64, -(-len(records) // 64)))
     shards = []
     for index, start in enumerate(range(0, len(records), size)):
         part = tuple(records[start : start + size])
         images = [(replace(record, image=b""), *_version(record.image, content)) for record in part]
-        identity = repr((source, margin, cropping, tasks, images))
+        identity = repr((source, margin, cropping, described, images))
         name = f"{split}-{index:05d}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        shards.append(Shard(folder / name, part, source, margin, cropping))
+        shards.append(Shard(folder / name, part, source, margin, cropping, tasks))
     return shards
 
 
@@ -114,36 +124,37 @@ def write_shard(shard: Shard) -> None:
             except Unreadable as error:
                 outcome["dropped"].append((record.id, str(error)))
                 continue
-            labels = {task: record.labels.get(task, MISSING) for task in TASKS}
-            write(serialize(data, record, shard.source, labels))
-            outcome["labels"].append(list(labels.values()))
+            labels = [record.labels.get(task.name) for task in shard.tasks]
+            write(serialize(data, record, shard.source, shard.tasks, labels))
+            outcome["labels"].append(labels)
             outcome["hashes"].append(fingerprint(image).tobytes().hex())
             outcome["kept"].append(position)
             outcome["damaged"] += [(record.id, damage)] if damage else []
     write_json(shard.done, outcome)
 
 
-def features() -> Any:
-    """What an example holds, for TensorFlow Datasets: labels of the tasks that are known by now."""
-    return _features(tuple(TASKS))
-
-
 @lru_cache(maxsize=1)
-def _features(tasks: tuple[str, ...]) -> Any:
+def features(tasks: tuple[Task, ...]) -> Any:
+    """What an example holds, for TensorFlow Datasets: the labels of the tasks as their kinds keep them."""
     import tensorflow_datasets as tfds
 
     fields = {"image": tfds.features.Image(shape=(None, None, 3)), **{name: tfds.features.Text() for name in ("id", "person", "source")}}
-    return tfds.features.FeaturesDict(fields | dict.fromkeys(tasks, np.int64))
+    labels = {task.name: task.of.array(task, [None]) for task in tasks}
+    kept = {name: np.float64 if blank.dtype.kind == "f" else np.int64 for name, blank in labels.items()}
+    shaped = {name: tfds.features.Tensor(shape=labels[name].shape[1:], dtype=kind) for name, kind in kept.items() if labels[name].ndim > 1}
+    return tfds.features.FeaturesDict(fields | kept | shaped)
 
 
-def serialize(image: bytes, record: Record, source: str, labels: dict[str, int]) -> bytes:
+def serialize(image: bytes, record: Record, source: str, tasks: tuple[Task, ...], labels: Sequence[Any]) -> bytes:
     """An example as TensorFlow Datasets writes it, the same bytes every time."""
-    example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source} | labels
-    return _serializer(tuple(TASKS)).get_tf_example(features().encode_example(example)).SerializeToString(deterministic=True)
+    example = {"image": io.BytesIO(image), "id": record.id, "person": record.person, "source": source}
+    kept = {task.name: task.of.array(task, [label])[0] for task, label in zip(tasks, labels, strict=True)}
+    example |= {name: label.astype(np.int64) if label.ndim else label for name, label in kept.items()}
+    return _serializer(tasks).get_tf_example(features(tasks).encode_example(example)).SerializeToString(deterministic=True)
 
 
 @lru_cache(maxsize=1)
-def _serializer(tasks: tuple[str, ...]) -> Any:
+def _serializer(tasks: tuple[Task, ...]) -> Any:
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    return ExampleSerializer(_features(tasks).get_serialized_info())
+    return ExampleSerializer(features(tasks).get_serialized_info())

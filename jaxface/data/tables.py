@@ -32,6 +32,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "person": ("person_id", "subject", "subject_id", "identity", "identity_id", "pid"),
 }
 """What the columns of face data are called, too."""
+SEPARATORS = (";", "|")
+"""Between the labels of one cell."""
+NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 NEAR = 0.8
 """Likeness (of `difflib`) from which an unknown name is taken for a slip of the pen."""
 
@@ -39,6 +42,23 @@ NEAR = 0.8
 def plain(name: str) -> str:
     """A name without what does not tell names apart."""
     return re.sub(r"[\s_-]+", "_", name.strip()).casefold()
+
+
+def parts_of(text: str | list[str], names: Sequence[str] = ()) -> list[str]:
+    """The labels in a cell of several: apart by `;` or `|`, else by commas, none of them in a label's name; `none` alone is no label."""
+    if isinstance(text, list):
+        return text
+    if text in names:
+        return [text]
+    separator = next((mark for mark in SEPARATORS if mark in text), ",")
+    parts = [part.strip() for part in text.split(separator)]
+    return [] if parts in (["none"], ["[]"]) and "none" not in names else [part for part in parts if part]
+
+
+def number_of(text: str) -> float | None:
+    """A finite number as tables write it, its mark a point or a comma; None for any other text."""
+    number = float(text.replace(",", ".")) if NUMBER.fullmatch(text) else None
+    return number if number is not None and math.isfinite(number) else None
 
 
 class Table:
@@ -171,7 +191,9 @@ def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Recor
 
 
 def _text(cell: Any) -> str:
-    """A cell of Parquet as CSV would have it: nothing for null and not-a-number."""
+    """A cell of Parquet as CSV would have it: nothing for null and not-a-number, the items of a list between semicolons."""
+    if isinstance(cell, list):
+        return SEPARATORS[0].join(map(_text, cell)) or "none"
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     return (cell.decode(errors="backslashreplace") if isinstance(cell, bytes) else str(cell)).strip()

@@ -1,41 +1,16 @@
-"""What is predicted: a task is a name and its classes. The thesis's three stand here; another is one `register_task` away."""
+"""The tasks that are known. The thesis's three are the built-in file; others come from a user's file, a prepared set, a run, or code."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from jaxface.data.kinds import KINDS, MISSING, Kind, Task, blank_like, known
+from jaxface.data.task_files import read_tasks
 from jaxface.errors import UserError
 from jaxface.registry import Registry
 
-MISSING = -1
-"""The label of a sample that does not carry a task."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One classification task.
-
-    Attributes:
-      name: as commands, batches and output columns use it.
-      classes: the names of its classes; a label is an index into them.
-      ordinal: whether the classes have an order, so that being off by one class means something.
-      coarse: the task whose classes are groups of this one's, which answers are mapped back to; '' for none.
-      group: the coarse class of each class.
-      synonyms: further names of classes in tables: ("woman", "female").
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    ordinal: bool = False
-    coarse: str = ""
-    group: tuple[int, ...] = ()
-    synonyms: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
+__all__ = ["AGE", "AGE_YEARS", "EMOTION", "GENDER", "KINDS", "MISSING", "TASKS", "Kind", "Task", "blank_like", "known"]
 
 TASKS: Registry[Task] = Registry("task")
 get_task = TASKS.get
@@ -48,33 +23,16 @@ def register_task(task: Task) -> Task:
     return TASKS.add(task.name, task)
 
 
-# thesis, sections 2.7.1 and 2.7.4: the classes and their order
-AGE = register_task(Task("age", ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "70+"), ordinal=True))
-GENDER = register_task(
-    Task(
-        "gender",
-        ("male", "female"),
-        synonyms=(("m", "male"), ("man", "male"), ("f", "female"), ("w", "female"), ("woman", "female")),
-    )
-)
-EMOTION = register_task(
-    Task(
-        "emotion",
-        ("surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"),
-        synonyms=(
-            *(("surprised", "surprise"), ("fearful", "fear"), ("disgusted", "disgust"), ("happiness", "happy"), ("joy", "happy")),
-            *(("sadness", "sad"), ("anger", "angry"), ("neutrality", "neutral")),
-        ),
-    )
-)
+AGE, GENDER, EMOTION = map(register_task, read_tasks(Path(__file__).with_name("faces.toml")).values())
 
 AGE_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
 """The first year of each age group."""
 
 
-def with_coarse(tasks: Sequence[str]) -> tuple[str, ...]:
+def with_coarse(tasks: Iterable[str], tasks_known: Mapping[str, Task] | Registry[Task] = TASKS) -> tuple[str, ...]:
     """The tasks, and after them those that their answers are mapped back to: what is evaluated."""
-    return tuple(dict.fromkeys((*tasks, *(task.coarse for task in map(get_task, tasks) if task.coarse))))
+    found = [tasks_known[name] for name in tasks]
+    return tuple(dict.fromkeys((*(task.name for task in found), *(task.coarse for task in found if task.coarse))))
 
 
 def age_group(years: float) -> int:
@@ -97,6 +55,9 @@ AGE_YEARS = register_task(
     )
 )
 """Age in single years, for ordinal regression (thesis, section 5.2)."""
+
+BUILT_IN: Mapping[str, Task] = dict(TASKS.items())
+"""The tasks that every process knows: no run or set needs to describe them."""
 
 
 def age_labels(years: float) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxface.data.tasks import MISSING
+from jaxface.data.tasks import MISSING, known
 from jaxface.evaluation.predictions import Predictions
 
 RANGE = (0.05, 20.0)
@@ -34,5 +34,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def fit_temperatures(validation: Predictions) -> dict[str, float]:
     """The temperature of every task that some record has a label of."""
-    labelled = [task.name for task in validation.tasks if (validation.labels[task.name] != MISSING).any()]
+    of_classes = [task for task in validation.tasks if task.kind in ("classification", "ordinal")]
+    labelled = [task.name for task in of_classes if known(validation.labels[task.name]).any()]
     return {task: fit_temperature(validation.logits[task], validation.labels[task]) for task in labelled}

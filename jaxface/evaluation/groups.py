@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from jaxface.data.tables import Table, pairs
-from jaxface.data.tasks import MISSING, Task
+from jaxface.data.tasks import Task, known
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
 
@@ -81,7 +81,7 @@ def attributes(predictions: Predictions) -> dict[str, np.ndarray]:
     """The group `[N]` of every record by attribute and by pairs of them; '' where it is not known."""
     single = {}
     for task in predictions.tasks:
-        if task.name in PERSONAL:
+        if task.name in PERSONAL and predictions.labels[task.name].ndim == 1 and task.classes:
             single[task.name] = np.array([*task.classes, ""], object)[predictions.labels[task.name]]  # MISSING is the last
     single = {name: single[name] for name in PERSONAL if name in single} | {k: np.asarray(v, object) for k, v in predictions.groups.items()}
     pairs = {}
@@ -99,10 +99,10 @@ def group_errors(predictions: Predictions) -> list[GroupErrors]:
 
 def _errors(predictions: Predictions, task: Task, attribute: str, groups: np.ndarray) -> Iterator[GroupErrors]:
     labels = predictions.labels[task.name]
-    wrong = predictions.predicted(task.name) != labels
-    known = (labels != MISSING) & (groups != "")
-    for group in sorted(set(groups[known])):
-        inside = known & (groups == group)
+    wrong = ~predictions.right(task)
+    there = known(labels) & (groups != "")
+    for group in sorted(set(groups[there])):
+        inside = there & (groups == group)
         count, errors = int(inside.sum()), int((wrong & inside).sum())
         low, high = binomtest(errors, count).proportion_ci(method="wilson")
         yield GroupErrors(task.name, attribute, group, count, errors, float(low), float(high))

@@ -7,13 +7,13 @@ also where it was predicted.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxface.data.tasks import MISSING, Task
+from jaxface.data.shares import softmax
+from jaxface.data.tasks import MISSING, Task, known
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
 
@@ -30,11 +30,7 @@ ESTIMATED_LABELS: Mapping[str, Collection[str]] = {"age": frozenset({"vggface2"}
 """Per task the sources whose labels were estimated by another model: left out of the task's average (thesis, chapter 4)."""
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax of logits `[N, C]`, in double precision."""
-    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True, initial=-np.inf)
-    exponentials = np.exp(shifted)
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+probabilities = softmax
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -42,8 +38,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
     Raises ValueError for a label or prediction outside the classes.
     """
-    known = labels != MISSING
-    labels, predicted = labels[known], predicted[known]
+    there = labels != MISSING
+    labels, predicted = labels[there], predicted[there]
     for name, values in (("label", labels), ("prediction", predicted)):
         if values.size and not (values.min() >= 0 and values.max() < num_classes):
             raise ValueError(f"a {name} lies outside 0 to {num_classes - 1}")
@@ -157,9 +153,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
       probabilities: `[N, C]`.
       labels: `[N]`; records labelled `MISSING` are left out.
     """
-    known = labels != MISSING
-    confidence = probabilities[known].max(axis=-1, initial=0.0)
-    right = probabilities[known].argmax(axis=-1) == labels[known]
+    there = labels != MISSING
+    confidence = probabilities[there].max(axis=-1, initial=0.0)
+    right = probabilities[there].argmax(axis=-1) == labels[there]
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(bin_of, minlength=bins)
     return Reliability(
@@ -185,8 +181,8 @@ def averaged_sources(task: str, sources: Iterable[str]) -> tuple[str, ...]:
     Data sets whose labels another model estimated are left out in any case.
     """
     sources = tuple(sources)
-    known = [source for source in sources if source_key(source) in TEST_SETS.get(task, ())]
-    return tuple(source for source in known or sources if source_key(source) not in ESTIMATED_LABELS.get(task, ()))
+    thesis = [source for source in sources if source_key(source) in TEST_SETS.get(task, ())]
+    return tuple(source for source in thesis or sources if source_key(source) not in ESTIMATED_LABELS.get(task, ()))
 
 
 def average_over_sources(task: str, values: Mapping[str, float]) -> float:
@@ -200,8 +196,8 @@ def overall(averages: Mapping[str, float]) -> float:
     return float(np.mean(list(averages.values()))) if averages else float("nan")
 
 
-def task_matrix(predictions: Predictions, task: Task, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """Confusion matrix `[C, C]` of a task, over all records or the given rows. Raises UserError for logits that are not finite."""
+def require_finite(predictions: Predictions, task: Task) -> None:
+    """Raises UserError for logits that are not finite."""
     logits = predictions.logits[task.name]
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
     if broken.size:
@@ -209,7 +205,20 @@ def task_matrix(predictions: Predictions, task: Task, rows: np.ndarray | slice =
             f"task {task.name}: the logits of {broken.size} of {len(logits)} records are not finite (first: {predictions.id[broken[0]]}); "
             "the model has diverged"
         )
+
+
+def task_matrix(predictions: Predictions, task: Task, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Confusion matrix `[C, C]` of a task, over all records or the given rows. Raises UserError for logits that are not finite."""
+    require_finite(predictions, task)
     return confusion_matrix(predictions.labels[task.name][rows], predictions.predicted(task.name)[rows], task.num_classes)
+
+
+def units(predictions: Predictions, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """The rows `[n]` with a label of the task, and the number `[n]` of what each belongs to: its person, or itself where it has none."""
+    rows = np.flatnonzero(known(predictions.labels[task.name]))
+    names = [predictions.person[row] or row for row in rows]  # a number is nobody's name
+    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return rows, np.array([number[name] for name in names], np.int64)
 
 
 def person_matrices(predictions: Predictions, task: Task) -> np.ndarray:
@@ -217,81 +226,38 @@ def person_matrices(predictions: Predictions, task: Task) -> np.ndarray:
 
     A record of an unknown person stands for itself.
     """
-    rows = np.flatnonzero(predictions.labels[task.name] != MISSING)
-    names = [predictions.person[row] or row for row in rows]  # a number is nobody's name
-    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    if len(number) == len(rows):
+    rows, person = units(predictions, task)
+    count = person.max(initial=-1) + 1
+    if count == len(rows):
         return task_matrix(predictions, task)
-    matrices = np.zeros((len(number), task.num_classes, task.num_classes), np.int64)
-    person = np.array([number[name] for name in names])
+    matrices = np.zeros((count, task.num_classes, task.num_classes), np.int64)
     np.add.at(matrices, (person, predictions.labels[task.name][rows], predictions.predicted(task.name)[rows]), 1)
     return matrices
 
 
+def bootstrap_rows(
+    predictions: Predictions, task: Task, statistics: Mapping[str, Callable[[np.ndarray], float]], *, resamples: int = 500, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap intervals of functions of labelled rows, over whole persons where several records are of one."""
+    rows, person = units(predictions, task)
+    if not len(rows):
+        return {}
+    random, order = np.random.default_rng(seed), np.argsort(person, kind="stable")
+    starts = np.searchsorted(person[order], np.arange(person.max() + 2))
+    values: dict[str, list[float]] = {name: [] for name in statistics}
+    for _ in range(resamples):
+        drawn = random.integers(0, len(starts) - 1, len(starts) - 1)
+        if len(starts) - 1 == len(rows):
+            chosen = rows[order[drawn]]
+        else:
+            chosen = rows[order[np.concatenate([np.arange(starts[unit], starts[unit + 1]) for unit in drawn])]]
+        for name, statistic in statistics.items():
+            values[name].append(statistic(chosen))
+    low_high = {name: np.nanquantile(found, [0.025, 0.975]) for name, found in values.items() if np.isfinite(found).any()}
+    return {name: (float(low), float(high)) for name, (low, high) in low_high.items()}
+
+
 def source_matrices(predictions: Predictions, task: Task) -> dict[str, np.ndarray]:
     """Confusion matrix `[C, C]` of a task on each source that has labels of it."""
-    sources = np.unique(predictions.source[predictions.labels[task.name] != MISSING])
+    sources = np.unique(predictions.source[known(predictions.labels[task.name])])
     return {str(source): task_matrix(predictions, task, predictions.source == source) for source in sources}
-
-
-def source_accuracies(predictions: Predictions, task: Task) -> dict[str, float]:
-    """Accuracy of a task on each source that has labels of it."""
-    return {source: float(accuracy(matrix)) for source, matrix in source_matrices(predictions, task).items()}
-
-
-def evaluate_task(predictions: Predictions, task: Task) -> dict[str, float]:
-    """The figures of one task by name; empty if no record has a label of it. Raises UserError for logits that are not finite."""
-    matrix = task_matrix(predictions, task)
-    if matrix.sum() == 0:
-        return {}
-    bins = reliability(probabilities(predictions.logits[task.name]), predictions.labels[task.name])
-    sources = source_accuracies(predictions, task)
-    figures = {
-        "count": matrix.sum(),
-        "accuracy": accuracy(matrix),
-        "balanced_accuracy": balanced_accuracy(matrix),
-        "macro_f1": macro_f1(matrix),
-        "majority": majority_share(matrix),
-        "calibration_error": bins.calibration_error,
-        "average_accuracy": average_over_sources(task.name, sources),
-    }
-    if task.ordinal:
-        figures |= {"off_by_one": off_by_one_accuracy(matrix), "mean_absolute_error": mean_absolute_error(matrix)}
-    return {name: float(value) for name, value in figures.items() if not np.isnan(value)}
-
-
-def summarize(predictions: Predictions, tasks: Sequence[Task] | None = None) -> dict[str, float]:
-    """Every figure under a flat key, `FIGURE/TASK` (`accuracy/age`, `macro_f1/emotion`, ...), and `overall_accuracy`.
-
-    Shares are between 0 and 1. A task that no record has a label of has no keys; `average_accuracy/TASK` is the mean over the
-    sources (see `averaged_sources`), and `overall_accuracy` the mean of those over the tasks.
-
-    Args:
-      predictions: a model's answers.
-      tasks: the tasks to look at; all that the predictions hold if None.
-
-    Raises:
-      UserError: for logits that are not finite.
-    """
-    figures = {task.name: evaluate_task(predictions, task) for task in (predictions.tasks if tasks is None else tasks)}
-    summary = {f"{figure}/{task}": value for task, values in figures.items() for figure, value in values.items()}
-    averages = {task: values["average_accuracy"] for task, values in figures.items() if "average_accuracy" in values}
-    return summary | ({"overall_accuracy": overall(averages)} if averages else {})
-
-
-def mean_losses(predictions: Predictions) -> dict[str, float]:
-    """Mean cross-entropy of each task over its labelled records; NaN where there is none."""
-    losses = {}
-    for task in predictions.tasks:
-        labels = predictions.labels[task.name]
-        known = labels >= 0
-        p = probabilities(predictions.logits[task.name][known])[np.arange(known.sum()), labels[known]]
-        losses[task.name] = float(-np.log(np.maximum(p, 1e-30)).mean()) if known.any() else float("nan")
-    return losses
-
-
-def figures(predictions: Predictions) -> dict[str, float]:
-    """Every figure of `summarize`, and the losses, without those that JSON does not know (a task without labels)."""
-    losses = mean_losses(predictions)
-    values = {"loss": float(np.nansum(list(losses.values()))), **{f"loss/{task}": value for task, value in losses.items()}}
-    return {name: float(value) for name, value in (values | summarize(predictions)).items() if math.isfinite(value)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,8 @@ class Predictions:
     Attributes:
       tasks: the tasks, whose classes are in the order of the logits.
       id: `[N]` str.
-      labels: per task `[N]` int, `MISSING` where the record has none.
-      logits: per task `[N, C]` float32.
+      labels: per task `[N, ...]` as its kind keeps them (see `jaxface.data.kinds`): of classes int, `MISSING` where the record has none.
+      logits: per task `[N, W]` float32, what its head gives.
       source: `[N]` str, the data set that the record is from; empty if not given.
       person: `[N]` str, '' where unknown; empty if not given.
       features: `[N, D]` float32 or none.
@@ -47,19 +47,21 @@ class Predictions:
             values = getattr(self, name)
             object.__setattr__(self, name, np.full(rows, "", object) if values is None else np.asarray(values, object))
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        object.__setattr__(self, "labels", {task.name: np.asarray(self.labels[task.name], np.int64) for task in self.tasks})
+        blanks = {task.name: task.of.array(task, [None]) for task in self.tasks}
+        object.__setattr__(self, "labels", {name: np.asarray(self.labels[name], blank.dtype) for name, blank in blanks.items()})
         object.__setattr__(self, "logits", {task.name: np.asarray(self.logits[task.name], np.float32) for task in self.tasks})
         shapes = {"source": (self.source, (rows,)), "person": (self.person, (rows,))}
         for task in self.tasks:
-            shapes[f"labels of {task.name}"] = (self.labels[task.name], (rows,))
-            shapes[f"logits of {task.name}"] = (self.logits[task.name], (rows, task.num_classes))
+            shapes[f"labels of {task.name}"] = (self.labels[task.name], (rows, *blanks[task.name].shape[1:]))
+            shapes[f"logits of {task.name}"] = (self.logits[task.name], (rows, task.width))
         for name, (values, shape) in shapes.items():
             if values.shape != shape:
                 raise ValueError(f"{name}: shape {values.shape}, expected {shape}")
         for task in self.tasks:
             labels = self.labels[task.name]
-            if rows and not (labels.min() >= MISSING and labels.max() < task.num_classes):
-                raise ValueError(f"labels of {task.name}: outside {MISSING} to {task.num_classes - 1}")
+            most = 2 if labels.ndim > 1 else task.num_classes
+            if rows and labels.dtype.kind != "f" and not (labels.min() >= MISSING and labels.max() < most):
+                raise ValueError(f"labels of {task.name}: outside {MISSING} to {most - 1}")
         shared = {} if self.features is None else {"features": self.features}
         for name, values in {**shared, **self.task_features}.items():
             if values.ndim != 2 or len(values) != rows:
@@ -71,6 +73,26 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.id)
 
+    def right(self, task: Task) -> np.ndarray:
+        """Which labelled answers `[N]` are right, as the task's kind has it."""
+        return task.of.right(task, self.logits[task.name], self.labels[task.name])
+
+    def shares(self, task: Task) -> np.ndarray:
+        """Probabilities, or numbers in their unit, `[N, W]`."""
+        return task.of.shares(task, self.logits[task.name])
+
+    def rows(self, chosen: np.ndarray, tasks: Sequence[Task] | None = None) -> Predictions:
+        """Some of the records, without features."""
+        tasks = self.tasks if tasks is None else tuple(tasks)
+        return Predictions(
+            tasks,
+            labels={task.name: self.labels[task.name][chosen] for task in tasks},
+            logits={task.name: self.logits[task.name][chosen] for task in tasks},
+            groups={name: values[chosen] for name, values in self.groups.items()},
+            **{name: getattr(self, name)[chosen] for name in ("id", "source", "person")},
+        )
+
     def predicted(self, task: str) -> np.ndarray:
-        """The classes `[N]` with the highest logits."""
-        return self.logits[task].argmax(axis=-1)
+        """The answers `[N, ...]` as labels: of classes those with the highest logits."""
+        (of,) = (one for one in self.tasks if one.name == task)
+        return of.of.decided(of, self.logits[task])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.data.task_files import task_to
 from jaxface.digests import check_digest, file_digest, record_digests
 from jaxface.errors import UserError, tell
 from jaxface.evaluation.metrics import probabilities
@@ -166,9 +167,10 @@ def difference(found: np.ndarray, expected: np.ndarray, output: str) -> float:
 
     A head of ranks (CORAL) subtracts two shares that may be almost equal: its logarithm has fewer right digits than anything before it.
     """
-    if output != "classes":
+    if output == "ranks":
         return float(np.abs(probabilities(found) - probabilities(expected)).max())
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    largest = max(float(np.abs(expected).max()), 1.0 if output == "number" else 0.0)  # a number is standardised: 0 is the mean
+    return float(np.abs(found - expected).max() / largest)
 
 
 class Comparison(NamedTuple):
@@ -229,9 +231,10 @@ def _describe(trained: Trained, name: str) -> dict[str, Any]:
         "run": trained.config.name,
         "model_sha256": trained.digest,
         "classes": {task.name: list(task.classes) for task in trained.tasks},
+        "tasks": {task.name: task_to(task) for task in trained.tasks},
         "temperatures": dict(trained.temperatures),
         "input": {"images": {"dtype": "uint8", "shape": ["batch", side, side, 3], "layout": "NHWC, RGB"}},
-        "output": {task.name: {"dtype": "float32", "shape": ["batch", task.num_classes], "what": "logits"} for task in trained.tasks},
+        "output": {task.name: {"dtype": "float32", "shape": ["batch", task.width], "what": task.of.what(task)} for task in trained.tasks},
         "preprocessing": PREPROCESSING,
         "versions": {package: importlib.metadata.version(package) for package in ("jaxface", "jax")},
     }

@@ -242,7 +242,7 @@ def rank_logits(graph: Graph, ranks: str, task: str, count: int) -> None:
     graph.add("Where", graph.add("Equal", classes, answer), raised, logits, name=task)
 
 
-OUTPUTS = {"classes": class_logits, "ranks": rank_logits}
+OUTPUTS = {"classes": class_logits, "ranks": rank_logits, "labels": class_logits, "number": class_logits}
 """What follows a head's last layer, by the name that `jaxface.models.heads.OUTPUTS` has for it."""
 
 
@@ -273,7 +273,7 @@ def merged_float32(trained: Trained) -> tuple[Classifier, dict[str, int]]:
     """What `build` takes of a run's model."""
     model = trained.merged()
     model.encoder.dtype = jnp.float32
-    return model, {task.name: task.num_classes for task in trained.tasks}
+    return model, {task.name: task.width for task in trained.tasks}
 
 
 @register_exporter("onnx")

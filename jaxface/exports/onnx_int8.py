@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxface.data.tasks import MISSING, Task
+from jaxface.data.tasks import Task, known
 from jaxface.errors import UserError
-from jaxface.evaluation.metrics import agreement, probabilities, reliability
+from jaxface.evaluation.measures import measure_of
+from jaxface.evaluation.metrics import probabilities, reliability
 from jaxface.exports.exporter import Answer, Logits, register_exporter
 from jaxface.exports.onnx import OPSET, build, merged_float32
 from jaxface.exports.onnx_file import ABOUT, FILE, answer_of, require_onnx, session, write_onnx
@@ -208,11 +209,12 @@ def agreement_of(tasks: Sequence[Task], labels: Mapping[str, np.ndarray], ours: 
     result = {}
     for task in tasks:
         pair, truth = (ours[task.name], exact[task.name]), labels[task.name]
-        known = truth != MISSING
-        said: dict[str, Any] = {"same_class": agreement(*(logits.argmax(-1) for logits in pair))}
+        there = known(truth)
+        said: dict[str, Any] = {"same_class": float(task.of.right(task, pair[0], task.of.decided(task, pair[1])).mean())}
         said["change"] = change({task.name: pair[0]}, {task.name: pair[1]})
-        if known.any():
-            said["accuracy"] = [float((logits.argmax(-1) == truth)[known].mean()) for logits in pair]
+        if there.any():
+            said["accuracy"] = [float(task.of.right(task, logits, truth)[there].mean()) for logits in pair]
+        if there.any() and measure_of(task).confuses:
             said["calibration_error"] = [reliability(probabilities(logits), truth).calibration_error for logits in pair]
         result[task.name] = said
     return result

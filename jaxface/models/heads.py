@@ -97,7 +97,9 @@ def ranks_to_logits(ranks: jax.Array) -> jax.Array:
 OUTPUTS: dict[str, Output] = {
     "classes": Output(lambda width, num_classes, rngs: Linear(width, num_classes, rngs=rngs), lambda logits: logits),
     "ranks": Output(rank_layer, ranks_to_logits),
+    **dict.fromkeys(("labels", "number"), Output(lambda width, count, rngs: Linear(width, count, rngs=rngs), lambda values: values)),
 }
+"""What heads end in, by name: logits of classes, thresholds of classes in an order, logits of several labels, one standardised number."""
 
 
 class Head(nnx.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePath
@@ -16,6 +17,7 @@ import numpy as np
 from jaxface.data.apart import frames_apart
 from jaxface.data.decoding import BOUNDS
 from jaxface.data.images import Unreadable
+from jaxface.data.tasks import Task
 from jaxface.data.videos import End
 from jaxface.files import aside
 from jaxface.prediction.predictor import read_pixels
@@ -39,18 +41,28 @@ def place(folder: Path, path: str, suffix: str | None = None) -> Path:
     return folder.joinpath(*parents, name)
 
 
-def annotate(image: np.ndarray, faces: Sequence[Json], tasks: Iterable[str]) -> np.ndarray:
+Tasks = Iterable[str] | Mapping[str, Task]
+"""Tasks by name, or the names of tasks of classes."""
+
+
+def annotate(image: np.ndarray, faces: Sequence[Json], tasks: Tasks) -> np.ndarray:
     """The image, uint8 [H, W, 3] RGB, with a box around each face and its attributes beside it: a copy."""
-    drawn, tasks = image.copy(), list(tasks)
+    drawn = image.copy()
+    known = tasks if isinstance(tasks, Mapping) else {name: Task(name) for name in tasks}
     scale = max(min(image.shape[:2]) / 480, 0.4)
     thick = max(1, round(2 * scale))
     for index, face in enumerate(faces):
         colour = COLOURS[index % len(COLOURS)]
         x0, y0, x1, y1 = (round(edge) for edge in face["box"])
         cv2.rectangle(drawn, (x0, y0), (x1, y1), colour, thick, cv2.LINE_AA)
-        lines = [f"{face[task]['class']} {100 * face[task]['confidence']:.0f} %" for task in tasks]
+        lines = [_plain(task.of.words(task, face[name])) for name, task in known.items()]
         _write_lines(drawn, lines, (x0, y0, y1), colour, scale)
     return drawn
+
+
+def _plain(text: str) -> str:
+    """Text in the letters that OpenCV can draw: those without their accents."""
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
 
 
 def _write_lines(image: np.ndarray, lines: Sequence[str], box: tuple[int, int, int], colour: tuple[int, ...], scale: float) -> None:
@@ -66,7 +78,7 @@ def _write_lines(image: np.ndarray, lines: Sequence[str], box: tuple[int, int, i
         cv2.putText(image, line, (left + pad, top + step * (row + 1)), font, size, (255, 255, 255), thick, cv2.LINE_AA)
 
 
-def draw_photo(folder: Path, result: Json, tasks: Iterable[str]) -> None:
+def draw_photo(folder: Path, result: Json, tasks: Tasks) -> None:
     """Writes the annotated copy of a photo with faces as JPEG. Raises UserError if it cannot be written."""
     if not result["faces"] or result["frame"] is not None or result.get("frames") is not None:
         return
@@ -80,7 +92,7 @@ TICKS = 1000
 """A second, in a drawn video's time."""
 
 
-def draw_video(folder: Path, path: str, frames: Mapping[int, Sequence[Json]], tasks: Iterable[str]) -> Path:
+def draw_video(folder: Path, path: str, frames: Mapping[int, Sequence[Json]], tasks: Tasks) -> Path:
     """Writes the annotated copy of a video as MP4, each frame at its own time; one that was not looked at keeps the boxes of the last one
     that was.
 
@@ -89,7 +101,7 @@ def draw_video(folder: Path, path: str, frames: Mapping[int, Sequence[Json]], ta
 
     Raises UserError if it cannot be read or written.
     """
-    target, tasks, faces, last = place(folder, path, ".mp4"), list(tasks), (), -1
+    target, faces, last = place(folder, path, ".mp4"), (), -1
     with aside(target) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", options={"qscale": "4"})
         stream.codec_context.time_base = Fraction(1, TICKS)

@@ -87,7 +87,7 @@ class JaxModel:
 
         trained = load_trained(place.run, place.weights)
         arrays, structure = flatten(trained.merged())
-        self._arrays, self._predict = replicate(arrays), make_predict(structure)
+        self._arrays, self._predict = replicate(arrays), make_predict(structure, trained.config.known)
         self.image_size, self.multiple = trained.image_size, jax.local_device_count()
 
     def __call__(self, images: np.ndarray) -> Mapping[str, Any]:

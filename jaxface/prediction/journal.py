@@ -18,8 +18,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxface.data.task_files import tasks_told
+from jaxface.data.tasks import Task
 from jaxface.errors import UserError, os_line, printable
 from jaxface.files import WRITTEN, aside, check_output, held, read_object, to_json, write_json, written
+from jaxface.prediction import doubt
 
 Json = dict[str, Any]
 CHUNK = 20_000
@@ -160,26 +163,31 @@ class Journal:
         columns |= dict.fromkeys(("x0", "y0", "x1", "y1", "score"), real)
         if self.about.get("tracks"):
             columns |= {"track": number, "track_frames": number, "track_start": real, "track_end": real}
-        for task, classes in self.about["classes"].items():
-            columns |= {task: text, f"{task}_confidence": real} | {f"{task}_{name}": real for name in classes}
+        for task in self.tasks.values():
+            own = task.of.columns(task) | doubt.columns(self.about, task)
+            columns |= {name: text if kind is str else real for name, kind in own.items()}
         return columns
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Whose answers the results hold."""
+        return tasks_told(self.about["classes"], self.about.get("tasks", {}))
 
     def table_rows(self) -> Iterator[Json]:
         """The rows of that table."""
+        tasks = self.tasks
         for result in self.rows():
             faces = result.pop("faces")
             for index, face in enumerate(faces or [None]):
-                yield result | ({} if face is None else {"face": index} | flat_face(face, self.about["classes"]))
+                yield result | ({} if face is None else {"face": index} | flat_face(face, tasks))
 
 
-def flat_face(face: Json, tasks: Mapping[str, Sequence[str]]) -> Json:
+def flat_face(face: Json, tasks: Mapping[str, Task]) -> Json:
     """A face's values as columns."""
     row = dict(zip(("x0", "y0", "x1", "y1"), face["box"], strict=True)) | {"score": face["score"]}
     row |= {name: value for name, value in face.items() if name.startswith("track")}
-    for task in tasks:
-        answer = face[task]
-        row |= {task: answer["class"], f"{task}_confidence": answer["confidence"]}
-        row |= {f"{task}_{name}": value for name, value in answer["probabilities"].items()}
+    for name, task in tasks.items():
+        row |= task.of.cells(task, face[name]) | doubt.cells(task, face[name])
     return row
 
 

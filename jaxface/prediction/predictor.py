@@ -14,12 +14,14 @@ from jaxface.data.augment import resize
 from jaxface.data.decoding import read_photo
 from jaxface.data.faces import Detector, Face, crop, get_detector
 from jaxface.data.images import Unreadable
-from jaxface.data.tasks import Task, get_task
+from jaxface.data.task_files import described
+from jaxface.data.tasks import BUILT_IN, Task
 from jaxface.digests import file_digest
 from jaxface.errors import UserError
-from jaxface.evaluation.metrics import probabilities
+from jaxface.evaluation.trust import Caution
 from jaxface.prediction import engines
-from jaxface.prediction.options import FaceOptions
+from jaxface.prediction.doubt import Doubt
+from jaxface.prediction.options import AUTO, FaceOptions
 from jaxface.ranges import Count, Place, Share, Where, ranged
 from jaxface.runs.best import model_digest
 from jaxface.runs.folder import read_config
@@ -48,7 +50,7 @@ class Finder:
     """Finds and crops the faces of photos. Any thread may call it. Raises UserError for a detector that is not there."""
 
     def __init__(self, options: FaceOptions) -> None:
-        self.options, self._local = options, threading.local()
+        self.options, self._local = options.for_tasks(BUILT_IN), threading.local()
         self._detector()
 
     def _detector(self) -> Detector:
@@ -81,20 +83,18 @@ class Finder:
         }
 
 
-def task_answers(tasks: Sequence[Task], temperatures: Mapping[str, float], logits: Mapping[str, Any], count: int) -> list[Json]:
-    """What logits say of their first `count` rows: per task class, calibrated confidence, all probabilities."""
+def task_answers(
+    tasks: Sequence[Task], temperatures: Mapping[str, float], logits: Mapping[str, Any], count: int, doubt: Doubt | None = None
+) -> list[Json]:
+    """What logits say of their first `count` rows, as the tasks' kinds have it: of classes the class, its confidence, probabilities."""
     rows: list[Json] = [{} for _ in range(count)]
     for task in tasks:
-        values = np.asarray(logits[task.name]).reshape(-1, task.num_classes)[:count]
-        shares = probabilities(values)
-        calibrated = probabilities(values / temperatures.get(task.name, 1.0))
+        values = np.asarray(logits[task.name]).reshape(-1, task.width)[:count]
+        shares = task.of.shares(task, values)
+        calibrated = task.of.shares(task, values / temperatures[task.name]) if task.name in temperatures else shares
         for row, chances, confidences in zip(rows, shares, calibrated, strict=True):
-            best = int(chances.argmax())
-            row[task.name] = {
-                "class": task.classes[best],
-                "confidence": round(float(confidences[best]), 6),
-                "probabilities": {name: round(float(p), 6) for name, p in zip(task.classes, chances, strict=True)},
-            }
+            answer = task.of.answer(task, chances, confidences)
+            row[task.name] = answer if doubt is None else doubt.add(task, answer, chances)
     return rows
 
 
@@ -121,20 +121,29 @@ class Predictor:
     weights: tuple[Where, ...] = ()
     engine: engines.Name = engines.DEFAULT
     most_loss: Share = 0.01
+    caution: Caution = field(default_factory=Caution)
 
     def __post_init__(self) -> None:
+        if self.options.faces == AUTO:
+            self.options = self.options.for_tasks(read_config(Path(self.run)).tasks)
         self.finder = Finder(self.options)  # what is wrong with it shows before anything large is read
         folder = Path(self.run)
         self.config = read_config(folder)
-        self.tasks: tuple[Task, ...] = tuple(map(get_task, self.config.tasks))
+        self.tasks: tuple[Task, ...] = tuple(map(self.config.task, self.config.tasks))
         self.digest = model_digest(folder)
         self.temperatures = read_temperatures(folder, self.digest)
+        self.doubt = Doubt(folder, self.digest, self.tasks, self.caution) if self.caution.asked else None
         self.engine, self.model = engines.open_engine(self.engine, engines.Place(folder, self.digest, self.weights), self.most_loss)
         multiple = self.model.multiple
         powers = [2**i for i in range(self.batch_size.bit_length())]
         sizes = sorted({-(-size // multiple) * multiple for size in (*powers, self.batch_size) if size <= self.batch_size})
         self._first, self.batch_size, self._programs = sizes, sizes[-1], set[int]()
         self.sizes = sizes if self.small_batches and self.model.compiles else sizes[-1:]
+
+    @property
+    def named(self) -> dict[str, Task]:
+        """Its tasks by name."""
+        return {task.name: task for task in self.tasks}
 
     @property
     def image_size(self) -> int:
@@ -147,6 +156,8 @@ class Predictor:
             "run": self.config.name,
             "model": self.digest,
             "classes": {task.name: list(task.classes) for task in self.tasks},
+            **({} if self.doubt is None else self.doubt.about()),
+            **({"tasks": own} if (own := described(self.tasks)) else {}),
             "temperatures": dict(self.temperatures),
             "image_size": self.image_size,
             **self.finder.about(),
@@ -174,7 +185,7 @@ class Predictor:
 
     def answers(self, logits: Mapping[str, Any], count: int) -> list[Json]:
         """What the logits of `classify` say of the first `count` crops: per task class, calibrated confidence, all probabilities."""
-        return task_answers(self.tasks, self.temperatures, logits, count)
+        return task_answers(self.tasks, self.temperatures, logits, count, self.doubt)
 
     def __call__(self, images: Iterable[np.ndarray | str | Path]) -> list[list[Json]]:
         """Per image its faces: `box`, `score`, and per task `class`, `confidence`, `probabilities`.

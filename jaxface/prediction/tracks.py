@@ -13,6 +13,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from jaxface.data.cropping import overlap
+from jaxface.data.task_files import tasks_told
+from jaxface.data.tasks import Task
 
 Json = dict[str, Any]
 PATIENCE = 1.0
@@ -57,7 +59,7 @@ class Track:
         """Where it should be by now."""
         return self.box + self.velocity * (time - self.seen)
 
-    def add(self, face: Json, time: float, temperatures: Mapping[str, float], tasks: Iterable[str]) -> None:
+    def add(self, face: Json, time: float, temperatures: Mapping[str, float], tasks: Mapping[str, Task]) -> None:
         """Takes a further frame's face."""
         box = np.array(face["box"], float)
         if self.frames and time > self.seen:
@@ -66,25 +68,19 @@ class Track:
         weight = max(face["score"], 1e-3)
         self.weight += weight
         self.best = max(self.best, (face["score"], face["box"]))
-        for task in tasks:
-            shares = np.array([*face[task]["probabilities"].values()])
-            flat = np.maximum(shares, 1e-12) ** (1 / temperatures.get(task, 1.0))
-            self.shares[task] = self.shares.get(task, 0.0) + weight * shares
-            self.calibrated[task] = self.calibrated.get(task, 0.0) + weight * flat / flat.sum()
+        for name, task in tasks.items():
+            shares = task.of.row(task, face[name])
+            flat = task.of.tempered(task, shares, temperatures.get(name, 1.0))
+            self.shares[name] = self.shares.get(name, 0.0) + weight * shares
+            self.calibrated[name] = self.calibrated.get(name, 0.0) + weight * flat
 
-    def answer(self, classes: Mapping[str, list[str]]) -> Json:
+    def answer(self, tasks: Mapping[str, Task]) -> Json:
         """What the model says of the face: the mean of its probabilities over the frames, weighted by the detector's certainty."""
         score, box = self.best
         about: Json = {"box": box, "score": score, "track": self.number, "track_frames": self.frames}
         about |= {"track_start": round(self.first, 6), "track_end": round(self.seen, 6)}
-        for task, names in classes.items():
-            shares, calibrated = self.shares[task] / self.weight, self.calibrated[task] / self.weight
-            best = int(shares.argmax())
-            about[task] = {
-                "class": names[best],
-                "confidence": round(float(calibrated[best]), 6),
-                "probabilities": {name: round(float(share), 6) for name, share in zip(names, shares, strict=True)},
-            }
+        for name, task in tasks.items():
+            about[name] = task.of.answer(task, self.shares[name] / self.weight, self.calibrated[name] / self.weight)
         return about
 
 
@@ -92,12 +88,12 @@ class Tracker:
     """The tracks of one video; its frames come in order.
 
     Args:
-      classes: of each task.
+      tasks: by name.
       temperatures: of each task that has one.
     """
 
-    def __init__(self, classes: Mapping[str, list[str]], temperatures: Mapping[str, float]) -> None:
-        self.classes, self.temperatures = classes, temperatures
+    def __init__(self, tasks: Mapping[str, Task], temperatures: Mapping[str, float]) -> None:
+        self.known, self.temperatures = tasks, temperatures
         self.tracks: list[Track] = []
 
     def add(self, row: Json) -> None:
@@ -112,12 +108,12 @@ class Tracker:
             if track is None:
                 track = Track(len(self.tracks), boxes[index], time, time)
                 self.tracks.append(track)
-            track.add(face, time, self.temperatures, self.classes)
+            track.add(face, time, self.temperatures, self.known)
             face["track"] = track.number
 
     def answers(self) -> list[Json]:
         """One face a track, in the order of their appearance."""
-        return [track.answer(self.classes) for track in self.tracks]
+        return [track.answer(self.known) for track in self.tracks]
 
 
 def followed(results: Iterable[Json], about: Json, before: Iterable[Json] = ()) -> Iterator[Json]:
@@ -132,7 +128,7 @@ def followed(results: Iterable[Json], about: Json, before: Iterable[Json] = ()) 
     def follow(row: Json) -> None:
         if row["frame"] is not None:
             if row["path"] not in trackers:
-                trackers[row["path"]] = Tracker(about["classes"], about["temperatures"])
+                trackers[row["path"]] = Tracker(tasks_told(about["classes"], about.get("tasks", {})), about["temperatures"])
             trackers[row["path"]].add(row)
         elif row["path"] in trackers:
             row["faces"] = trackers.pop(row["path"]).answers()

@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.data.tasks import MISSING, Task
-from jaxface.evaluation.metrics import probabilities, summarize, task_matrix
+from jaxface.evaluation.measures import MEASURES
+from jaxface.evaluation.metrics import probabilities, task_matrix
 from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.summary import summarize
 from jaxface.files import aside, check_output, read_object
 from jaxface.report.markup import percent
+from jaxface.report.sections.trust import RULES
 from jaxface.runs.folder import read_metrics
 from jaxface.runs.predictions_file import write_predictions
 
@@ -73,14 +76,62 @@ def show_scores(scores: dict[str, Any], title: str, console: Console) -> None:
     """Prints figures, calibration, and the largest disparities."""
     console.print(sources_table(scores, title))
     for task, values in scores["tasks"].items():
-        fit = values["calibration"]
+        fit, words = values["calibration"], figures_in_words(values)
         after = "" if fit["temperature"] is None else f", {percent(fit['error_calibrated'])} at temperature {fit['temperature']:.2f}"
-        console.print(f"{task}: calibration error {percent(fit['error'])}{after}")
+        words += [f"calibration error {percent(fit['error'])}{after}"] if "error" in fit else []
+        console.print(f"{task}: {', '.join(words)}", markup=False)
+    for line in trust_lines(scores.get("trust")):
+        console.print(line, markup=False)
     certain = [entry["says"] for entry in scores["disparities"] if entry["certain"]]
     for sentence in certain[:10]:
         console.print(f"disparity: {sentence}")
     if not certain:
         console.print("disparities: none between groups of 30 or more whose 95 % intervals do not overlap")
+
+
+def trust_lines(found: dict[str, Any] | None) -> Iterator[str]:
+    """What sets, withheld answers and a threshold are worth, in a line each."""
+    for task, own in (found or {"tasks": {}})["tasks"].items():
+        sets, held = own["sets"], own["abstention"]
+        yield (
+            f"{task}: sets for {percent(sets['stated'], 0)} hold the label of {_rated(sets['covered'])}, "
+            f"{sets['mean_size']:.3g} {'wide' if own['kind'] == 'regression' else 'classes'} on average"
+        )
+        if own["kind"] != "regression":
+            yield (
+                f"{task}: {_rated(held['wrong'])} wrong of the {percent(held['answered']['rate'], 0)} answered at "
+                f"{percent(held['stated'], 0)} errors (of all {percent(held['wrong_without']['rate'])})"
+            )
+    if found and (limit := found.get("threshold")):
+        for rule, rates in limit["rules"].items():
+            above, below = _rated(rates["false_above"]), _rated(rates["false_below"])
+            wrong = f"{above} of those below taken for above, {below} of those above for below"
+            yield f"{limit['task']} at {limit['at']:g}, by {RULES[rule]}: {wrong}, {percent(rates['unsure']['rate'])} unsure"
+        if limit["challenge_age"] is not None:
+            yield f"{limit['task']} at {limit['at']:g}: challenge age {limit['challenge_age']:.1f} for {percent(limit['at_most'])}"
+        few = [side for side in ("below", "above") if limit[f"probability_{'above' if side == 'below' else 'below'}"] is None]
+        if few:
+            counts = ", ".join(f"{limit['fitted_on'][side]} {side}" for side in few)
+            limits = percent(limit["at_most"])
+            yield f"{limit['task']} at {limit['at']:g}: too few validation records ({counts}) for {limits}: nobody is said to be beyond"
+
+
+def _rated(rate: dict[str, Any]) -> str:
+    if rate["rate"] is None:
+        return "no record"
+    low, high = rate["interval"]
+    return f"{percent(rate['rate'])} ({100 * low:.1f} to {100 * high:.1f}; {rate['records']:,} records)"
+
+
+def figures_in_words(values: dict[str, Any]) -> list[str]:
+    """The figures of a task that no column is for, each with its interval: of several labels and of numbers."""
+    measure, words = MEASURES.get(values.get("kind", "classification")), []
+    for key, title in {}.items() if measure.confuses else measure.titles.items():
+        if key in values and key != "calibration_error":
+            form = percent if key in measure.shares else "{:.4g}".format
+            interval = values["interval"].get(key)
+            words.append(f"{title} {form(values[key])}" + (f" ({form(interval[0])} to {form(interval[1])})" if interval else ""))
+    return words
 
 
 def results_table(folder: Path) -> Table:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from matplotlib.figure import Figure
 from jaxface.data.augment import Augment, resize
 from jaxface.data.images import Unreadable, decode, encode
 from jaxface.data.pipeline import Joined, train_batches
-from jaxface.data.records import open_records, read_summary
-from jaxface.data.sampling import replicas, sample_weights, shares, task_shares
-from jaxface.data.tasks import MISSING, get_task
+from jaxface.data.records import joined_tasks, open_records, read_summary
+from jaxface.data.sampling import NUMBER_BINS, replicas, sample_weights, shares, task_shares
+from jaxface.data.tasks import TASKS, Task, known
 from jaxface.plots import COLOURS, WRONG, new_figure, styled, to_data_uri, to_png_bytes
+from jaxface.registry import require_known
 from jaxface.report.markup import page, render, table
 
 TILE, COLUMNS, ROWS = 72, 16, 5
@@ -41,7 +43,7 @@ def _summary_figure(summary: dict[str, Any], faces: np.ndarray) -> Figure:
     reasons = dict(list(summary["dropped"]["reasons"].items())[:8])
     axes = top.subplots(1, len(tasks) + bool(reasons), squeeze=False)[0]
     for place, task in zip(axes, tasks, strict=False):
-        classes, width = summary["classes"][task], 0.8 / len(summary["splits"])
+        classes, width = summary["classes"][task] or ["numbers"], 0.8 / len(summary["splits"])
         for index, (split, colour) in enumerate(zip(summary["splits"], COLOURS, strict=False)):
             place.bar(np.arange(len(classes)) + index * width, summary["splits"][split]["labels"][task], width, color=colour, label=split)
         place.set_xticks(np.arange(len(classes)) + 0.4 - width / 2, classes, rotation=45, ha="right")
@@ -81,35 +83,45 @@ def batch_page(folders: Sequence[str], tasks: Sequence[str], *, sampling: str, i
 
     Raises UserError if a folder is not a prepared one or has no training records.
     """
+    own = {**dict(TASKS.items()), **joined_tasks(folders)}
+    require_known("task", tasks, own)
     labels = Joined(folders, "train", tasks).labels
     options: dict[str, Any] = {"image_size": image_size, "batch_size": count, "seed": seed, "augment": Augment(), "sampling": sampling}
     batch = next(train_batches(folders, tasks, **options))
     lead = f"{len(next(iter(labels.values()))):,} training records of {', '.join(folders)}, drawn by {sampling} sampling"
-    cards = render("batch.html", cards=[_card(batch, row) for row in range(count)])
-    classes = Markup().join(class_tables(labels))
+    cards = render("batch.html", cards=[_card(batch, row, own) for row in range(count)])
+    classes = Markup().join(class_tables(labels, own))
     parts = [("batch", "Batch", "The first batch", cards), ("classes", "Classes", "Classes before and after balanced sampling", classes)]
     return page("What the model sees", lead, parts)
 
 
-def _card(batch: dict[str, Any], row: int) -> tuple[str, list[str]]:
+def _card(batch: dict[str, Any], row: int, tasks: Mapping[str, Task]) -> tuple[str, list[str]]:
     """A training image as the model gets it, and its labels in words."""
-    words = [get_task(task).classes[labels[row]] for task, labels in batch["labels"].items() if labels[row] != MISSING]
+    there = {name: labels[row] for name, labels in batch["labels"].items() if known(labels[row : row + 1])[0]}
+    words = [tasks[name].of.label_words(tasks[name], label) for name, label in there.items()]
     image = cv2.resize(batch["image"][row], (168, 168), interpolation=cv2.INTER_AREA)
     return to_data_uri(encode(image), "image/jpeg"), words or ["no label"]
 
 
-def class_tables(labels: dict[str, np.ndarray]) -> list[Markup]:
+def class_tables(labels: dict[str, np.ndarray], tasks: Mapping[str, Task]) -> list[Markup]:
     """The thesis's Table 3.2 for these labels: samples, their share, and that after balanced sampling, of each class and each task."""
-    classes = {task: get_task(task).num_classes for task in labels}
+    classes = {name: tasks[name].num_classes for name in labels}
     plain, weights = np.ones(len(next(iter(labels.values())))), sample_weights(labels, replicas(labels))
     before, after = shares(labels, classes, plain), shares(labels, classes, weights)
     tables = []
     for task, values in labels.items():
-        counts = np.bincount(values[values != MISSING], minlength=classes[task])
-        if not counts.any():
+        there = known(values)
+        if not there.any():
             continue
-        rows = zip(get_task(task).classes, counts, 100 * before[task], 100 * after[task], strict=True)
-        tables.append(table((task, "samples", "%", "weighted %"), [(name, int(n), f"{p:.2f}", f"{w:.2f}") for name, n, p, w in rows]))
+        names = [*tasks[task].classes, "none"] if values.ndim > 1 else tasks[task].classes if values.dtype.kind != "f" else ranges(values)
+        rows = zip(names, there.sum() * before[task], 100 * before[task], 100 * after[task], strict=True)
+        tables.append(table((task, "samples", "%", "weighted %"), [(name, f"{n:.6g}", f"{p:.2f}", f"{w:.2f}") for name, n, p, w in rows]))
     carried, drawn = task_shares(labels, plain), task_shares(labels, weights)
-    rows = [(task, int((labels[task] != MISSING).sum()), f"{100 * carried[task]:.2f}", f"{100 * drawn[task]:.2f}") for task in labels]
+    rows = [(task, int(known(labels[task]).sum()), f"{100 * carried[task]:.2f}", f"{100 * drawn[task]:.2f}") for task in labels]
     return [*tables, table(("task", "samples", "%", "weighted %"), rows)]
+
+
+def ranges(values: np.ndarray) -> list[str]:
+    """The ranges of a number that its records are balanced over, in words."""
+    edges = np.linspace(np.nanmin(values), np.nanmax(values), NUMBER_BINS + 1)
+    return [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges)]

@@ -20,6 +20,7 @@ from jaxface.report.sections.results import results
 from jaxface.report.sections.setup import lead, notes, setup
 from jaxface.report.sections.thesis import agreement, published
 from jaxface.report.sections.training import training
+from jaxface.report.sections.trust import trust
 from jaxface.report.seeds import seeds
 from jaxface.runs.folder import Run, find_runs, read_run
 
@@ -67,6 +68,7 @@ SECTIONS: list[tuple[str, str, str, Callable[[Runs], Markup]]] = [
     ("classes", "Classes", "Class by class", classes),
     ("training", "Training", "Training", training),
     ("groups", "Groups", "Errors by group", groups),
+    ("trust", "Trust", "How sure answers may be", trust),
     ("hardest", "Hardest", "Hardest examples", hardest),
     ("features", "Features", "Features in two dimensions", features),
     ("cost", "Cost", "Cost and accuracy", cost),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxface.data.tasks import MISSING
+from jaxface.data.tasks import known
 from jaxface.evaluation import metrics
+from jaxface.evaluation.measures import measure_of
 from jaxface.evaluation.predictions import Predictions
 from jaxface.files import aside
 from jaxface.report import figures
@@ -16,7 +17,7 @@ def write_pictures(folder: Path, predictions: Predictions, temperatures: Mapping
     """Writes `confusion_TASK.png`, `reliability_TASK.png` and, where the task has a temperature, `reliability_TASK_calibrated.png`."""
     for task in predictions.tasks:
         logits, labels = predictions.logits[task.name], predictions.labels[task.name]
-        if not (labels != MISSING).any():
+        if not known(labels).any() or not measure_of(task).confuses:
             continue
         pictures = {
             f"confusion_{task.name}": figures.confusion(metrics.task_matrix(predictions, task), task.classes, task.name),

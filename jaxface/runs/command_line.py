@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from jaxface.cli import parse
-from jaxface.errors import UserError
+from jaxface.errors import UserError, tell
 from jaxface.imports import imported, take_imports
 from jaxface.runs.config import CONFIGS, RANDOM, Config, load_configs, with_method
+from jaxface.runs.own_tasks import settled, tasks_in
 
 QUICKSTART = CONFIGS / "quickstart.py"
 
@@ -28,7 +29,7 @@ def read_command_lines(arguments: list[str], prog: str = "python -m jaxface.trai
             path = word.partition("=")[2] or words[index + 1]
             del words[index : index + (1 if "=" in word else 2)]
             break
-    configs = [_changed(config, words, prog) for config in load_configs(path)]
+    configs = [settled(_changed(config, words, prog)) for config in load_configs(path)]
     if len({config.folder for config in configs}) < len(configs):
         raise UserError(f"{path} holds {len(configs)} experiments, which --name would give one folder: take --out DIR")
     return configs
@@ -56,6 +57,9 @@ def _changed(config: Config, words: list[str], prog: str) -> Config:
         config = replace(config, grid=tuple(axis for axis in config.grid if axis not in swept))
     config = parse(Config, args=words, default=with_method(config, words), prog=prog, description=description)
     config = replace(config, imports=imported())
+    if "tasks" not in given and (own := tasks_in(config.data.sets, config.tasks)) != config.tasks:
+        tell(f"tasks {' '.join(own)}: those of {', '.join(config.data.sets)}")
+        config = replace(config, tasks=own)
     for axis in config.grid:
         if (option := axis.partition("=")[0].replace("-", "_")) in given:
             raise UserError(f"--{option} is an option of its own and an axis of --grid, {axis}: give it once")

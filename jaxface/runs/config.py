@@ -5,34 +5,31 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
-import jax.numpy as jnp
-import numpy as np
-import optax
 import tyro
 
-from jaxface.adapters.methods import METHODS, Group, get_method, options_for, require_taken
+from jaxface.adapters.methods import METHODS, get_method, options_for, require_taken
 from jaxface.adapters.options import AdapterOptions
 from jaxface.cluster import ClusterOptions
 from jaxface.data.augment import Augment
 from jaxface.data.synthetic import DrawnSet
-from jaxface.data.tasks import TASKS
+from jaxface.data.task_files import task_from
+from jaxface.data.tasks import TASKS, Task, with_coarse
 from jaxface.errors import UserError
 from jaxface.imports import remember, run_file
 from jaxface.models.heads import TOKENS
 from jaxface.models.variants import VARIANTS
 from jaxface.objectives.balancing import BALANCERS
-from jaxface.objectives.losses import LOSSES
-from jaxface.ranges import Count, Inside, Items, Known, Like, Name, Place, Range, Seed, Word, ranged
-from jaxface.registry import Registry
+from jaxface.objectives.losses import LOSSES, get_loss
+from jaxface.ranges import Count, Inside, Items, Known, Like, Listed, Name, Place, Range, Seed, Word, ranged
+from jaxface.registry import Registry, require_known
+from jaxface.runs.optimizer_options import MOST_EPOCHS, OptimizerOptions
 
 _PACKAGE = Path(__file__).parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -40,9 +37,6 @@ CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.
 
 RANDOM = "random"
 """The name of weights that starts an encoder from random numbers."""
-MOST_EPOCHS = 10**6
-Rate = Annotated[float, Range(above=0, high=100)]
-"""A learning rate."""
 
 
 @ranged("encoder.")
@@ -100,6 +94,8 @@ class DataOptions:
       augment: flip, color jitter, affine, erasing on training images.
       changes: how strong those are, and how many of RandAugment's operations come before them.
       workers: processes that decode and augment training images; 0 does it in threads of this one, as evaluation always does.
+      max_repeat: how often a record may be drawn in an epoch at most, on average, by balanced sampling: a cap on the weight of classes with
+        few records; 0 for none.
       cache_features: encode each image once where no later pass could see other features: the encoder is frozen (LP) and nothing
         augments. With augmentation every epoch has other pixels, and the encoder runs on each of them.
     """
@@ -111,6 +107,7 @@ class DataOptions:
     changes: Augment = field(default_factory=Augment)
     workers: Annotated[int, Range(0, 1024)] = 0
     cache_features: bool = True
+    max_repeat: Annotated[float, Range(0, 1e6)] = 0.0
 
 
 @ranged("method.")
@@ -121,70 +118,16 @@ class MethodOptions:
     options: AdapterOptions = field(default_factory=AdapterOptions)
 
 
-@ranged("optimizer.")
-class OptimizerOptions:
-    """AdamW's settings; the defaults are the thesis's (section 3.1, rates: 3.3 to 3.6).
-
-    Attributes:
-      backbone: learning rate of what trains in the blocks.
-      pool: learning rate of what trains in the attention pool.
-      head: learning rate of the heads, their batch norms and the loss balancer.
-      plus_ratio: LoRA+'s lambda: B takes this times A's rate.
-      weight_decay: decoupled; parameters of one axis (norms, biases, magnitudes) are not decayed where `decay_vectors` is off.
-      decay_vectors: decay one-axis parameters too, as torch's AdamW does by default.
-      plateau_factor: the rates are multiplied by this when the plateau lasts.
-      plateau_patience: epochs without a better validation loss before that.
-      early_stop: epochs without improvement before training ends.
-      warmup_steps: steps over which all rates rise in a line; the first has 1 / (warmup_steps + 1) of them.
-      clip_norm: gradients are scaled down to this global norm; 0 leaves them.
-      cosine: lower the rates along a half cosine to zero behind the last step, and never on plateaus.
-      average: decay of a moving average of what trains and of batch statistics, which is validated, kept and tested in their place; 0 for
-        none.
-    """
-
-    backbone: Rate = 1e-5
-    pool: Rate = 1e-4
-    head: Rate = 1e-4
-    plus_ratio: Annotated[float, Range(above=0, high=1000)] = 6.0
-    weight_decay: Annotated[float, Range(0, 100)] = 0.01
-    decay_vectors: bool = True
-    plateau_factor: Annotated[float, Range(above=0, high=1)] = 0.1
-    plateau_patience: Annotated[int, Range(0, MOST_EPOCHS)] = 5
-    early_stop: Annotated[int, Range(1, MOST_EPOCHS)] = 10
-    warmup_steps: Annotated[int, Range(0, 10**7)] = 0
-    clip_norm: Annotated[float, Range(0, 1e6)] = 0.0
-    cosine: bool = False
-    average: Annotated[float, Range(0, below=1)] = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("plateau_factor", "plateau_patience") if self.cosine else ():
-            if getattr(self, name) != getattr(OptimizerOptions, name):
-                raise UserError(f"optimizer.{name} {getattr(self, name)}: a cosine has no plateaus; leave it or the cosine out")
-
-    def rate(self, group: Group) -> float:
-        """The learning rate of a group. Raises UserError for an unknown rate name."""
-        if group.rate not in ("backbone", "pool", "head"):
-            raise UserError(f"group {group.pattern!r} asks for the learning rate {group.rate!r}; known: backbone, pool, head")
-        return getattr(self, group.rate) * (self.plus_ratio if group.plus else 1.0)
-
-    def schedule(self, total_steps: int) -> optax.Schedule:
-        """The factor on all rates at a step, without the plateau's. Raises UserError for a warm-up that leaves no step to the cosine."""
-        if self.cosine and self.warmup_steps >= total_steps:
-            raise UserError(f"optimizer.warmup_steps {self.warmup_steps}: expected fewer than the run's {total_steps} steps")
-        return lambda update: self.factor_at(jnp.asarray(update, float), total_steps, jnp)
-
-    def factor_at(self, update: Any, total_steps: int, xp: ModuleType = np) -> Any:
-        """The factor on all rates in the update after the first `update` ones, without the plateau's; computed by NumPy or `xp`."""
-        rise = xp.minimum(1.0, (update + 1) / (self.warmup_steps + 1))
-        if not self.cosine:
-            return rise
-        share = xp.clip((update - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 0.0, 1.0)
-        return rise * 0.5 * (1 + xp.cos(math.pi * share))
-
-
 def _configuration(value: Any) -> None:
     if not isinstance(value, Config | None):
         raise UserError("expected a configuration")
+
+
+def _definitions(value: Any) -> None:
+    if not isinstance(value, dict | None):
+        raise UserError("expected tasks by their names")
+    for name, task in (value or {}).items():
+        task_from(name, task)
 
 
 @ranged()
@@ -194,8 +137,8 @@ class Config:
     Attributes:
       name: of the run folder below `out`.
       out: folder of run folders.
-      tasks: what is predicted.
-      losses: of single tasks, where not cross_entropy: coral (ordinal regression), soft (labels smeared over neighbours).
+      tasks: what is predicted: known tasks, and those of the sets.
+      losses: of single tasks, where not their kind's own: coral (ordinal regression), soft (labels smeared over neighbours).
       balancing: how the losses of several tasks become one: uw, ema, dwa, gradnorm, fixed.
       batch_size: over all devices of all hosts; "auto" takes the largest that fits into their memory.
       accumulate: pieces that a device's part of the batch is computed in, where memory is short.
@@ -213,18 +156,20 @@ class Config:
       seeds: one run for each in place of `seed`, in a folder of its own below this one's.
       grid: one run for each combination, as in `balancing=uw,ema optimizer.backbone=1e-5,1e-4`: an option of this list and its values.
       after: the run that this one starts from; made first if it is not there.
+      tasks_file: a file of one's own tasks, in place of what the sets say of those.
+      definitions: of those tasks that are not built in, as the sets or the file describe them: whoever opens the run needs neither.
       imports: SHA-256 of the files that `--import` ran for it, by name: whoever opens the run has to name them, too.
     """
 
     name: Annotated[str, Inside()] = "run"
     out: Annotated[str, Place()] = "runs"
-    tasks: Annotated[tuple[str, ...], Known(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
+    tasks: Annotated[tuple[str, ...], Listed(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
     head: HeadOptions = field(default_factory=HeadOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    losses: dict[Annotated[str, Known(TASKS)], Annotated[str, Known(LOSSES)]] = field(default_factory=dict)
+    losses: dict[Annotated[str, Listed(TASKS)], Annotated[str, Known(LOSSES)]] = field(default_factory=dict)
     balancing: Annotated[str, Known(BALANCERS)] = "uw"
     batch_size: Count | Literal["auto"] = 128
     accumulate: Count = 1
@@ -241,12 +186,44 @@ class Config:
     seeds: Annotated[tuple[Seed, ...], Items(once=True)] = ()
     grid: Annotated[tuple[str, ...], Word(r"[^\s=,]+=[^,]+(,[^,]+)*", "OPTION=VALUE,VALUE..., as in balancing=uw,ema")] = ()
     after: Annotated[Any, Like(_configuration), tyro.conf.Suppress] = None
+    tasks_file: Annotated[str | None, Place()] = None
+    definitions: Annotated[Any, Like(_definitions), tyro.conf.Suppress] = None
     imports: Annotated[dict[Name, Annotated[str, Word(r"[0-9a-f]{64}", "a SHA-256")]], tyro.conf.Suppress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.data.sets and self.tasks_file is None:  # who could say more of them
+            require_known("task", self.tasks, self.known)
         for task, name in self.losses.items():
             if task not in self.tasks:
                 raise UserError(f"losses {task} {name}: the run has no task {task}, only {' '.join(self.tasks)}")
+            if task in self.known:
+                self.loss(task)
+
+    @property
+    def known(self) -> dict[str, Task]:
+        """The tasks that the run knows by name: its own before those of the process."""
+        own = {name: task_from(name, value) for name, value in (self.definitions or {}).items()}
+        return {**dict(TASKS.items()), **own}
+
+    @property
+    def evaluated(self) -> tuple[Task, ...]:
+        """What is predicted, and after it what its answers are mapped back to."""
+        known = self.known
+        return tuple(known[name] for name in with_coarse(self.tasks, known))
+
+    def task(self, name: str) -> Task:
+        """A task of the run. Raises UserError for one that is not known."""
+        require_known("task", [name], self.known)
+        return self.known[name]
+
+    def loss(self, name: str) -> str:
+        """What a task is trained with. Raises UserError for a loss that is not for its kind."""
+        task = self.task(name)
+        loss = self.losses.get(name, task.of.loss(task))
+        output = get_loss(loss).output
+        if output not in task.of.outputs or (output != "number") != bool(task.classes):
+            raise UserError(f"losses {name} {loss}: {loss} is not for {task.says}")
+        return loss
 
     @property
     def folder(self) -> Path:

@@ -16,7 +16,6 @@ from jaxface.data.preparation import prepare_synthetic
 from jaxface.data.records import SUMMARY
 from jaxface.data.sampling import replicas
 from jaxface.data.synthetic import DrawnSet
-from jaxface.data.tasks import with_coarse
 from jaxface.errors import UserError
 from jaxface.runs.config import Config
 
@@ -100,6 +99,7 @@ class Images:
             seed=config.seed,
             augment=config.data.changes if config.data.augment else None,
             sampling=config.data.sampling,
+            max_repeat=config.data.max_repeat,
             workers=config.data.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -111,7 +111,7 @@ class Images:
         return eval_batches(
             self.sets,
             split,
-            with_coarse(self.config.tasks),
+            [task.name for task in self.config.evaluated],
             image_size=self.image_size,
             batch_size=self.config.batch_size // jax.process_count(),
             workers=0,

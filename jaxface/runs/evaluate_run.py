@@ -17,7 +17,9 @@ from jaxface.errors import UserError, tell
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import Json, hardest_of, score
-from jaxface.files import aside, read_object, write_json
+from jaxface.evaluation.trust import Caution
+from jaxface.evaluation.trust_report import trust
+from jaxface.files import aside, finite, read_object, write_json
 from jaxface.models.heads import Classifier
 from jaxface.runs.best import trained_size
 from jaxface.runs.config import RANDOM
@@ -27,6 +29,7 @@ from jaxface.runs.inference import predict_all
 from jaxface.runs.model import Trained, load_trained
 from jaxface.runs.predictions_file import read_predictions, write_predictions
 from jaxface.runs.temperatures import copy_temperatures, read_temperatures, write_temperatures
+from jaxface.runs.validation_answers import read_validation, write_validation
 
 VALIDATION = "validation"
 
@@ -59,10 +62,10 @@ def answer(
     batches = eval_batches(sets, split, trained.config.tasks, image_size=trained.image_size, batch_size=size)
     if isinstance(model, Classifier):
         arrays, structure = flatten(model)
-        arrays, predict = replicate(arrays), make_predict(structure)
+        arrays, predict = replicate(arrays), make_predict(structure, trained.config.known)
     else:
         arrays, predict = None, lambda _, images: (model(images.reshape(-1, *images.shape[2:])), None)
-    return predict_all(predict, arrays, batches, trained.config.tasks, title=title, total=total, keep_features=features)
+    return predict_all(predict, arrays, batches, trained.tasks, title=title, total=total, keep_features=features)
 
 
 def test_split(sets: Sequence[str]) -> str:
@@ -84,6 +87,7 @@ def evaluate_run(
     keep: bool = False,
     weights: Sequence[Path] = (),
     engine: tuple[str, Compute] | None = None,
+    caution: Caution | None = None,
 ) -> tuple[Predictions, Json]:
     """Runs the model, writes `predictions.parquet` and what `write_scores` writes, and fits temperatures on the run's validation records.
 
@@ -98,6 +102,7 @@ def evaluate_run(
       keep: answers that stand already, of the same model on the same records, are not computed again.
       weights: where else to look for the run's base weights.
       engine: the name of what computes the model instead of JAX, and what does.
+      caution: how sure answers have to be; the usual coverage and error if None.
 
     Returns:
       the answers and the figures.
@@ -124,7 +129,7 @@ def evaluate_run(
         "records": content(sets),
     }
     if keep and stands(out, about, features=features):
-        return evaluate_again(out, groups)
+        return evaluate_again(out, groups, caution)
     predictions = replace(answer(trained, model, sets, split, title=split, **options), about=about)
     for name, column in columns:
         predictions = with_groups(predictions, name, column)
@@ -132,6 +137,7 @@ def evaluate_run(
         try:
             validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
             write_temperatures(out, validation, trained.digest)
+            write_validation(out, validation, trained.digest)
         except UserError as error:  # the run may have been trained elsewhere
             tell(f"confidence is not calibrated: {error}")
     if out != folder:
@@ -144,7 +150,7 @@ def evaluate_run(
     if features and trained.config.encoder.weights not in (None, RANDOM):
         start = answer(trained, trained.before(), sets, split, title="before training", **options)
         write_predictions(out / "features_before.parquet", replace(start, about=about))
-    return predictions, write_scores(out, predictions, read_temperatures(out, trained.digest))
+    return predictions, write_scores(out, predictions, read_temperatures(out, trained.digest), caution, groups)
 
 
 def evaluated_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
@@ -194,19 +200,36 @@ def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Pred
         np.savez_compressed(file, id=np.array(list(found), str), image=images)
 
 
-def evaluate_again(folder: Path, groups: Sequence[Path] = ()) -> tuple[Predictions, Json]:
+def evaluate_again(folder: Path, groups: Sequence[Path] = (), caution: Caution | None = None) -> tuple[Predictions, Json]:
     """The figures of a folder's `predictions.parquet`, without the model. Raises UserError if there is none."""
     predictions = read_predictions(folder / "predictions.parquet")
     for name, column in map(read_groups, groups):
         predictions = with_groups(predictions, name, column)
     if groups:
         write_predictions(folder / "predictions.parquet", predictions)
-    return predictions, write_scores(folder, predictions, read_temperatures(folder, predictions.about.get("model")))
+    return predictions, write_scores(folder, predictions, read_temperatures(folder, predictions.about.get("model")), caution, groups)
 
 
-def write_scores(folder: Path, predictions: Predictions, temperatures: dict[str, float]) -> Json:
-    """Writes `evaluation.json` and returns the figures that it holds."""
+def write_scores(
+    folder: Path, predictions: Predictions, temperatures: dict[str, float], caution: Caution | None = None, groups: Sequence[Path] = ()
+) -> Json:
+    """Writes `evaluation.json` and returns the figures that it holds.
+
+    Args:
+      caution: how sure answers have to be, where the folder keeps answers on validation records to fit on.
+      groups: of the validation records, too, as far as the tables name them.
+
+    Raises UserError for a threshold without such answers.
+    """
+    validation = None if predictions.about.get("split") == VALIDATION else read_validation(folder, predictions.about.get("model"))
     scores = score(predictions, temperatures)
+    if validation is not None:
+        for name, column in map(read_groups, groups):
+            with suppress(UserError):  # of a table of the test records alone
+                validation = with_groups(validation, name, column)
+        scores["trust"] = finite(trust(predictions, validation, caution or Caution()))
+    elif caution is not None and caution.asked:
+        raise UserError(f"{folder}: no answers on validation records to fit on: evaluate the test records of the run with its own sets")
     write_json(folder / "evaluation.json", scores)
     record_digests(folder, EVALUATION)
     return scores

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxface.data.task_files import task_from
 from jaxface.data.tasks import TASKS, Task
 from jaxface.digests import check_digest
 from jaxface.errors import UserError
@@ -36,12 +37,15 @@ RESULT = "result.json"
 """Written last of all: the run is done."""
 OUTCOME = ("config.json", "metrics.jsonl", RESULT, "baselines.json", "faces.npz", "predictions.parquet", "predictions_before.parquet")
 """What training leaves, with a digest of each in `digests.json` from the run's end on."""
-EVALUATION = ("predictions.parquet", "calibration.json", "summary.json", "evaluation.json", "hardest.npz", "features_before.parquet")
+EVALUATION = (
+    *("predictions.parquet", "predictions_validation.parquet", "calibration.json", "summary.json", "evaluation.json", "hardest.npz"),
+    "features_before.parquet",
+)
 """What an evaluation writes, likewise."""
 
 FREE = (
     *("after", "out", "name", "log_every", "checkpoint_minutes", "report", "cluster", "bad_steps"),
-    *("data.workers", "encoder.remat", "imports"),
+    *("data.workers", "encoder.remat", "imports", "tasks_file"),
 )
 """Options that may change between two parts of one run: they decide what is written, or how fast and in how much memory it trains.
 
@@ -68,6 +72,7 @@ class Run:
       faces: test images by record id, uint8 `[H, W, 3]`.
       hardest: images of the hardest test records, likewise.
       temperatures: per task, that calibrate the answers.
+      trust: what `jaxface.evaluate` found of sets, withheld answers and thresholds.
     """
 
     path: Path
@@ -81,6 +86,7 @@ class Run:
     faces: Mapping[str, np.ndarray]
     hardest: Mapping[str, np.ndarray]
     temperatures: Mapping[str, float]
+    trust: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -101,8 +107,9 @@ class Run:
         """The run's tasks: as the predictions describe them, else the known ones that the configuration names."""
         if self.predictions is not None:
             return self.predictions.tasks
-        names = self.config.get("tasks") or ()
-        return tuple(TASKS[name] for name in names if isinstance(name, str) and name in TASKS)
+        names, own = self.config.get("tasks") or (), self.config.get("definitions") or {}
+        known = {**dict(TASKS.items()), **{name: task_from(name, value) for name, value in own.items()}}
+        return tuple(known[name] for name in names if isinstance(name, str) and name in known)
 
     def last(self, split: str) -> Row:
         """The last row of a split; empty if there is none."""
@@ -146,6 +153,8 @@ def changed_options(folder: Path, config: Config) -> list[str]:
     """
     saved = read_config(folder)
     names = [name for name in differences(to_dict(config), to_dict(saved)) if not name.startswith(FREE)]
+    if saved.definitions is None:  # of a run from before they were kept, whose tasks come from code
+        names = [name for name in names if name != "definitions"]
     if saved.head.tokens == ALL_TOKENS and config.head == HeadOptions(config.head.deep, config.head.dropout):
         names = [name for name in names if name != "head.tokens"]  # whether there is a pool, and so no difference, is known later
     return [name for name in names if not (name == "epochs" and config.epochs > saved.epochs)]
@@ -198,6 +207,7 @@ def read_run(path: Path | str) -> Run:
         faces=_if_there(path / "faces.npz", _read_faces, {}),
         hardest=_if_there(path / "hardest.npz", _read_faces, {}),
         temperatures=read_temperatures(path),
+        trust=_if_there(path / "evaluation.json", read_object, {}).get("trust") or {},
     )
 
 

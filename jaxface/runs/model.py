@@ -17,7 +17,7 @@ from jaxface import weights
 from jaxface.adapters.adapt import adapt_with_groups, merge
 from jaxface.adapters.methods import Group, get_method
 from jaxface.adapters.quantized import quantize
-from jaxface.data.tasks import Task, get_task
+from jaxface.data.tasks import Task
 from jaxface.digests import combined
 from jaxface.errors import UserError
 from jaxface.kernels.operations import kernel_choice
@@ -63,8 +63,8 @@ def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None
     use_attention(encoder, config.encoder.attention)
     use_kernels(encoder, kernel_choice(config.encoder.kernels))
     encoder.loop = _loop(config, groups)
-    classes = {task: get_task(task).num_classes for task in config.tasks}
-    outputs = {task: get_loss(name).output for task, name in config.losses.items()}
+    classes = {task: config.task(task).width for task in config.tasks}
+    outputs = {task: get_loss(config.loss(task)).output for task in config.tasks}
     head = {"deep": config.head.deep, "batch_norm": method.batch_norm, "dropout": config.head.dropout, "outputs": outputs}
     model = Classifier(encoder, classes, **head, tokens=config.head.tokens, rngs=rngs)
     if previous is not None:
@@ -152,7 +152,7 @@ class Trained:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What it predicts."""
-        return tuple(map(get_task, self.config.tasks))
+        return tuple(map(self.config.task, self.config.tasks))
 
     @property
     def image_size(self) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxface.digests import record_digests
-from jaxface.evaluation.metrics import figures
 from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.summary import figures
 from jaxface.files import aside, write_json
 from jaxface.runs.best import read_best
 from jaxface.runs.config import Config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxface.data.task_files import task_from, task_to
 from jaxface.data.tasks import Task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
@@ -35,13 +36,14 @@ def write_predictions(path: Path | str, predictions: Predictions) -> None:
     path = Path(path)
     columns: dict[str, Any] = {name: pa.array(getattr(predictions, name), pa.string()) for name in ("id", "source", "person")}
     for task in predictions.tasks:
-        columns[task.name] = pa.array(predictions.labels[task.name], pa.int64())
+        labels = predictions.labels[task.name]
+        columns[task.name] = pa.array(labels.tolist() if labels.ndim > 1 else labels)
         columns[f"{task.name}_logits"] = _lists(predictions.logits[task.name])
     if predictions.features is not None:
         columns["features"] = _lists(predictions.features)
     columns |= {f"{task}_features": _lists(values) for task, values in predictions.task_features.items()}
     columns |= {f"group_{name}": pa.array(values, pa.string()) for name, values in predictions.groups.items()}
-    tasks = [{"name": task.name, "classes": task.classes, "ordinal": task.ordinal} for task in predictions.tasks]
+    tasks = [_described(task) for task in predictions.tasks]
     about = {**predictions.about, "tasks": tasks}
     about = json.dumps(about | {"sha256": _digest(pa.table(columns), about)}, ensure_ascii=False)
     with aside(path) as temporary:
@@ -64,12 +66,12 @@ def read_predictions(path: Path | str) -> Predictions:
         about = json.loads(about)
         written = about.pop("sha256", None)
         found = _digest(table, about)
-        tasks = tuple(Task(entry["name"], tuple(entry["classes"]), bool(entry["ordinal"])) for entry in about.pop("tasks"))
+        tasks = tuple(_task(entry) for entry in about.pop("tasks"))
         predictions = Predictions(
             tasks=tasks,
             id=_strings(table, "id"),
-            labels={task.name: table[task.name].to_numpy() for task in tasks},
-            logits={task.name: _matrix(table, f"{task.name}_logits", task.classes) for task in tasks},
+            labels={task.name: _labels(table, task) for task in tasks},
+            logits={task.name: _matrix(table, f"{task.name}_logits", task.width) for task in tasks},
             source=_strings(table, "source"),
             person=_strings(table, "person"),
             features=_matrix(table, "features") if "features" in table.column_names else None,
@@ -84,6 +86,22 @@ def read_predictions(path: Path | str) -> Predictions:
         raise UserError(f"{path}: no column or entry {error}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+
+
+def _described(task: Task) -> dict[str, Any]:
+    """A task as the file says it; of classes as all versions have said it."""
+    own = {} if task.kind in ("classification", "ordinal") else task_to(task)
+    return {"name": task.name, "classes": list(task.classes), "ordinal": task.ordinal} | own
+
+
+def _task(entry: dict[str, Any]) -> Task:
+    about = {key: value for key, value in entry.items() if key not in ("name", "ordinal")}
+    return task_from(entry["name"], {"kind": "ordinal" if entry["ordinal"] else "classification"} | about)
+
+
+def _labels(table: pa.Table, task: Task) -> np.ndarray:
+    labels = table[task.name]
+    return np.array(labels.to_pylist(), np.int8).reshape(len(table), -1) if pa.types.is_list(labels.type) else labels.to_numpy()
 
 
 def _digest(table: pa.Table, about: Mapping[str, Any]) -> str:
@@ -103,11 +121,11 @@ def _strings(table: pa.Table, name: str) -> np.ndarray:
     return np.asarray(table[name].to_pylist(), object)
 
 
-def _matrix(table: pa.Table, name: str, columns: Sequence[str] | None = None) -> np.ndarray:
+def _matrix(table: pa.Table, name: str, expected: int | None = None) -> np.ndarray:
     """A column of equally long lists as `[N, width]`."""
     column = table[name].combine_chunks()
     lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
-    width = len(columns) if columns is not None else int(lengths[0]) if len(lengths) else 0
+    width = expected if expected is not None else int(lengths[0]) if len(lengths) else 0
     if len(lengths) > 1 or (len(lengths) and lengths[0] != width):
         raise ValueError(f"column {name}: lists of {', '.join(str(length) for length in lengths)} values, expected {width} in each row")
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), width)

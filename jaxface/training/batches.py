@@ -51,7 +51,7 @@ class Features:
         config, records = self.images.config, self.split("train")
         size, share = len(records["valid"]), config.batch_size // jax.process_count()
         labels = {task: records["labels"][task] for task in config.tasks}
-        order = make_order(config.data.sampling, labels, size, config.seed)
+        order = make_order(config.data.sampling, labels, size, config.seed, config.data.max_repeat)
 
         reasons = self._unreadable["train"]
 

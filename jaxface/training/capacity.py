@@ -36,13 +36,15 @@ def step_of(config: Config, images: int, mesh: jax.sharding.Mesh | None = None) 
     encoder = parts.build().encoder.config
     side = config.encoder.image_size or encoder.image_size
     balancer, optimizer = get_balancer(config.balancing), make_optimizer(config.optimizer, parts.groups, 1)
-    more = {"losses": config.losses, "accumulate": config.accumulate, "average": config.optimizer.average}
+    kinds = config.known
+    more: dict[str, Any] = {"losses": config.losses, "kinds": kinds, "accumulate": config.accumulate, "average": config.optimizer.average}
     step = make_step(parts.structure, config.tasks, balancer, optimizer, mesh=mesh, **more)
 
     def start(trained: Any, statistics: Any) -> Any:
         return start_state(trained, statistics, config.tasks, balancer, optimizer, config.optimizer.average, config.seed)
 
-    labels = {task: jax.ShapeDtypeStruct((images,), jnp.int32) for task in config.tasks}
+    blanks = {task: kinds[task].of.array(kinds[task], [None] * images) for task in config.tasks}
+    labels = {task: jax.ShapeDtypeStruct(blank.shape, "float32" if blank.dtype.kind == "f" else "int32") for task, blank in blanks.items()}
     batch = {"image": jax.ShapeDtypeStruct((images, side, side, 3), jnp.uint8), "labels": labels}
     state = jax.eval_shape(start, parts.trained, parts.statistics)
     return step, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), (state, parts.frozen, batch))

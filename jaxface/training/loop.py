@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.cluster import end_together, from_first, is_first, of_first, say
-from jaxface.data.tasks import get_task, with_coarse
 from jaxface.devices import replicate, shard, unreplicate
 from jaxface.errors import UserError
-from jaxface.evaluation.metrics import figures
 from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.summary import figures
 from jaxface.files import alone_in
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.checkpoints import Checkpoints, Saved
@@ -186,7 +185,7 @@ class Training:
     def validate(self) -> None:
         """Validates, moves the schedule, keeps the best, saves."""
         values = from_first(figures(self._predict("validation", self._evaluated(), f"validation {self.epoch}")))
-        tasks = [task for task in with_coarse(self.config.tasks) if f"accuracy/{task}" in values and not get_task(task).coarse]
+        tasks = [task.name for task in self.config.evaluated if f"accuracy/{task.name}" in values and not task.coarse]
         if not tasks:
             sets, names = ", ".join(self.run.images.sets), ", ".join(self.config.tasks)
             raise UserError(f"no validation record of {sets} has a label of {names}, or the model diverged")
@@ -221,7 +220,7 @@ class Training:
     def _predict(self, split: str, arrays: dict[str, jax.Array], title: str) -> Predictions:
         run = self.run
         total, batches = run.images.count(split), self._until_stopped(run.input.evaluation(split))
-        return predict_all(run.predict, arrays, batches, with_coarse(self.config.tasks), title=title, total=total)
+        return predict_all(run.predict, arrays, batches, self.config.evaluated, title=title, total=total)
 
     def _until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; a stop between them loses nothing but what was predicted so far."""

@@ -22,6 +22,7 @@ from jaxface.runs.data import Images, prepared_sets
 from jaxface.runs.folder import RESULT, changed_options, is_finished, read_config
 from jaxface.runs.inference import make_classify, make_predict
 from jaxface.runs.model import load_base, make_parts
+from jaxface.runs.own_tasks import settled
 from jaxface.runs.parts import Parts
 from jaxface.training.batches import Features
 from jaxface.training.labels import check_labels
@@ -48,7 +49,7 @@ class Setup:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config = config = settled(config)
         self.folder = config.folder
         self.finished = from_first(belongs(self.folder, config) and is_finished(self.folder, config))
         if self.finished:
@@ -56,7 +57,7 @@ class Setup:
         check_run(config)
         check_devices(config)
         self.images = Images(config, prepared_sets(config))
-        check_labels(self.images.sets, config.tasks)
+        check_labels(self.images.sets, config.tasks, config.known, sampling=config.data.sampling, most=config.data.max_repeat)
         self.steps_per_epoch = max(1, self.images.epoch_size() // int(config.batch_size))
         base = load_base(config)
         self.parts = make_parts(config, base)
@@ -67,10 +68,11 @@ class Setup:
         optimizer = make_optimizer(options, self.parts.groups, config.epochs * self.steps_per_epoch)
         parts, rules = self.parts, (config.tasks, self.balancer, optimizer)
         self.initial = start_state(parts.trained, parts.statistics, *rules, options.average, config.seed)
-        more: dict[str, Any] = {"losses": config.losses, "accumulate": config.accumulate, "average": options.average}
+        kinds = config.known
+        more: dict[str, Any] = {"losses": config.losses, "kinds": kinds, "accumulate": config.accumulate, "average": options.average}
         self.step = make_step(parts.structure, *rules, **more)
         self.frozen = replicate(self.parts.frozen)
-        self.predict = make_predict(self.parts.structure)
+        self.predict = make_predict(self.parts.structure, kinds)
         self.input = self._cached() or self.images
         self.identity = of_first(lambda: identity_of(config, base, self.images.sets))
         self.stop = StopRequest()
@@ -81,7 +83,7 @@ class Setup:
         if config.data.augment or not config.data.cache_features or not all(name.startswith("heads.") for name in self.parts.trained):
             return None
         arrays = replicate({**self.parts.statistics, **self.parts.trained}) | self.frozen
-        encode, self.predict = self.predict, make_classify(self.parts.structure)
+        encode, self.predict = self.predict, make_classify(self.parts.structure, config.known)
         return Features(self.images, lambda images: encode(arrays, images)[1])
 
     def take_folder(self, done: int | None, progress: Progress) -> None:

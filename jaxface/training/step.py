@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,14 @@ import numpy as np
 import optax
 
 from jaxface.adapters.dropout_keys import set_keys
+from jaxface.data.tasks import TASKS, Task, known
 from jaxface.devices import AXIS, mean_over_devices
 from jaxface.kernels.normalize import at_least_float32
 from jaxface.models.encoder import normalize_images
 from jaxface.models.heads import Classifier, Training
 from jaxface.models.tree import Structure, arrays_of
 from jaxface.objectives.balancing import Balancer
-from jaxface.objectives.losses import get_loss, masked_correct, masked_sum
+from jaxface.objectives.losses import get_loss, masked_sum
 
 BALANCE = "balance."
 """Prefix of the loss balancer's parameters among those that train."""
@@ -90,6 +92,7 @@ class Rules(NamedTuple):
       balancer: how the tasks' losses become one.
       optimizer: what gradients become.
       losses: of each task.
+      kinds: the tasks themselves, by name.
       accumulate: pieces that each device's part of the batch is cut into.
       average: the decay of the parameters' moving average, 0 for none.
     """
@@ -99,6 +102,7 @@ class Rules(NamedTuple):
     balancer: Balancer
     optimizer: optax.GradientTransformation
     losses: Mapping[str, Any]
+    kinds: Mapping[str, Task]
     accumulate: int
     average: float
 
@@ -110,6 +114,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     losses: Mapping[str, str] | None = None,
+    kinds: Mapping[str, Task] | None = None,
     accumulate: int = 1,
     average: float = 0.0,
     mesh: jax.sharding.Mesh | None = None,
@@ -120,7 +125,8 @@ def make_step(
     would with the whole batch. A step whose loss or gradient is not finite changes nothing but the counters.
 
     Args:
-      losses: the loss of each task by its name in `LOSSES`; cross-entropy where a task is not named.
+      losses: the loss of each task by its name in `LOSSES`; its kind's own where a task is not named.
+      kinds: the tasks by name; the process's own if None.
       accumulate: pieces that each device's part of the batch is cut into, one after the other, to save memory. Losses and gradients are
         those of the whole batch, since each piece divides by the whole batch's number of labels; batch norm sees a piece at a time.
       average: the decay of the parameters' moving average, 0 for none.
@@ -130,11 +136,12 @@ def make_step(
       a function (state, frozen, batch) -> (state, metrics); every leaf has a leading axis of devices, and the state is donated. A batch
       has "labels" and either "image" or, where the encoder's output is cached, "features"; with mixed images also "mixed".
     """
-    kinds = {task: get_loss((losses or {}).get(task, "cross_entropy")) for task in tasks}
-    rules = Rules(structure, tasks, balancer, optimizer, kinds, accumulate, average)
+    own = {task: (kinds or TASKS)[task] for task in tasks}
+    losses_of = {name: get_loss((losses or {}).get(name) or task.of.loss(task)) for name, task in own.items()}
+    rules = Rules(structure, tasks, balancer, optimizer, losses_of, own, accumulate, average)
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
-        counts = {task: jax.lax.psum(jnp.sum(batch["labels"][task] >= 0), AXIS) for task in tasks}
+        counts = {task: jax.lax.psum(jnp.sum(known(batch["labels"][task])), AXIS) for task in tasks}
         gradients, statistics, metrics = batch_gradients(rules, state, frozen, batch, counts)
         return update(rules, state, gradients, statistics, metrics | {"count": counts})
 
@@ -153,7 +160,10 @@ def task_losses(rules: Rules, outputs: dict[str, jax.Array], piece: Batch, count
 
     L_t = sum_i l_t(y_i, o_i) / n_t, over the n_t images of all devices and pieces that have a label of t.
     """
-    sums = {task: masked_sum(rules.losses[task], outputs[task], piece["labels"][task], mixed_in(piece, task)) for task in rules.tasks}
+    sums = {
+        name: masked_sum(rules.losses[name], outputs[name], piece["labels"][name], mixed_in(piece, name), partial(task.of.targets, task))
+        for name, task in rules.kinds.items()
+    }
     return {task: jax.lax.psum(value, AXIS) / jnp.maximum(counts[task], 1).astype(value.dtype) for task, value in sums.items()}
 
 
@@ -174,7 +184,8 @@ def piece_loss(
     features = features_of(model, piece)
     outputs = model.classify(features, Training(key, AXIS))
     values = task_losses(rules, outputs, piece, counts)
-    right = {task: masked_correct(model.heads[task].to_logits(outputs[task]), piece["labels"][task]) for task in rules.tasks}
+    logits = {task: model.heads[task].to_logits(outputs[task]) for task in rules.tasks}
+    right = {name: jnp.sum(task.of.right(task, logits[name], piece["labels"][name])) for name, task in rules.kinds.items()}
     share = 1 / rules.accumulate
     total = rules.balancer.total(values, present_in(counts), balance_part(trained), state.balance, share=share)
     metrics = {"loss": total, "losses": values, "correct": jax.lax.psum(right, AXIS)}

@@ -70,7 +70,7 @@ def test_features_are_kept_per_task_where_tasks_have_their_own(evaluated):
 
 def test_the_same_figures_come_from_the_stored_answers_without_the_model(evaluated, tmp_path, monkeypatch, capsys):
     (tmp_path / "copy").mkdir()
-    for name in ("predictions.parquet", "calibration.json"):
+    for name in ("predictions.parquet", "predictions_validation.parquet", "calibration.json"):
         shutil.copy(evaluated / name, tmp_path / "copy" / name)
     assert call(monkeypatch, tmp_path / "copy", "--recompute", "--json") == 0
     printed = json.loads(capsys.readouterr().out)

@@ -87,7 +87,7 @@ def test_drawn_faces_can_be_prepared_by_command(tmp_path):
         ("label", ["raf_db", "F"], "list_patition_label.txt:2: emotion '8' is out of range (1 to 7)"),
         ("line", ["raf_db", "F"], "list_patition_label.txt:2: expected `train_00001.jpg 5`, got 'nonsense'"),
         ("broken", ["raf_db", "F"], "train images can be used (train_000"),
-        ("good", ["rafdb", "F"], "no source 'rafdb'; known: celeba_hq, synthetic, fairface, lagenda, manifest, raf_db, utkface, vggface2"),
+        ("good", ["rafdb", "F"], "no source 'rafdb'; known: celeba_hq, coco, synthetic, fairface, folders, "),
         ("good", ["raf_db", "F", "--outt", "x"], "--outt"),
         ("good", ["synthetic", "crayon"], "no drawing style 'crayon'"),
     ],

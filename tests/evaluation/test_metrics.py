@@ -13,6 +13,7 @@ from jaxface.data.tasks import AGE, EMOTION, GENDER, MISSING, Task
 from jaxface.errors import UserError
 from jaxface.evaluation import metrics
 from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.summary import summarize
 
 CLASSES = 5
 
@@ -156,7 +157,7 @@ def test_a_data_set_that_the_thesis_tests_other_tasks_on_is_no_part_of_the_avera
 def test_a_summary_averages_over_sources_and_not_over_records():
     labels = np.array([0] * 9 + [1])
     logits = np.eye(2)[np.array([0] * 10)]
-    summary = metrics.summarize(predictions(labels, logits, source=["many"] * 9 + ["few"]))
+    summary = summarize(predictions(labels, logits, source=["many"] * 9 + ["few"]))
     assert summary["accuracy/gender"] == pytest.approx(0.9)
     assert summary["average_accuracy/gender"] == pytest.approx(0.5)
     assert summary["overall_accuracy"] == pytest.approx(0.5)
@@ -167,24 +168,24 @@ def test_a_summary_has_ordinal_figures_for_ordered_classes_only_and_no_keys_for_
     tasks = (AGE, GENDER, EMOTION)
     labels = {"age": [3, 4, 8], "gender": [0, 1, 1], "emotion": [MISSING] * 3}
     logits = {"age": np.eye(9)[[3, 5, 2]], "gender": np.eye(2)[[0, 1, 0]], "emotion": np.eye(7)[[0, 1, 2]]}
-    summary = metrics.summarize(Predictions(tasks, ["a", "b", "c"], labels, logits))
+    summary = summarize(Predictions(tasks, ["a", "b", "c"], labels, logits))
     assert summary["mean_absolute_error/age"] == pytest.approx((0 + 1 + 6) / 3)
     assert summary["off_by_one/age"] == pytest.approx(2 / 3)
     assert "off_by_one/gender" not in summary
     assert not [key for key in summary if key.endswith("/emotion")]
     assert all(np.isfinite(value) for value in summary.values())
-    assert set(metrics.summarize(Predictions(tasks, ["a", "b", "c"], labels, logits), [GENDER])) & {"accuracy/age"} == set()
+    assert set(summarize(Predictions(tasks, ["a", "b", "c"], labels, logits), [GENDER])) & {"accuracy/age"} == set()
 
 
 def test_a_summary_of_no_records_is_empty():
-    assert metrics.summarize(predictions([], np.zeros((0, 2)))) == {}
+    assert summarize(predictions([], np.zeros((0, 2)))) == {}
 
 
 def test_logits_that_are_not_finite_are_an_error_that_names_a_record():
     with pytest.raises(UserError, match=r"task gender: the logits of 1 of 2 records are not finite \(first: r1\)"):
-        metrics.summarize(predictions([0, 1], np.array([[0.0, 1.0], [np.nan, 0.0]])))
+        summarize(predictions([0, 1], np.array([[0.0, 1.0], [np.nan, 0.0]])))
 
 
 def test_a_task_of_ones_own_is_measured_like_any_other():
     glasses = Task("glasses", ("none", "plain", "sun"))
-    assert metrics.summarize(predictions([0, 1, 2], np.eye(3), glasses))["balanced_accuracy/glasses"] == 1.0
+    assert summarize(predictions([0, 1, 2], np.eye(3), glasses))["balanced_accuracy/glasses"] == 1.0

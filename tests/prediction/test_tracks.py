@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from jaxface.data.task_files import tasks_told
 from jaxface.prediction.tracks import Tracker, followed
 
 CLASSES = {"gender": ["male", "female"]}
@@ -64,7 +65,7 @@ def test_frames_without_a_time_are_counted_at_25_a_second():
 
 
 def test_a_tracks_answer_is_the_mean_over_its_frames_and_its_confidence_at_the_temperature():
-    tracker = Tracker(CLASSES, ABOUT["temperatures"])
+    tracker = Tracker(tasks_told(CLASSES, {}), ABOUT["temperatures"])
     for number, (score, p) in enumerate([(0.5, 0.2), (1.0, 0.8)]):
         row = frame(number, "A")
         row["faces"][0] |= {"score": score, "gender": {"probabilities": {"male": 1 - p, "female": p}}}

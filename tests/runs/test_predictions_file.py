@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from jaxface.data.tasks import AGE, EMOTION, Task
 from jaxface.errors import UserError
-from jaxface.evaluation.metrics import summarize
 from jaxface.evaluation.predictions import Predictions
+from jaxface.evaluation.summary import summarize
 from jaxface.runs import predictions_file
 from jaxface.runs.predictions_file import METADATA_KEY, read_predictions, write_predictions
 

@@ -63,7 +63,7 @@ def test_batches_of_features_name_the_unreadable_records_that_batches_of_images_
         return real(data, least)
 
     monkeypatch.setattr(pipeline, "decode", decode)
-    data = types.SimpleNamespace(sampling="shuffle")
+    data = types.SimpleNamespace(sampling="shuffle", max_repeat=0.0)
     config = types.SimpleNamespace(data=data, tasks=("gender",), seed=3, batch_size=4)
     evaluated = EvalBatches(records, image_size=8, batch_size=4)
     images = types.SimpleNamespace(

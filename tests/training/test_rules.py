@@ -18,13 +18,13 @@ from jaxface.adapters.adapt import adapt_with_groups
 from jaxface.adapters.methods import Group, group_parameters
 from jaxface.adapters.options import make_options
 from jaxface.adapters.peft_format import timm_modules
-from jaxface.data.tasks import AGE, AGE_STARTS, AGE_YEARS
+from jaxface.data.tasks import AGE, AGE_STARTS, AGE_YEARS, Task
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Head
 from jaxface.models.tree import flatten
 from jaxface.objectives.balancing import MovingAverage, Uncertainty, get_balancer
-from jaxface.objectives.losses import get_loss, masked_correct, masked_sum
+from jaxface.objectives.losses import get_loss, masked_sum
 from jaxface.originals.reference import build_original, import_torch
 from jaxface.runs.config import Config, OptimizerOptions
 from jaxface.runs.inference import with_coarse_logits
@@ -47,7 +47,7 @@ def test_masked_cross_entropy_equals_torch_with_an_ignored_index(labels):
     expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels), ignore_index=-1, reduction="sum")
     assert float(total) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
     right = sum(label >= 0 and row.argmax() == label for row, label in zip(logits, labels, strict=True))
-    assert int(masked_correct(jnp.asarray(logits), jnp.asarray(labels))) == right
+    assert int(AGE.of.right(AGE, jnp.asarray(logits), jnp.asarray(labels)).sum()) == right
 
 
 def test_uncertainty_weighting_has_the_hand_derived_gradient():
@@ -328,3 +328,39 @@ def test_loraplus_puts_every_matrix_into_the_group_that_peft_puts_it_into():
     }
     assert ours == pytest.approx(theirs)
     assert len(ours) == 2 * (4 * towers.vision.depth + 3)
+
+
+def gradients(name, outputs, targets):
+    """Of the summed loss by the head's outputs."""
+    return np.asarray(jax.grad(lambda x: masked_sum(get_loss(name), x, jnp.asarray(targets), targets=lambda labels: labels))(outputs))
+
+
+@pytest.mark.parametrize(("name", "reference"), [("huber", "smooth_l1_loss"), ("squared", "mse_loss"), ("absolute", "l1_loss")])
+def test_losses_of_numbers_and_their_gradients_equal_torch(name, reference):
+    outputs, numbers_ = np.random.default_rng(0).normal(0, 2, (2, 7, 1)).astype(np.float32)
+    x = torch.tensor(outputs, requires_grad=True)
+    total = getattr(torch.nn.functional, reference)(x, torch.tensor(numbers_), reduction="sum")
+    total.backward()
+    np.testing.assert_allclose(gradients(name, outputs, numbers_[:, 0]), x.grad.numpy(), atol=1e-6)
+    assert float(get_loss(name).values(outputs, numbers_[:, 0]).sum()) == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+def test_the_loss_of_several_labels_and_its_gradient_equal_torch_on_the_labels_that_are_known():
+    logits = np.random.default_rng(0).normal(0, 3, (5, 4)).astype(np.float32)
+    labels = np.array([[0, 1, 1, 0], [1, -1, 0, -1], [-1, -1, -1, -1], [1, 1, 1, 1], [0, 0, -1, 0]], np.int32)
+    x = torch.tensor(logits, requires_grad=True)
+    per_label = torch.nn.functional.binary_cross_entropy_with_logits(x, torch.tensor(labels).clamp(0).float(), reduction="none")
+    there = torch.tensor(labels) >= 0
+    total = ((per_label * there).sum(1) / there.sum(1).clamp(1)).sum()
+    total.backward()
+    np.testing.assert_allclose(gradients("binary_cross_entropy", logits, labels), x.grad.numpy(), atol=1e-6)
+
+
+def test_a_number_is_standardised_or_put_on_its_nearest_step_and_a_missing_one_moves_nothing():
+    number = Task("w", kind="regression", center=10.0, scale=4.0, within=3.0)
+    labels = jnp.array([10.0, 18.0, jnp.nan])
+    loss = lambda x: masked_sum(get_loss("squared"), x, labels, targets=lambda values: number.of.targets(number, values))  # noqa: E731
+    np.testing.assert_allclose(np.asarray(jax.grad(loss)(jnp.zeros((3, 1))))[:, 0], [0, -4, 0])
+    assert number.of.right(number, jnp.array([[0.7], [1.0], [0.0]]), labels).tolist() == [True, False, False]
+    steps = Task("w", ("0", "5", "10"), kind="regression")
+    assert steps.of.targets(steps, jnp.array([2.0, 9.0, 99.0])).tolist() == [0, 2, 2]

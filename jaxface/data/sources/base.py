@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import tyro
+
 from jaxface.data.records import SPLITS, Record
+from jaxface.data.tasks import TASKS, Task
 from jaxface.errors import UserError, printable
-from jaxface.ranges import Name, Range, Where, ranged
+from jaxface.ranges import Items, Name, Range, Where, Word, ranged
 from jaxface.registry import Registry
 
 VALIDATION_SHARE = 0.2
@@ -29,6 +32,9 @@ class Skipped:
 
     id: str
     reason: str
+
+
+UNPREFIXED = tyro.conf.arg(prefix_name=False)
 
 
 @ranged("read.")
@@ -44,6 +50,10 @@ class Reading:
       ages: a table (CSV or Parquet) of ages per image, for VGGFace2.
       path_column: in that table, the image's path.
       age_column: in that table, the age in years.
+      tasks_file: a TOML file of one's own tasks; without it those of faces, or what the columns show.
+      columns: of a table of one's own those to read as tasks, by their names; path=NAME, split=NAME, person=NAME say what others are.
+      label: what the task of a source with one label is called: folders and coco.
+      per: of COCO's pictures the categories of each as several labels, or each box as a picture of its category.
     """
 
     straddling: Literal["refuse", "middle", "missing"] = "refuse"
@@ -53,6 +63,10 @@ class Reading:
     ages: Where | None = None
     path_column: Name = "path"
     age_column: Name = "age"
+    tasks_file: Annotated[Where | None, UNPREFIXED] = None
+    columns: Annotated[tuple[Name, ...], Items(once=True), UNPREFIXED] = ()
+    label: Annotated[str, Word(r"\w[\w-]{0,99}", "a name of letters, digits, _ and -"), UNPREFIXED] = "label"
+    per: Annotated[Literal["image", "object"], UNPREFIXED] = "image"
 
 
 class Source:
@@ -77,6 +91,12 @@ class Source:
           options: a `Reading`.
         """
         raise NotImplementedError
+
+    def read(self, folder: Path, options: Any) -> tuple[tuple[Task, ...], Iterable[Record | Skipped]]:
+        """The tasks that its records may have labels of, and the records. Raises UserError as `records`."""
+        if getattr(options, "tasks_file", None) or getattr(options, "columns", ()):
+            raise UserError(f"source {self.name} has tasks of its own: leave --tasks-file and --columns out")
+        return tuple(TASKS.values()), self.records(folder, options)
 
     def check(self, folder: Path) -> None:
         """Raises UserError if there is nothing in the folder."""

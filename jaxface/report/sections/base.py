@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxface.data.tasks import Task
 from jaxface.evaluation import metrics
+from jaxface.evaluation.measures import measure_of
 from jaxface.evaluation.predictions import Predictions
 from jaxface.runs.folder import Run
 
@@ -46,7 +47,7 @@ def tasks_of(runs: Runs) -> dict[str, Task]:
 
 def confusion_of(predictions: Predictions | None, task: Task) -> np.ndarray | None:
     """The confusion matrix `[C, C]`, or None if there are no answers or labels."""
-    if predictions is None or task.name not in predictions.labels or len(predictions) == 0:
+    if predictions is None or task.name not in predictions.labels or len(predictions) == 0 or not measure_of(task).confuses:
         return None
     matrix = metrics.task_matrix(predictions, task)
     return matrix if matrix.sum() else None

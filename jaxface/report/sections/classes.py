@@ -9,15 +9,17 @@ from markupsafe import Markup
 
 from jaxface.data.tasks import Task
 from jaxface.evaluation import metrics
+from jaxface.registry import Registry
 from jaxface.report import figures
 from jaxface.report.markup import Cell, percent, picture, render, table
 from jaxface.report.sections.base import Runs, confusion_of, figure_note, tasks_of
+from jaxface.report.sections.other_kinds import answered, figures_table, labels_of, numbers_of
 from jaxface.runs.folder import Run
 
 
 def classes(runs: Runs) -> Markup:
     """Every task that a run has answers and labels of."""
-    found = {task.name: _classes_of(runs, task) for task in tasks_of(runs).values()}
+    found = {task.name: SHOWN.get(task.kind)(runs, task) for task in tasks_of(runs).values()}
     shown = {name: parts for name, parts in found.items() if parts}
     return render("classes.html", tasks=shown) if shown else Markup()
 
@@ -39,7 +41,8 @@ def _classes_of(runs: Runs, task: Task) -> dict[str, object]:
     return {
         "pictures": pictures,
         "sources": [drawn for name, run in runs.items() if (name, "after") in matrices for drawn in _of_sources(name, run, task)],
-        "tables": [_class_table(matrices, task), _figures_table(runs, task)],
+        "tables": [_class_table(matrices, task), figures_table(answered(runs, task), task)],
+        "caption": "Rows are labels, columns predictions, each row in percent with the number of records below.",
         "calibration": [diagram for name, run in runs.items() if (name, "after") in matrices for diagram in _calibration(name, run, task)],
     }
 
@@ -66,30 +69,6 @@ def _calibration(name: str, run: Run, task: Task) -> list[Markup]:
     return pictures
 
 
-FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "macro_f1": ("macro F1", percent),
-    "off_by_one": ("within one class", percent),
-    "mean_absolute_error": ("mean distance in classes", "{:.2f}".format),
-    "calibration_error": ("calibration error", percent),
-    "average_accuracy": ("mean over data sets", percent),
-}
-"""Further figures of a task, in a table of their own: by their key in `metrics.evaluate_task`, heading and form."""
-
-
-def _figures_table(runs: Runs, task: Task) -> Markup:
-    answered = {name: p for name, run in runs.items() if (p := run.predictions) is not None and confusion_of(p, task) is not None}
-    figures_of = {name: metrics.evaluate_task(predictions, task) for name, predictions in answered.items()}
-    if all(len(set(predictions.source)) == 1 for predictions in answered.values()):
-        figures_of = {
-            name: {key: value for key, value in values.items() if key != "average_accuracy"} for name, values in figures_of.items()
-        }
-    shown = {key: form for key, form in FIGURES.items() if any(key in figures for figures in figures_of.values())}
-    rows = [
-        [name, *(form(values[key]) if key in values else "—" for key, (_, form) in shown.items())] for name, values in figures_of.items()
-    ]
-    return table(["run", *(heading for heading, _ in shown.values())], rows) if rows else Markup()
-
-
 def _class_table(matrices: Mapping[tuple[str, str], np.ndarray], task: Task) -> Markup:
     """Records, recall and precision of each class; the records once if all runs were tested on the same number of them."""
     records = {name: matrix.sum(axis=1) for (name, _), matrix in matrices.items()}
@@ -110,3 +89,10 @@ def _class_table(matrices: Mapping[tuple[str, str], np.ndarray], task: Task) -> 
         groups.append((name, len(own)))
     rows = zip(*(values for _, values in columns), strict=True)
     return table([heading for heading, _ in columns], rows, groups=groups if len(records) > 1 else ())
+
+
+SHOWN: Registry[Callable[[Runs, Task], dict[str, object]]] = Registry(
+    "task's part of the page",
+    {"classification": _classes_of, "ordinal": _classes_of, "multi-label": labels_of, "regression": numbers_of},
+)
+"""What the page shows of a task, by its kind: pictures, tables and a caption for the template; nothing without answers."""

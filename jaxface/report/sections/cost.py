@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from jaxface.evaluation import metrics
+from jaxface.evaluation.summary import evaluate_task
 from jaxface.plots import COLOURS, FAINT, new_figure, styled
 from jaxface.report.markup import picture, render
 from jaxface.report.sections.base import Runs
@@ -43,7 +43,7 @@ def _mean_accuracy(run: Run) -> float:
     """Mean over the tasks; NaN without answers."""
     if run.predictions is None:
         return float("nan")
-    found = [metrics.evaluate_task(run.predictions, task).get("accuracy") for task in run.tasks]
+    found = [evaluate_task(run.predictions, task).get("accuracy") for task in run.tasks]
     return float(np.mean([value for value in found if value is not None] or [np.nan]))
 
 

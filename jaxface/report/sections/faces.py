@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import cv2
+import numpy as np
 from markupsafe import Markup
 
-from jaxface.data.tasks import MISSING, Task
-from jaxface.evaluation import metrics
+from jaxface.data.tasks import Task, known
+from jaxface.evaluation.measures import measure_of
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import hardest_of
 from jaxface.plots import to_data_uri
@@ -51,18 +52,18 @@ def faces(runs: Runs) -> Markup:
 
 
 def _is_right(predictions: Predictions, task: Task, row: int) -> bool | None:
-    label = predictions.labels[task.name][row]
-    return None if label == MISSING else bool(label == predictions.logits[task.name][row].argmax())
+    one = predictions.rows(np.array([row]), [task])
+    return bool(one.right(task)[0]) if known(one.labels[task.name])[0] else None
 
 
 def _card(run: Run, predictions: Predictions, row: int) -> dict[str, object]:
     """A face: its picture, and per task what was predicted, with which probability, whether that is right, and the label."""
     lines = []
     for task in run.tasks:
-        logits, label = predictions.logits[task.name][row], predictions.labels[task.name][row]
-        probability = metrics.probabilities(logits[None])[0].max()
-        right = _is_right(predictions, task, row)
-        lines.append((task.classes[logits.argmax()], f"{100 * probability:.0f}", right, None if label == MISSING else task.classes[label]))
+        one, right = predictions.rows(np.array([row]), [task]), _is_right(predictions, task, row)
+        answer, label = (task.of.label_words(task, values[0]) for values in (one.predicted(task.name), one.labels[task.name]))
+        probability = f"{100 * one.shares(task)[0].max():.0f}" if measure_of(task).confuses else ""
+        lines.append((answer, probability, right, None if right is None else label))
     return {"image": _thumbnails(run)(predictions.id[row]), "lines": lines}
 
 
@@ -76,12 +77,17 @@ def hardest(runs: Runs) -> Markup:
         image = _thumbnails(run)
         pictures = any(image(record) for _, record, *_ in found)
         rows = [
-            [record, *([Cell(_image(image(record)), sort="")] if pictures else []), *map(left, (task, label, answer)), percent(probability)]
+            [record, *([Cell(_image(image(record)), sort="")] if pictures else []), *map(left, (task, label, answer)), _given(probability)]
             for probability, record, task, label, answer in found
         ]
         header = ["record", *(["face"] if pictures else []), *map(left, ("task", "label", "predicted")), "probability of the label"]
         shown[name] = header, rows
     return render("hardest.html", runs=shown, last=list(runs)[-1]) if shown else Markup()
+
+
+def _given(value: float) -> str:
+    """What an answer gives its label: a probability, or how far off a number is."""
+    return percent(value) if value >= 0 else f"off by {-value:.3g}"
 
 
 def _image(address: str | None) -> Markup:

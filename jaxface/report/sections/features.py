@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from jaxface.data.tasks import MISSING, Task
+from jaxface.data.tasks import Task, known
 from jaxface.evaluation.predictions import Predictions
 from jaxface.plots import COLOURS, FAINT, new_figure, styled
 from jaxface.report.embeddings import pca, t_sne
@@ -32,7 +32,7 @@ def features(runs: Runs) -> Markup:
                 for when, found in clouds.items()
                 if (cloud := found.get((task.name, source)) or found.get(("", source))) is not None
                 for kind, points, labels in cloud(task)
-                if (labels != MISSING).any()
+                if labels.ndim == 1 and known(labels).any()
             ]
             for task in run.tasks
             for source in sources
@@ -77,10 +77,13 @@ def scatter(points: np.ndarray, labels: np.ndarray, task: Task) -> Figure:
     import matplotlib as mpl
 
     figure, axes = new_figure(3.9, 3.2)
+    if labels.dtype.kind == "f":  # a number: shades over its range
+        axes.scatter(*points.T, s=9, c=labels, cmap="viridis", alpha=0.75, linewidths=0, rasterized=True)
+        axes.set(xticks=[], yticks=[])
+        return figure
     shades = mpl.colormaps["viridis"](np.linspace(0, 0.95, task.num_classes))
     colours = shades if task.ordinal else [COLOURS[i % len(COLOURS)] for i in range(task.num_classes)]
-    known = labels != MISSING
-    axes.scatter(*points[~known].T, s=5, color=FAINT, alpha=0.3, linewidths=0, rasterized=True)
+    axes.scatter(*points[~known(labels)].T, s=5, color=FAINT, alpha=0.3, linewidths=0, rasterized=True)
     for index, name in enumerate(task.classes):
         axes.scatter(*points[labels == index].T, s=9, color=colours[index], alpha=0.75, linewidths=0, label=name, rasterized=True)
     axes.set(xticks=[], yticks=[])

@@ -8,10 +8,11 @@ import numpy as np
 from markupsafe import Markup
 
 from jaxface.data.tasks import Task
-from jaxface.evaluation import metrics
+from jaxface.evaluation.measures import measure_of
+from jaxface.evaluation.summary import evaluate_task
 from jaxface.report import figures
 from jaxface.report.markup import Cell, left, percent, picture, render, strong
-from jaxface.report.sections.base import Runs, confusion_of
+from jaxface.report.sections.base import Runs
 from jaxface.runs.folder import Run
 
 
@@ -19,19 +20,17 @@ def _outcome(run: Run, task: Task) -> dict[str, float]:
     """The figures of one task that the run recorded, recomputed from the stored answers where there are any."""
     found: dict[str, float | None] = {}
     for when, predictions, split in (("before", run.before, "before"), ("after", run.predictions, "test")):
-        matrix, row = confusion_of(predictions, task), run.last(split)
-        found[when] = row.get(f"accuracy/{task.name}") if matrix is None else float(metrics.accuracy(matrix))
-        found[f"{when} balanced"] = (
-            row.get(f"balanced_accuracy/{task.name}") if matrix is None else float(metrics.balanced_accuracy(matrix))
-        )
-        if predictions is not None and matrix is not None:
-            found["majority"] = float(metrics.majority_share(matrix))
-            found["records"] = float(matrix.sum())
-            if when == "after":
-                found["low"], found["high"] = metrics.bootstrap_interval(metrics.person_matrices(predictions, task), metrics.accuracy)
-                found |= {
-                    key: value for key, value in metrics.evaluate_task(predictions, task).items() if key in ("macro_f1", "off_by_one")
-                }
+        there = predictions is not None and task in predictions.tasks and len(predictions)
+        values = evaluate_task(predictions, task) if there else {}
+        row = values or {
+            key.removesuffix(f"/{task.name}"): value for key, value in run.last(split).items() if key.endswith(f"/{task.name}")
+        }
+        found |= {when: row.get("accuracy"), f"{when} balanced": row.get("balanced_accuracy")}
+        if values:
+            found |= {"majority": values["majority"], "records": values["count"]}
+            if predictions is not None and when == "after":
+                found["low"], found["high"] = measure_of(task).intervals(predictions, task)["accuracy"]
+                found |= {key: value for key, value in values.items() if key in ("macro_f1", "off_by_one")}
     for baseline, values in run.baselines.items():
         found[baseline] = values.get(task.name)
     return {key: value for key, value in found.items() if isinstance(value, int | float) and np.isfinite(value)}

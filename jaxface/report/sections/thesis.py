@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from jaxface.data.tasks import known
 from jaxface.evaluation import metrics
+from jaxface.evaluation.measures import measure_of
 from jaxface.evaluation.metrics import TEST_SETS
 from jaxface.evaluation.predictions import Predictions
 from jaxface.report import thesis_tables
@@ -37,7 +39,7 @@ def our_values(run: Run) -> Values:
     values: dict[str, float] = {}
     if (predictions := run.predictions) is None:
         return {}
-    for task in run.tasks:
+    for task in (task for task in run.tasks if measure_of(task).confuses):
         for source, matrix in metrics.source_matrices(predictions, task).items():
             if (key := metrics.source_key(source)) in TEST_SETS.get(task.name, ()):
                 values[f"{task.name}/{key}"] = 100 * float(metrics.accuracy(matrix))
@@ -92,9 +94,10 @@ def pairs(runs: Runs) -> Iterator[tuple[str, str, str, str, float, int]]:
     for index, (first, ours) in enumerate(answered):
         for second, theirs in answered[index + 1 :]:
             rows = _shared_rows(ours, theirs)
-            for task in [task.name for task in ours.tasks if task in theirs.tasks]:
-                same = ours.predicted(task)[rows[:, 0]] == theirs.predicted(task)[rows[:, 1]]
-                labelled = ours.labels[task][rows[:, 0]] >= 0
+            for kind in [task for task in ours.tasks if task in theirs.tasks]:
+                task = kind.name
+                same = kind.of.right(kind, ours.logits[task][rows[:, 0]], theirs.predicted(task)[rows[:, 1]])
+                labelled = known(ours.labels[task][rows[:, 0]])
                 sources = ours.source[rows[:, 0]]
                 for source in sorted(set(sources)):
                     of_it = sources == source
