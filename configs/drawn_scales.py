@@ -18,7 +18,8 @@ METHODS = {
     "ts_dora": MethodOptions("mtlora", AdapterOptions(rank=16, task_dora=True)),
     "attention": MethodOptions("mtlora", AdapterOptions(rank=16, fusion="attention")),
     "mlp": MethodOptions("mtlora", AdapterOptions(rank=16, fusion="mlp")),
-    "attention_ts_dora": MethodOptions("mtlora", AdapterOptions(rank=16, fusion="attention", task_dora=True)),
 }
 
-configs = [replace(base, name=f"drawn_scales/{name}", method=method, grid=(), report=False) for name, method in METHODS.items()]
+shared = replace(base, data=replace(base.data, drawn=replace(base.data.drawn, count=1000)), epochs=3, grid=(), report=False)
+
+configs = [replace(shared, name=f"drawn_scales/{name}", method=method) for name, method in METHODS.items()]

@@ -15,7 +15,21 @@ from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, get_variant
 from weights_convert.inference import Ambiguous, infer, infer_text
-from weights_convert.layouts import LAYOUTS, LOGIT_BIAS, LOGIT_SCALE, OPTIONAL, ZERO, Layout, Row, decode, encode, recognise, table
+from weights_convert.layouts import (
+    LAYOUTS,
+    LOGIT_BIAS,
+    LOGIT_SCALE,
+    ZERO,
+    Layout,
+    Row,
+    carried,
+    decode,
+    encode,
+    is_carried,
+    numbered,
+    recognise,
+    table,
+)
 from weights_convert.tensor_files import TensorFile, open_tensors, write_tensors
 from weights_convert.tensor_parts import NotFinite, finite, is_floating, joined_shape
 from weights_convert.towers import Heads, Shapes, Towers
@@ -80,6 +94,8 @@ def read_checkpoint(
     if whole:
         raise UserError(f"{path}: {_some('of whole numbers, which no weights are', whole)}")
     rows = table(layout, form)
+    if layout.left_out:
+        file.tensors = {name: array for name, array in file.tensors.items() if not re.fullmatch(layout.left_out, name)}
     try:
         _settle_classifier(file, form[0], classifier)
         ours, surplus = decode(rows, file.tensors)
@@ -94,13 +110,21 @@ def read_checkpoint(
         surplus |= {row.theirs for row in rows if row.ours in (LOGIT_SCALE, LOGIT_BIAS)} & set(theirs)
     if file.activation not in (None, towers.vision.activation) and towers.vision.gate == "none":
         raise UserError(f"{path}: its configuration says activation {file.activation}, and {towers.name} has {towers.vision.activation}")
-    needed = {name: array for name, array in theirs.items() if name not in {row.theirs for row in rows if row.optional}}
-    problems = _compare(_expected(layout, table(layout, form, (towers.vision, towers.text)), towers), needed, surplus)
+    optional = carried(rows)
+    needed = {name: array for name, array in theirs.items() if not optional(name)}
+    expected = _expected(layout, table(layout, form, (towers.vision, towers.text)), towers)
+    problems = _compare({name: shape for name, shape in expected.items() if not optional(name)}, needed, surplus)
     if problems:
         raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}{_other(ours, towers)}")
     guessed = config is None and heads in (None, Heads()) and Towers.from_metadata(file.metadata.get(CONFIG)) is None
     if guessed and layout.zero_bias and towers.vision.rope == "axial":  # one of timm's
         _require_size(path, towers.vision)
+    if towers.vision.qkv_bias == "none":  # Meta's files of such models have zeros
+        biases = [ours.pop(name) for name in list(ours) if name.endswith(".attn.qkv.bias")]
+        if any(bias.any() for bias in biases):
+            raise UserError(
+                f"{path}: its queries and values have biases, and what it must be ({towers.name}) has none{_other(ours, towers)}"
+            )
     bias = None if towers.vision.output_bias else ours.pop(ZERO, None)
     if bias is not None and bias.any():
         raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
@@ -234,12 +258,14 @@ def _expected(layout: Layout, rows: tuple[Row, ...], towers: Towers) -> Shapes:
     """The shapes that a file of these rows has: the table applied to arrays that take no memory."""
     nothing = np.zeros((), np.float32)
     arrays = {name: np.broadcast_to(nothing, shape) for name, shape in towers.shapes().items()}
-    return {name: joined_shape(parts) for name, parts in encode(rows, _with_zero(layout, towers, arrays)).items()}
+    return {name: joined_shape(parts) for name, parts in encode(rows, _with_beside(layout, towers, arrays)).items()}
 
 
-def _with_zero(layout: Layout, towers: Towers, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays, and zeros for the projection's bias that only timm's layout always has."""
+def _with_beside(layout: Layout, towers: Towers, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, and what the layout's files have beside them: of timm's zeros for the projection's bias."""
     output = towers.vision.output
+    beside = layout.beside(towers.vision, arrays["visual.patch.kernel"].dtype)
+    arrays = {f"visual.{name}": array for name, array in beside.items()} | arrays
     if not layout.zero_bias or not output or ZERO in arrays:
         return arrays
     return arrays | {ZERO: np.zeros(output, arrays["visual.projection.kernel"].dtype)}
@@ -270,7 +296,7 @@ def unplaced(layout: str, towers: Towers) -> list[str]:
     text = towers.text if chosen.text else None
     placed = {row.ours for row in table(chosen, chosen.forms[0 if chosen.text else -1], (towers.vision, text))} | {ZERO}
     names = Towers(towers.vision, text).shapes()
-    return [name for name in names if re.sub(r"\.\d+\.", ".{i}.", name, count=1) not in placed]
+    return [name for name in names if numbered(name) not in placed]
 
 
 def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, list[np.ndarray]], Towers]:
@@ -278,7 +304,7 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     chosen = LAYOUTS.get(layout)
     text = towers.text is not None and chosen.text is not None
     arrays = dict(tensors)
-    problems = _compare(towers.shapes(), {name: array for name, array in arrays.items() if name not in OPTIONAL}, set())
+    problems = _compare(towers.shapes(), {name: array for name, array in arrays.items() if not is_carried(name)}, set())
     if problems:
         raise UserError(f"cannot be written as {towers.name}: {'; '.join(problems)}")
     rows = table(chosen, chosen.forms[0 if text else -1], (towers.vision, towers.text if text else None))
@@ -287,16 +313,18 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     if towers.vision.output_bias and not any(row.ours == ZERO for row in rows):
         raise UserError(f"layout {layout} has no place for the bias of a classifier: drop it, or take another layout")
     vision = towers.vision
-    if chosen.joins_position and vision.registers and vision.placed:
-        arrays |= _without_class_position(arrays)
-        vision = replace(vision, class_position=False)
-    parts = encode(rows, _with_zero(chosen, towers, arrays))
+    if chosen.class_position is not None and vision.registers and vision.positions and vision.class_position != chosen.class_position:
+        arrays |= _other_class_position(arrays, vision.class_position)
+        vision = replace(vision, class_position=chosen.class_position)
+    parts = encode(rows, _with_beside(chosen, towers, arrays))
     return parts, Towers(vision, towers.text if text else None)
 
 
-def _without_class_position(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The class token with its position added to it, and the patches' positions alone."""
+def _other_class_position(arrays: Mapping[str, np.ndarray], has: bool) -> dict[str, np.ndarray]:
+    """The class token with its position added to it, and the patches' positions alone; or behind one of zeros, where it has none."""
     token, positions = (arrays[f"visual.{name}"] for name in ("class_token", "positions"))
+    if not has:
+        return {"visual.positions": np.concatenate([np.zeros_like(positions[:1]), positions])}
     return {"visual.class_token": token + positions[0], "visual.positions": positions[1:]}
 
 

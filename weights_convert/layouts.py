@@ -7,7 +7,7 @@ Our names are those of the modules, with blocks counted (`visual.blocks.3.attn.q
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from jaxface.models.config import EncoderConfig, TextConfig
 from jaxface.registry import Registry
 from weights_convert.hugging_face import HF_CLIP, HF_CLIP_TEXT, HF_DINOV2, HF_DINOV3, HF_SIGLIP, HF_SIGLIP_TEXT
+from weights_convert.meta_dino import META_DINOV2, META_DINOV3, beside_dinov2, beside_dinov3
 from weights_convert.rows import ONE, ONE_BEFORE, PATCHES, RANK, SAME, TRANSPOSED, TWO_BEFORE, Row, Transform, fused_pool, linear, norm
 
 _META_BLOCKS = (
@@ -111,7 +112,11 @@ class Layout:
       forms: the prefixes of (vision, text) that files have; the first is written with a text tower, the last without.
       zero_bias: whether its projection has a bias where the model has none.
       scalars: how the scale and the offset of similarities stand in it.
-      joins_position: whether the class token's position is part of the token where there are registers.
+      class_position: whether the class token has a position of its own where there are registers; if not it is part of the token. None
+        leaves it as it is.
+      beside: what its files have beside the encoder's tensors, where nothing was carried from another file: of a vision tower and a
+        dtype, by our names without what stands before them.
+      left_out: which names, beside the encoder's, are of what trained it: a regular expression. They are not read.
     """
 
     name: str
@@ -119,8 +124,10 @@ class Layout:
     text: tuple[Row, ...] | None
     forms: tuple[tuple[str, str | None], ...]
     zero_bias: bool = False
-    joins_position: bool = False
+    class_position: bool | None = None
     scalars: Transform = SAME
+    beside: Callable[[EncoderConfig, np.dtype], Mapping[str, np.ndarray]] = lambda c, dtype: {}
+    left_out: str = ""
 
 
 LAYOUTS: Registry[Layout] = Registry(
@@ -130,14 +137,16 @@ LAYOUTS: Registry[Layout] = Registry(
         for layout in (
             Layout(
                 "jaxface",
-                _own(META_VISION, [Row("projection.bias", "")], TIMM_VISION, HF_DINOV2),
+                _own(META_VISION, [Row("projection.bias", "")], TIMM_VISION, HF_DINOV2, META_DINOV3),
                 _own(META_TEXT),
                 (("visual.", "text."), ("", None)),
             ),
             Layout("meta", META_VISION, META_TEXT, (("visual.", ""), ("", None))),
-            Layout("timm", TIMM_VISION, None, (("", None),), zero_bias=True, joins_position=True),
-            Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),), zero_bias=True, joins_position=True),
-            Layout("hf_dinov2", HF_DINOV2, None, (("", None),)),
+            Layout("timm", TIMM_VISION, None, (("", None),), zero_bias=True, class_position=False),
+            Layout("open_clip", TIMM_VISION, META_TEXT, (("visual.trunk.", "text."),), zero_bias=True, class_position=False),
+            Layout("meta_dinov2", META_DINOV2, None, (("", None),), class_position=True, beside=beside_dinov2),
+            Layout("meta_dinov3", META_DINOV3, None, (("", None),), beside=beside_dinov3, left_out=r"projectors\..*"),
+            Layout("hf_dinov2", HF_DINOV2, None, (("", None),), class_position=True),
             Layout("hf_dinov3", HF_DINOV3, None, (("", None),)),
             Layout("hf_clip", HF_CLIP, HF_CLIP_TEXT, (("", ""), ("", None))),
             Layout("hf_siglip", HF_SIGLIP, HF_SIGLIP_TEXT, (("vision_model.", "text_model."), ("", None)), scalars=ONE),
@@ -145,8 +154,19 @@ LAYOUTS: Registry[Layout] = Registry(
     },
 )
 
-OPTIONAL = {f"visual.{row.ours}" for layout in LAYOUTS.values() for row in layout.vision if row.optional}
-"""Our names of what is carried from file to file, and no part of an encoder."""
+_OPTIONAL = {f"visual.{row.ours}" for layout in LAYOUTS.values() for row in layout.vision if row.optional}
+
+
+def is_carried(ours: str) -> bool:
+    """Whether a name of ours is of what is carried from file to file, and no part of an encoder."""
+    return numbered(ours) in _OPTIONAL
+
+
+def carried(rows: Iterable[Row]) -> Callable[[str], bool]:
+    """Whether a name of theirs is of such, and of nothing else."""
+    rows = list(rows)
+    names = {_pattern(row.theirs) for row in rows if row.optional} - {_pattern(row.theirs) for row in rows if not row.optional}
+    return lambda theirs: _pattern_of(theirs) in names
 
 
 def table(layout: Layout, form: tuple[str, str | None], towers: Pair | None = None) -> tuple[Row, ...]:
@@ -242,6 +262,11 @@ def _share(array: np.ndarray, share: tuple[int, int, int] | None) -> np.ndarray:
 
 def _pattern(name: str) -> str:
     return name.replace("{i}", "#")
+
+
+def numbered(name: str) -> str:
+    """A name with `{i}` for the number of its block, as the tables have it."""
+    return re.sub(r"\.\d+\.", ".{i}.", name, count=1)
 
 
 def _pattern_of(name: str) -> str:

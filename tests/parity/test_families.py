@@ -1,5 +1,7 @@
 """The families beside the Perception Encoder against timm, on small configurations with every parameter random."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from small_models import FAMILIES, random_images, random_tensors
 from weights_convert.checkpoint import convert, write_checkpoint
 
 torch = import_torch()[0]
+METAS = {"DINOv3": "eva", "DINOv3+": "eva", "DINOv2": "vision_transformer", "DINOv2 g": "vision_transformer"}
 FEW = {"xla_backend_optimization_level": 0}
 
 
@@ -58,3 +61,35 @@ def test_timms_files_are_recognised_and_come_back_to_the_byte(kind, tmp_path):
     assert theirs.read_bytes() == again.read_bytes()
     arrays = (arrays_of(load_encoder(path)).values() for path in (ours, theirs))
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(*arrays, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "layout", "module"), [(k, f"meta_{k[:6].lower()}", m) for k, m in METAS.items()])
+def test_metas_own_files_are_read_by_timm_as_we_read_them_and_come_back_to_the_byte(kind, layout, module, tmp_path):
+    towers, random = FAMILIES[kind], np.random.RandomState(3)
+    towers = replace(towers, vision=replace(towers.vision, class_position=True))
+    tensors = random_tensors(towers)
+    carried = {"visual.mask_token": random.randn(1, 64)}
+    if towers.vision.qkv_bias == "no key":  # a bias of the keys that a mask takes away, and the norm of what only training saw
+        carried |= {f"visual.blocks.{i}.attn.qkv.key_bias": random.randn(64) for i in range(towers.vision.depth)}
+        carried |= {f"visual.local_norm.{part}": random.randn(64) for part in ("scale", "bias")}
+    theirs, ours, again = (tmp_path / name for name in ("dino.pth", "ours.safetensors", "again.pth"))
+    write_checkpoint(theirs, towers, tensors | {name: array.astype(np.float32) for name, array in carried.items()}, layout=layout)
+    convert(theirs, ours, config=towers)
+    convert(ours, again, layout=layout)
+    assert theirs.read_bytes() == again.read_bytes()
+    state = torch.load(theirs)
+    assert {"mask_token", "storage_tokens" if layout == "meta_dinov3" else "pos_embed"} <= state.keys()
+    if layout == "meta_dinov3":
+        assert state["blocks.0.attn.qkv.bias"].shape == state["blocks.0.attn.qkv.bias_mask"].shape == (192,)
+        torch.save(state | {"projectors.a.weight": torch.zeros(3)}, theirs)  # of a distillation's heads
+    original = build_original("timm", FAMILIES[kind], random_tensors(FAMILIES[kind]))
+    model = original.modules[0]
+    model.load_state_dict(import_torch(f"timm.models.{module}")[1].checkpoint_filter_fn(state, model))
+    images = random_images(2, 32, 32)
+    with torch.no_grad():
+        wanted = original.tokens(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    assert relative_error(jax.jit(lambda encoder: encoder.tokens(images))(load_encoder(theirs, config=towers)), wanted) < 3e-6
+    convert(theirs, tmp_path / "timm.safetensors", config=towers, layout="timm")
+    half = tmp_path / "bf16.pth"
+    convert(tmp_path / "timm.safetensors", half, layout=layout, dtype="bfloat16")  # where nothing was carried
+    assert torch.load(half).keys() >= state.keys() - {"local_cls_norm.weight", "local_cls_norm.bias"}
