@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from jaxface.models.tree import arrays_of
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
 from jaxface.weights import load_clip, load_encoder
 from small_models import KINDS, random_tensors
-from weights_convert.checkpoint import convert, layout_tensors, read_checkpoint, write_checkpoint
+from weights_convert.checkpoint import convert, layout_tensors, read_checkpoint, unplaced, write_checkpoint
 from weights_convert.inference import Ambiguous, infer
+from weights_convert.layouts import LAYOUTS
 from weights_convert.towers import Heads, Towers
 
 
@@ -80,6 +83,48 @@ def small_towers(draw):
     )
     text = TextConfig(draw(st.integers(1, 3)) * 4, draw(st.integers(1, 2)), 2, 5, vision.output or 1, 11)
     return Towers(vision, text if pool and draw(st.booleans()) else None)
+
+
+@st.composite
+def small_encoders(draw):
+    """Any encoder whose configuration is valid, with every difference between families, small."""
+    heads, patch = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    width, pool, flag = heads * 4 * draw(st.integers(1, 2)), draw(st.booleans()), st.booleans()
+    return EncoderConfig(
+        *(width, draw(st.integers(1, 2)), heads, draw(st.integers(1, 20)), patch, patch * draw(st.integers(1, 3))),
+        **{"pool": pool, "output": draw(st.sampled_from([None, 5])) if pool else None, "pool_heads": heads},
+        **{"pool_mlp_width": draw(st.sampled_from([None, 7])) if pool else None, "norm_post": pool or draw(flag)},
+        **{name: draw(flag) for name in ("class_token", "layer_scale", "positions", "class_position", "norm_pre", "patch_bias")},
+        **{"registers": draw(st.integers(0, 3)), "rope": draw(st.sampled_from(["axial", "unit", "none"]))},
+        **{"qkv_bias": draw(st.sampled_from(["all", "no key", "none"])), "gate": draw(st.sampled_from(["none", "separate", "packed"]))},
+    )
+
+
+@settings(deadline=None, max_examples=15)
+@given(vision=small_encoders(), dtype=st.sampled_from(["float32", "bfloat16"]), suffix=st.sampled_from([".pth", ".safetensors"]))
+def test_an_encoder_of_any_configuration_comes_back_to_the_byte_through_every_layout_with_a_place_for_it(
+    vision, dtype, suffix, tmp_path_factory
+):
+    towers, folder = Towers(vision), tmp_path_factory.mktemp("trip")
+    start, last = folder / "ours.safetensors", folder / "again.safetensors"
+    write_checkpoint(start, towers, random_tensors(towers), dtype=jnp.dtype(dtype))
+    assert read_checkpoint(start).towers == towers  # as its metadata say
+    for layout in LAYOUTS:
+        if layout == "open_clip" or unplaced(layout, towers):
+            continue
+        theirs, back = folder / f"{layout}{suffix}", folder / f"{layout}2{suffix}"
+        convert(start, theirs, layout=layout)
+        kept = LAYOUTS.get(layout).class_position
+        moved = kept is not None and vision.registers and vision.class_token and vision.positions and vision.class_position != kept
+        told = replace(vision, class_position=kept) if moved else vision
+        convert(theirs, last, config=told)
+        convert(last, back, layout=layout)
+        assert theirs.read_bytes() == back.read_bytes(), layout
+        if not moved:
+            tensors = (read_checkpoint(path, config=told).tensors for path in (start, last))
+            mine, found = ({n: np.asarray(a) for n, a in each.items() if n in towers.shapes()} for each in tensors)
+            assert mine.keys() == found.keys()
+            assert all((mine[name] == found[name]).all() for name in mine), layout
 
 
 @settings(deadline=None, max_examples=25)
@@ -188,3 +233,14 @@ def test_a_writer_writes_every_array_or_nothing(tmp_path):
 def written(path, kind):
     write_checkpoint(path, KINDS[kind], random_tensors(KINDS[kind]))
     return path
+
+
+@pytest.mark.parametrize("layout", ["timm", "meta_dinov3", "hf_dinov3", "jaxface"])
+def test_a_file_of_another_family_is_named_for_what_it_is(layout, tmp_path):
+    towers, zero = Towers(VARIANTS["EUPE-T16"]), np.zeros((), jnp.bfloat16)
+    tensors = {name: np.broadcast_to(zero, shape) for name, shape in towers.shapes().items()}
+    write_checkpoint(tmp_path / "eupe.pth", towers, tensors, layout=layout)
+    for wanted in ("PE-Core-T16-384", "DINOv2-S14", "SigLIP-B16-224", "DINOv3-S16"):
+        with pytest.raises(UserError, match=rf"eupe.pth: its tensors are those of EUPE-T16 \({layout}\), and what it must be is {wanted}$"):
+            read_checkpoint(tmp_path / "eupe.pth", config=wanted)
+    assert read_checkpoint(tmp_path / "eupe.pth").towers.name == "EUPE-T16"

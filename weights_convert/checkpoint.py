@@ -86,7 +86,7 @@ def read_checkpoint(
     file = open_tensors(path, averaged=averaged)
     file.tensors = _without_prefix(file.tensors)
     layout, form, known = recognise(file.tensors)
-    if not known:
+    if not known or (5 * known < len(file.tensors) and CONFIG not in file.metadata):
         _require_alone(path, file.tensors)
         names = ", ".join(name[:80] for name in list(file.tensors)[:3]) or "none"
         raise UserError(f"{path}: no layout of an encoder ({', '.join(LAYOUTS)}) has its tensors ({names}, ...)")
@@ -115,16 +115,17 @@ def read_checkpoint(
     expected = _expected(layout, table(layout, form, (towers.vision, towers.text)), towers)
     problems = _compare({name: shape for name, shape in expected.items() if not optional(name)}, needed, surplus)
     if problems:
-        raise UserError(f"{path}: read as {layout.name}, {towers.name}: {'; '.join(problems)}{_other(ours, towers)}")
+        wanted = config if isinstance(config, str) else towers.name
+        if other := _other(ours, towers):
+            raise UserError(f"{path}: its tensors are those of {other} ({layout.name}), and what it must be is {wanted}")
+        raise UserError(f"{path}: read as {layout.name}, {wanted}: {'; '.join(problems)}")
     guessed = config is None and heads in (None, Heads()) and Towers.from_metadata(file.metadata.get(CONFIG)) is None
     if guessed and layout.zero_bias and towers.vision.rope == "axial":  # one of timm's
         _require_size(path, towers.vision)
     if towers.vision.qkv_bias == "none":  # Meta's files of such models have zeros
         biases = [ours.pop(name) for name in list(ours) if name.endswith(".attn.qkv.bias")]
         if any(bias.any() for bias in biases):
-            raise UserError(
-                f"{path}: its queries and values have biases, and what it must be ({towers.name}) has none{_other(ours, towers)}"
-            )
+            raise UserError(f"{path}: its queries and values have biases, and what it must be ({towers.name}) has none")
     bias = None if towers.vision.output_bias else ours.pop(ZERO, None)
     if bias is not None and bias.any():
         raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
@@ -139,7 +140,7 @@ def _other(ours: Mapping[str, np.ndarray], towers: Towers) -> str:
         names = " or ".join(error.names)
     except UserError:
         return ""
-    return "" if names in ("custom", towers.name) else f"; its tensors are those of {names}"
+    return "" if names in ("custom", towers.name) else names
 
 
 ANCHORS = ("patch_embed.proj.weight", "conv1.weight", "patch.kernel", "embeddings.cls_token")
@@ -313,7 +314,8 @@ def _laid_out(layout: str, towers: Towers, tensors: Mapping[str, np.ndarray]) ->
     if towers.vision.output_bias and not any(row.ours == ZERO for row in rows):
         raise UserError(f"layout {layout} has no place for the bias of a classifier: drop it, or take another layout")
     vision = towers.vision
-    if chosen.class_position is not None and vision.registers and vision.positions and vision.class_position != chosen.class_position:
+    tells = chosen.class_position is not None and vision.registers and vision.positions and vision.class_token
+    if tells and vision.class_position != chosen.class_position:
         arrays |= _other_class_position(arrays, vision.class_position)
         vision = replace(vision, class_position=chosen.class_position)
     parts = encode(rows, _with_beside(chosen, towers, arrays))

@@ -103,9 +103,10 @@ def _nearest(shapes: Shapes, width: int, depth: int) -> EncoderConfig | None:
     best, most = None, 0.0
     for config in VARIANTS.values():
         if (config.width, config.depth) == (width, depth):
-            own = Towers(config).vision_shapes()
-            share = sum(shapes.get(name) == shape for name, shape in own.items()) / max(len(own), len(shapes))
-            best, most = (config, share) if share > most else (best, most)
+            for kind in dict.fromkeys((config, replace(config, class_position=True))):  # which depends on whose file it is
+                own = Towers(kind).vision_shapes()
+                share = sum(shapes.get(name) == shape for name, shape in own.items()) / max(len(own), len(shapes))
+                best, most = (kind, share) if share > most else (best, most)
     return best if most > 0.8 else None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from jaxface.models.config import EncoderConfig
@@ -35,10 +33,14 @@ META_DINOV2 = (
     Row("registers", "register_tokens", ONE_BEFORE),
     Row("positions", "pos_embed", ONE_BEFORE),
     *_BLOCKS,
-    Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.qkv.bias"),
+    Row("blocks.{i}.attn.qkv.bias", "blocks.{i}.attn.qkv.bias", when=lambda c: c.qkv_bias == "all"),
     *_mlp("none", {"fc": "fc1", "proj": "fc2"}),
     *_mlp("packed", {"fc": "w12", "proj": "w3"}),
 )
+
+
+def _keyless(c: EncoderConfig) -> bool:
+    return c.qkv_bias != "all"
 
 
 _QKV = "blocks.{i}.attn.qkv.bias"
@@ -48,9 +50,9 @@ META_DINOV3 = (
     Row("registers", "storage_tokens", ONE_BEFORE),
     Row("rope_periods", "rope_embed.periods", optional=True),
     *_BLOCKS,
-    Row("blocks.{i}.attn.qkv.bias", _QKV, share=(0, 1, 3), piece=(0, 1, 2)),
-    Row("blocks.{i}.attn.qkv.key_bias", _QKV, share=(1, 2, 3), optional=True),
-    Row("blocks.{i}.attn.qkv.bias", _QKV, share=(2, 3, 3), piece=(1, 2, 2)),
+    Row("blocks.{i}.attn.qkv.bias", _QKV, share=(0, 1, 3), piece=(0, 1, 2), when=_keyless),
+    Row("blocks.{i}.attn.qkv.key_bias", _QKV, share=(1, 2, 3), when=_keyless, optional=True),
+    Row("blocks.{i}.attn.qkv.bias", _QKV, share=(2, 3, 3), piece=(1, 2, 2), when=_keyless),
     Row("blocks.{i}.attn.qkv.bias_mask", "blocks.{i}.attn.qkv.bias_mask", optional=True),
     *_mlp("none", {"fc": "fc1", "proj": "fc2"}),
     *_mlp("separate", {"gate": "w1", "value": "w2", "proj": "w3"}),
@@ -59,12 +61,12 @@ META_DINOV3 = (
 """The keys' bias is there, and masked, in models without biases, too; the norm of local crops is in the 7B's files."""
 
 
-def beside_dinov2(c: EncoderConfig, dtype: np.dtype) -> Mapping[str, np.ndarray]:
+def beside_dinov2(c: EncoderConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
     """What Meta's model wants to be given beside an encoder, where no file had it: by our names without what stands before them."""
     return {"mask_token": np.zeros((1, c.width), dtype)}
 
 
-def beside_dinov3(c: EncoderConfig, dtype: np.dtype) -> Mapping[str, np.ndarray]:
+def beside_dinov3(c: EncoderConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
     """The same for DINOv3: its rotary periods, and zeros for the keys' masked bias."""
     axis = c.width // c.heads // 2
     periods = np.float32(100.0) ** (2 * np.arange(axis // 2, dtype=np.float32) / np.float32(axis))
