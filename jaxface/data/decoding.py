@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def decode_photo(data: bytes, bounds: Bounds = BOUNDS, planned: Plan | None = No
     Raises Unreadable for what is no whole, still picture within the bounds.
     """
     planned = planned or plan(data, bounds)
-    return decode_apart(data, bounds) if planned.apart else decode_here(data, bounds)
+    return decode_apart(data, replace(bounds, least=0)) if planned.apart else decode_here(data, bounds)
 
 
 def decode_here(data: bytes, bounds: Bounds) -> Decoded:

@@ -49,8 +49,18 @@ class Face:
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
+def enlarged(face: Face, x: float, y: float) -> Face:
+    """A face of a smaller picture, in the pixels of one that is so many times as wide and high."""
+    points = None if face.landmarks is None else tuple((a * x, b * y) for a, b in face.landmarks)
+    x0, y0, x1, y1 = face.box
+    return replace(face, box=(x0 * x, y0 * y, x1 * x, y1 * y), landmarks=points)
+
+
 class Detector(Protocol):
-    """uint8 [H, W, 3] RGB -> faces, most certain first. One thread at a time: OpenCV's networks hold state."""
+    """uint8 [H, W, 3] RGB -> faces, most certain first. One thread at a time: OpenCV's networks hold state.
+
+    One with an attribute `least` may be given smaller pictures, whose sides have so many pixels at least.
+    """
 
     def __call__(self, image: np.ndarray) -> list[Face]: ...
 
@@ -98,7 +108,7 @@ class Whole:
 class Ssd:
     """The thesis's detector (section 2.7), OpenCV's res10_300x300_ssd_iter_140000: description (.prototxt) and weights (.caffemodel)."""
 
-    side = 300
+    side, least = 300, 480
     mean = (104.0, 177.0, 123.0)  # of blue, green, red in its training images
 
     def __init__(self, files: Sequence[Path], threshold: float = 0.7) -> None:  # at 0.69 it takes a cat for a person
@@ -123,13 +133,23 @@ class Ssd:
         faces = self._look(image)
         if not faces or max(face.area for face in faces) > height * width / 4:
             # where a face fills the picture, the network also answers with that face moved by a third of the picture: it needs room
-            room = [height // 2, height // 2, width // 2, width // 2]
-            faces = self._look(cv2.copyMakeBorder(image, *room, cv2.BORDER_CONSTANT), left=width // 2, top=height // 2) or faces
+            faces = self._look_from_afar(image) or faces
         return sorted((clipped(face, width, height) for face in faces if inside_share(face.box, width, height) > 0.6), key=by_score)
 
-    def _look(self, image: np.ndarray, left: int = 0, top: int = 0) -> list[Face]:
-        """The faces of one picture, measured from a point of it."""
+    def _look_from_afar(self, image: np.ndarray) -> list[Face]:
+        """The faces of a picture with half its size of black around it."""
         height, width = image.shape[:2]
+        left, top = width // 2, height // 2
+        if width % 2 or height % 2 or min(width, height) < self.side:
+            return self._look(cv2.copyMakeBorder(image, top, top, left, left, cv2.BORDER_CONSTANT), left, top)
+        half, quarter = self.side // 2, self.side // 4  # the same picture, shrunk before the black comes around it
+        small = cv2.resize(image, (half, half), interpolation=cv2.INTER_LINEAR)
+        small = cv2.copyMakeBorder(small, quarter, quarter, quarter, quarter, cv2.BORDER_CONSTANT)
+        return self._look(small, left, top, (2 * width, 2 * height))
+
+    def _look(self, image: np.ndarray, left: int = 0, top: int = 0, size: tuple[int, int] | None = None) -> list[Face]:
+        """The faces of one picture, measured from a point of it, in its pixels or those of the size that it had."""
+        width, height = size or image.shape[1::-1]
         self.net.setInput(cv2.dnn.blobFromImage(image, 1.0, (self.side, self.side), self.mean, swapRB=True))
         rows = self.net.forward()[0, 0]  # [N, 7]: image, class, score, and the corners in shares of the sides
         rows = rows[(rows[:, 2] >= self.threshold) & np.isfinite(rows).all(axis=1)]
@@ -141,8 +161,8 @@ class Ssd:
 class YuNet:
     """YuNet (Wu et al. 2023) with five landmarks, from a model file of OpenCV's model zoo."""
 
-    longest = 1280
-    """Larger images are shrunk to this: the network finds faces of about 10 to 300 pixels."""
+    longest, least = 1280, 960
+    """Larger images are shrunk to the longest: the network finds faces of about 10 to 300 pixels."""
 
     def __init__(self, files: Sequence[Path], threshold: float = 0.85) -> None:  # at 0.82 it takes a headlight for a face
         if len(files) != 1:

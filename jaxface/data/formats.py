@@ -35,6 +35,7 @@ class Bounds:
       heavy: megapixels, as `work` counts them, from which a file is decoded in such a process: 150 are up to about four seconds, if each
         scan of a JPEG holds as much as it can.
       nice: how far that process steps back behind others, as Unix counts it.
+      least: lets a JPEG be decoded at a half, a quarter or an eighth, as long as no side falls below so many pixels; 0 does not.
     """
 
     megabytes: float = 1000.0
@@ -44,6 +45,7 @@ class Bounds:
     memory_mb: float = 4000.0
     heavy: float = 150.0
     nice: int = 0
+    least: int = 0
 
     def check_size(self, width: int, height: int) -> None:
         """Raises TooLarge for more pixels than are allowed."""
@@ -119,10 +121,14 @@ def work(data: bytes, found: Header, bounds: Bounds) -> float:
 
 def decode_jpeg(data: bytes, bounds: Bounds) -> Decoded:
     """libjpeg-turbo, which tells of damage where OpenCV and Pillow keep silent; four inks are OpenCV's to mix."""
-    _, _, mode, turned, _ = checked(data, bounds)
+    width, height, mode, turned, _ = checked(data, bounds)
     if mode not in ("RGB", "L"):
         return decode_opencv(data, bounds)
+    factor = next((factor for factor in (8, 4, 2) if bounds.least and min(width, height) >= factor * bounds.least), 1)
     try:
+        if factor > 1:
+            small = simplejpeg.decode_jpeg(data, "RGB", min_width=-(-width // factor), min_height=-(-height // factor))
+            return Decoded(turn(small, turned))
         return Decoded(turn(simplejpeg.decode_jpeg(data, "RGB"), turned))
     except ValueError as error:
         damage = str(error)

@@ -53,6 +53,11 @@ class Header(NamedTuple):
     orientation: int = 1
     pictures: int = 1
 
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height as people see it."""
+        return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
+
 
 def header(data: bytes) -> Header | None:
     """None where nothing can be told. Raises Unreadable for more parts than a picture has."""

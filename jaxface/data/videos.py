@@ -39,12 +39,14 @@ class Frame:
       seconds: its time from the start, None where the container has none.
       pixels: uint8 [H, W, 3] RGB, upright; None for a frame that was not asked for.
       damage: what its decoder complained of.
+      size: width and height in full of a photo that was decoded smaller.
     """
 
     number: int
     seconds: float | None
     pixels: np.ndarray | None
     damage: str = ""
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

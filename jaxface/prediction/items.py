@@ -8,11 +8,12 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jaxface.data.apart import frames_apart
-from jaxface.data.decoding import BOUNDS, read_photo
+from jaxface.data.decoding import BOUNDS, decode_photo, read_file, read_photo
+from jaxface.data.headers import header
 from jaxface.data.images import Unreadable
 from jaxface.data.photos import SUFFIXES
 from jaxface.data.videos import SUFFIXES as VIDEOS
@@ -37,12 +38,21 @@ class Item:
     video: Video | None = field(default=None, compare=False)
     turn: int = 0
 
-    def load(self) -> Frame | End | None:
-        """The picture (of a photo the only frame); how the video ended, once; None behind that. Raises Unreadable."""
+    def load(self, least: int = 0) -> Frame | End | None:
+        """The picture (of a photo the only frame); how the video ended, once; None behind that. Raises Unreadable.
+
+        Args:
+          least: of a photo's sides, where it may be decoded smaller (`jaxface.data.formats.Bounds`).
+        """
         if self.video is not None:
             return self.video.read(self.turn)
-        pixels, damage = read_photo(Path(self.path))
-        return Frame(0, None, pixels, damage)
+        if not least:
+            return Frame(0, None, *read_photo(Path(self.path)))
+        data = read_file(Path(self.path))
+        pixels, damage = decode_photo(data, replace(BOUNDS, least=least))
+        found = header(data)
+        smaller = found is not None and found.upright != pixels.shape[1::-1]
+        return Frame(0, None, pixels, damage, found.upright if smaller else None)
 
 
 class Video:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxface.data.augment import resize
 from jaxface.data.decoding import read_photo
-from jaxface.data.faces import Detector, Face, crop, get_detector
+from jaxface.data.faces import Detector, Face, crop, enlarged, get_detector
 from jaxface.data.images import Unreadable
 from jaxface.data.task_files import described
 from jaxface.data.tasks import BUILT_IN, Task
@@ -60,20 +60,36 @@ class Finder:
             self._local.detector = get_detector(options.faces, options.detector_files, threshold=options.threshold)
         return self._local.detector
 
-    def __call__(self, image: np.ndarray, size: int) -> Photo:
-        """The faces of an image, uint8 [H, W, 3] RGB, each cropped to [size, size, 3]."""
+    def least(self, size: int) -> int:
+        """The sides that a photo must keep where it may be decoded smaller, for crops of `size`; 0 if it may not."""
+        if not self.options.reduced:
+            return 0
+        return size if self.options.faces == "whole" else getattr(self._detector(), "least", 0)
+
+    def __call__(self, image: np.ndarray, size: int, full: tuple[int, int] | None = None) -> Any:
+        """The faces of an image, uint8 [H, W, 3] RGB, each cropped to [size, size, 3]: a `Photo`.
+
+        Args:
+          full: width and height of the photo that this is a smaller picture of: boxes are in its pixels; then None for a face whose crop
+            has fewer pixels than the model looks at.
+        """
         height, width = image.shape[:2]
         faces = self._detector()(image)[: self.options.most_faces]
         if self.options.faces == "whole":  # as evaluation sees a prepared face: squashed, nothing added
             crops = [resize(image, size) for _ in faces]
         else:
-            crops = [resize(crop(image, face.box, self.options.margin), size) for face in faces]
-        return Photo(width, height, faces, crops)
+            crops = [crop(image, face.box, self.options.margin) for face in faces]
+            if full and any(len(one) < size for one in crops):
+                return None
+            crops = [resize(one, size) for one in crops]
+        if full is None:
+            return Photo(width, height, faces, crops)
+        return Photo(*full, [enlarged(face, full[0] / width, full[1] / height) for face in faces], crops)
 
     def about(self) -> Json:
         """What decides which faces are found, and how they are cropped."""
         options = self.options
-        return {
+        return ({"reduced": True} if options.reduced else {}) | {
             "faces": options.faces,
             "threshold": options.threshold,
             "margin": 0.0 if options.faces == "whole" else options.margin,
@@ -163,9 +179,14 @@ class Predictor:
             **self.finder.about(),
         }
 
-    def find(self, image: np.ndarray) -> Photo:
-        """Finds and crops the faces of an image, uint8 [H, W, 3] RGB. Any thread may call it."""
-        return self.finder(image, self.image_size)
+    @property
+    def least(self) -> int:
+        """As `Finder.least`, for this model's crops."""
+        return self.finder.least(self.image_size)
+
+    def find(self, image: np.ndarray, full: tuple[int, int] | None = None) -> Any:
+        """Finds and crops the faces of an image, uint8 [H, W, 3] RGB, as `Finder` does: a `Photo`. Any thread may call it."""
+        return self.finder(image, self.image_size, full)
 
     def classify(self, crops: Sequence[np.ndarray]) -> Mapping[str, Any]:
         """Logits of every task for at most `batch_size` crops; does not wait for them. Rows past the crops are padding."""

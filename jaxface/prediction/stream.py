@@ -47,7 +47,7 @@ def look(predictor: Predictor, item: Item) -> Answer:
     """Reads an item and finds its faces. Whatever is wrong with it becomes its status."""
     result: Json = dict.fromkeys(COLUMNS) | {"path": item.path, "status": OK, "faces": []}
     try:
-        image = item.load()
+        image = item.load(predictor.least) if predictor.options.reduced else item.load()
         if image is None:
             return Answer(item, None)
         if isinstance(image, End):
@@ -59,7 +59,10 @@ def look(predictor: Predictor, item: Item) -> Answer:
         if image.damage and predictor.options.damaged == "drop":
             return Answer(item, result | {"status": DAMAGED})
         pixels: Any = image.pixels  # those of an item were asked for
-        photo: Photo = predictor.find(pixels)
+        photo: Photo | None = predictor.find(pixels) if image.size is None else predictor.find(pixels, image.size)
+        if photo is None:  # of more pixels than were decoded
+            whole: Any = item.load()
+            photo = predictor.find(whole.pixels)
     except Unreadable as error:
         return Answer(item, result | {"status": UNREADABLE, "error": str(error)})
     except Exception as error:  # of a detector, say: no file ends the job

@@ -235,3 +235,14 @@ def test_the_margin_that_is_asked_for_takes_the_place_of_the_sources_even_where_
     assert cut(Cropping(), margin=0.25, box=(10, 10, 30, 30)).shape == (30, 30, 3)
     assert cut(Cropping(margin=0.5), margin=0.25, box=(10, 10, 30, 30)).shape == (40, 40, 3)
     assert cut(Cropping(margin=0.0), margin=0.25, box=(10, 10, 30, 30)).shape == (20, 20, 3)
+
+
+@pytest.mark.parametrize("size", [(300, 400), (600, 450)])
+def test_a_picture_is_seen_from_afar_as_if_black_had_been_around_it(ssd, portrait, size):
+    image = cv2.resize(portrait, size[::-1])
+    height, width = size
+    around = cv2.copyMakeBorder(image, height // 2, height // 2, width // 2, width // 2, cv2.BORDER_CONSTANT)
+    (expected,) = ssd._look(around, width // 2, height // 2)
+    (found,) = ssd._look_from_afar(image)
+    np.testing.assert_allclose(found.box, expected.box, atol=0.1)
+    assert found.score == pytest.approx(expected.score, abs=1e-3)

@@ -182,3 +182,34 @@ def test_whatever_a_detector_raises_is_the_row_of_its_photo(trained_run, photos,
     monkeypatch.setattr(Predictor, "find", lambda self, image: 1 / 0)
     (row,) = predict_stream(Predictor(trained_run, batch_size=4), [Item(str(min(photos.iterdir())))])
     assert (row["status"], row["error"]) == ("unreadable", "ZeroDivisionError: division by zero")
+
+
+def test_large_jpegs_may_be_decoded_smaller_where_each_face_keeps_its_pixels(trained_run, tmp_path):
+    """Boxes are in the photo's own pixels, and a face that would be too small is cut out of the photo in full."""
+
+    class Corner:
+        least = 40
+        seen = []  # noqa: RUF012
+
+        def __init__(self, files, threshold=0.0): ...
+
+        def __call__(self, image):
+            self.seen.append(image.shape[:2])
+            part = 2 if image[0, 0].mean() > 128 else 20
+            return [Face((0.0, 0.0, image.shape[1] / part, image.shape[0] / part))]
+
+    for index, brightness in enumerate((250, 5)):
+        image = np.full((160, 320, 3), brightness, np.uint8)
+        cv2.imwrite(str(tmp_path / f"{index}.jpg"), image)
+    with DETECTORS.temporarily():
+        DETECTORS.add("corner", Corner)
+        items = [Item(str(tmp_path / f"{index}.jpg")) for index in (0, 1)]
+        small, whole = (
+            list(predict_stream(Predictor(trained_run, FaceOptions("corner", reduced=reduced), batch_size=4), items, threads=1))
+            for reduced in (True, False)
+        )
+    assert Corner.seen == [(40, 80), (40, 80), (160, 320), (160, 320), (160, 320)]
+    for found, expected in zip(small, whole, strict=True):
+        assert [found[key] for key in ("width", "height")] == [320, 160]
+        assert found["faces"][0]["box"] == expected["faces"][0]["box"]
+        assert found["faces"][0]["age"]["class"] == expected["faces"][0]["age"]["class"]
