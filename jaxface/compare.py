@@ -49,6 +49,7 @@ class Options:
       train_size: side in pixels of their images, 0 for the model's own.
       rank: of their adapters.
       gradients: compare what comes back, too: the gradients by what every module gives, by parameters and by images.
+      show: attention maps and patch features of both: as values, and as a picture OUT.maps.png and on the page.
       dtype: of our side, and of the original's own run that sets the budget.
       variant: what the checkpoint is, where its tensors do not tell.
       heads: attention heads, where the checkpoint's shape is no variant's.
@@ -72,6 +73,7 @@ class Options:
     train_size: Annotated[int, Range(0, 8192)] = 0
     rank: Annotated[int, Range(1, 4096)] = 8
     gradients: bool = False
+    show: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     variant: Annotated[str | None, Known(VARIANTS)] = None
     heads: Annotated[int | None, Range(1, 1024)] = None
@@ -84,6 +86,8 @@ class Options:
             raise UserError("--jax and --torch go together, and without --against")
         if not any(files) and None in built_in:
             raise UserError("expected --weights and --against, or --jax and --torch")
+        if self.show and any(files):
+            raise UserError("--show draws what a built-in encoder attends to: expected --weights and --against")
         if self.train and (self.against != "timm" or self.their_weights is not None):
             raise UserError("--train compares runs from the same --weights with timm's: expected --against timm, without --their-weights")
 
@@ -155,8 +159,8 @@ def asserted(found: Certificate) -> Certificate:
     return found
 
 
-def compare_towers(options: Options) -> tuple[Certificate, Any, str]:
-    """The certificate of an encoder or both towers, the speed or None, and the variant's name."""
+def compare_towers(options: Options) -> tuple[Certificate, Any, str, Any]:
+    """The certificate of an encoder or both towers, the speed or None, the variant's name, and the picture of maps or None."""
     from jaxface.models.tokenizer import tokenize
     from jaxface.originals.certificate import certify
     from jaxface.originals.comparison import measure
@@ -192,7 +196,29 @@ def compare_towers(options: Options) -> tuple[Certificate, Any, str]:
     about |= {"weights": fingerprint(checkpoint.tensors), "their_weights": fingerprint(theirs.tensors)}
     pair = tower_pair(model, original, options.against, towers, images, ids, options.gradients)
     found = certify(pair, options.dtype, options.tolerance, about)
-    return trained(options, found, towers) if options.train else found, speed, towers.name
+    maps = None
+    if options.show:
+        beside, maps = shown(options, getattr(model, "visual", model), original, images)
+        found = found.joined(beside)
+    return trained(options, found, towers) if options.train else found, speed, towers.name, maps
+
+
+def shown(options: Options, encoder: Any, original: Any, images: np.ndarray) -> tuple[Certificate, Any]:
+    """The certificate of attention maps, and the picture of both models' on the images whose maps are furthest apart."""
+    from jaxface.originals.certificate import certify
+    from jaxface.originals.maps import maps_pair, original_maps, our_maps, worst_first
+    from jaxface.report.maps import draw_grid, maps_columns
+
+    found = certify(maps_pair(encoder, original, images), options.dtype, options.tolerance)
+    ours, theirs = our_maps(encoder, images), original_maps(original, images, options.dtype)
+    rows, columns = worst_first(ours, theirs)[:4], {}
+    photos = np.clip((images[rows] + 1) * 127.5, 0, 255).round().astype(np.uint8)
+    for name, maps in {"ours": ours, options.against or "": theirs}.items():
+        given = {"block": maps[f"blocks.{encoder.config.depth - 1}.attn.map"], "tokens": maps["tokens"]}
+        given |= {"pool": maps["pool.map"][:, :, 0]} if "pool.map" in maps else {}
+        made = maps_columns(photos, {key: x[rows] for key, x in given.items()}, encoder.config, like=theirs["tokens"][rows])
+        columns |= {f"{title}: {name}": pictures for title, pictures in made.items()}
+    return found, draw_grid({"image": list(photos), **dict(sorted(columns.items()))})
 
 
 def trained(options: Options, found: Certificate, towers: Any) -> Certificate:
@@ -211,8 +237,8 @@ def trained(options: Options, found: Certificate, towers: Any) -> Certificate:
     )
 
 
-def compare_files(options: Options) -> tuple[Certificate, Any, str]:
-    """The certificate of two models that the user's functions make, None, and the name of ours."""
+def compare_files(options: Options) -> tuple[Certificate, Any, str, Any]:
+    """The certificate of two models that the user's functions make, None, the name of ours, and None."""
     from jaxface.originals.certificate import certify
     from jaxface.originals.pairs import files_pair
 
@@ -220,13 +246,18 @@ def compare_files(options: Options) -> tuple[Certificate, Any, str]:
     assert options.torch is not None
     images = read_images(options, options.image_size or 224)
     pair = files_pair(options.jax, options.torch, (images,), options.weights, options.their_weights, options.gradients)
-    return certify(pair, options.dtype, options.tolerance, {"jax_model": options.jax, "torch_model": options.torch}), None, options.jax
+    return (
+        certify(pair, options.dtype, options.tolerance, {"jax_model": options.jax, "torch_model": options.torch}),
+        None,
+        options.jax,
+        None,
+    )
 
 
 def main() -> int:
     """Prints the table or the certificate, writes picture, certificate and page, and returns 1 if a value is beyond its budget."""
     options = parse(Options, prog="python -m jaxface.compare", description=__doc__)
-    found, speed, ours = compare_towers(options) if options.jax is None else compare_files(options)
+    found, speed, ours, maps = compare_towers(options) if options.jax is None else compare_files(options)
     from jaxface.files import aside, to_json, write_json
     from jaxface.originals.comparison import draw, draw_training
     from jaxface.plots import to_png_bytes
@@ -238,9 +269,12 @@ def main() -> int:
     runs = draw_training(found.training) if found.training else None
     with aside(options.out) as path:
         path.write_bytes(to_png_bytes(figure))
+    if maps is not None:
+        with aside(options.out.with_suffix(".maps.png")) as path:
+            path.write_bytes(to_png_bytes(maps))
     departing = [layer.name for layer in found.layers if layer.departs]
     with aside(options.out.with_suffix(".html")) as path:
-        path.write_text(certificate_page(title, value, departing, figure, runs), encoding="utf-8")
+        path.write_text(certificate_page(title, value, departing, figure, runs, maps), encoding="utf-8")
     write_json(options.out.with_suffix(".json"), value)
     if options.json:
         print(to_json(value))

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import cv2
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,11 +14,9 @@ from faces import write_photo
 from registries import all_as_before
 
 import jaxface
-from jaxface.kernels.attention import attention
 from jaxface.models.encoder import random_encoder
 from jaxface.models.tree import arrays_of
 from jaxface.models.variants import get_variant
-from tiny_encoder import random_images, tiny_encoder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -88,18 +85,6 @@ def test_another_task_and_source_go_the_whole_way(example, tmp_path, monkeypatch
     assert config["tasks"] == ["colour"]
     counts = json.loads((tmp_path / "shapes_prepared/summary.json").read_text())["splits"]["test"]["labels"]["colour"]
     assert sum(counts) == 9
-
-
-@of("attention_maps")
-def test_the_attention_shown_is_the_attention_computed(example):
-    encoder, images = tiny_encoder(), random_images(2)
-    weights = example.block_attention(encoder, images, -1)
-    block = jax.tree.map(lambda leaf: leaf[-1], encoder.stages[0])
-    x, (_, angles) = encoder.hidden_states(images)[-2], encoder.embed(images)
-    q, k, v = (example.split_heads(part, 4) for part in jnp.split(block.attn.qkv(block.norm1(x)), 3, -1))
-    assert np.allclose(weights @ v, attention(q, k, v, angles=angles), atol=1e-5)
-    assert np.allclose(example.pool_attention(encoder, images).sum(-1), 1, atol=1e-5)
-    assert example.as_grid(encoder, encoder.tokens(images), images).shape == (2, 4, 4, 32)
 
 
 @of("attention_maps")

@@ -148,6 +148,13 @@ def _scores(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
     return scores
 
 
+def attention_weights(q: jax.Array, k: jax.Array, *, angles: jax.Array | None = None) -> jax.Array:
+    """softmax(rotate(q) rotate(k)^T / sqrt(d)): the weights [..., H, N, M] by which `attention` means v, in at least float32."""
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
+    return jax.nn.softmax(_scores(q * q.shape[-1] ** -0.5, k, False))
+
+
 def _heads_forward(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> tuple[jax.Array, jax.Array]:
     """q turned and scaled, k turned, v -> the result [..., N, d], and the logarithm of each query's sum of weights [..., N, 1]."""
     scores = _scores(q, k, causal)

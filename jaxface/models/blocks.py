@@ -12,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from jaxface.kernels.attention import AUTO, TURNED, attention
+from jaxface.kernels.attention import AUTO, TURNED, attention, attention_weights
 from jaxface.kernels.matmul import PRODUCT
 from jaxface.kernels.normalize import EPSILON
 from jaxface.kernels.plain import is_plain
@@ -34,10 +34,20 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
         """[..., N, D] -> [..., N, D]"""
+        q, k, v = self._parts(x, angles)
+        return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal, kernel=self.attention)))
+
+    def weights(self, x: jax.Array, angles: jax.Array | None) -> jax.Array:
+        """[..., N, D] -> how much every token takes from every other, [..., H, N, N]; rows sum to 1."""
+        q, k, _ = self._parts(x, angles)
+        return attention_weights(q, k, angles=angles)
+
+    def _parts(self, x: jax.Array, angles: jax.Array | None) -> list[jax.Array]:
+        """Queries, keys and values [..., H, N, d], as kernels want them."""
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, -1))
         if self.halves and angles is not None:  # kernels turn neighbours
             q, k = (jnp.stack(jnp.split(part, 2, -1), -1).reshape(part.shape) for part in (q, k))
-        return self.out(join_heads(attention(q, k, v, angles=angles, causal=causal, kernel=self.attention)))
+        return [q, k, v]
 
 
 class Block(nnx.Module):

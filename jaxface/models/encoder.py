@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +114,31 @@ class Encoder(nnx.Module):
         states = [state[..., :count, :] for state in every_state(self.stages, self._filled(x, angles), angles)]
         axes = max(states, key=jnp.ndim).shape[1:]
         return jnp.concatenate([jnp.broadcast_to(s if s.shape[1:] == axes else s[:, None], (len(s), *axes)) for s in states])
+
+    @any_mesh
+    def attention_maps(self, images: jax.Array, blocks: Sequence[int] | None = None) -> jax.Array:
+        """[B, H, W, 3] in -1..1 -> how much every token takes from every other in the blocks: [blocks, B, heads, N, N], rows sum to 1.
+
+        Tokens are the class token, the registers (`config.prefix` together) and the patches, row by row. The attention pool's own map,
+        [B, heads, N], is `encoder.pool.weights(encoder.tokens(images))`.
+
+        Args:
+          blocks: which ones, from 0 or, negative, from the end; None for all, of which large encoders have gigabytes.
+
+        Raises UserError for a block that is not there.
+        """
+        depth = self.config.depth
+        wanted = list(range(depth)) if blocks is None else [number + depth * (number < 0) for number in blocks]
+        if not wanted or not all(0 <= number < depth for number in wanted):
+            raise UserError(f"blocks {list(blocks or ())}: the encoder has blocks 0 to {depth - 1}")
+        states, (_, angles) = self.hidden_states(images), self.embed(images)
+        places = [(stage, i) for stage in self.stages for i in range(stage.norm1.scale.shape[0])]
+        found = []
+        for number in wanted:
+            stage, i = places[number]
+            block = jax.tree.map(lambda leaf, i=i: leaf[i], stage)
+            found.append(block.attn.weights(block.norm1(states[number]), angles))
+        return jnp.stack(found)
 
     @any_mesh
     def pooled(self, tokens: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxface.kernels.attention import AUTO, attention
+from jaxface.kernels.attention import AUTO, attention, attention_weights
 from jaxface.kernels.normalize import EPSILON
 from jaxface.models.layers import MLP, LayerNorm, Linear
 from jaxface.registry import Registry
@@ -51,10 +51,18 @@ class AttentionPool(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """[..., N, D] -> [..., D]; a probe [T, 1, 1, D] for T tasks gives [T, ..., D]."""
-        probe = self.probe[...].astype(tokens.dtype)
-        q = split_heads(self.q(probe), self.heads)
-        k, v = (split_heads(x, self.heads) for x in jnp.split(self.kv(tokens), 2, -1))
+        q, k, v = self._parts(tokens)
         q = jnp.broadcast_to(q, (*jnp.broadcast_shapes(q.shape[:-3], k.shape[:-3]), *q.shape[-3:]))
         k, v = (jnp.broadcast_to(x, (*q.shape[:-3], *x.shape[-3:])) for x in (k, v))
         x = self.out(join_heads(attention(q, k, v, kernel=self.attention)))
         return (x + self.mlp(self.norm(x)))[..., 0, :]
+
+    def weights(self, tokens: jax.Array) -> jax.Array:
+        """[..., N, D] -> how much the probe takes from every token, [..., H, N]; [T, ..., H, N] of probes for T tasks."""
+        q, k, _ = self._parts(tokens)
+        return attention_weights(q, k)[..., 0, :]
+
+    def _parts(self, tokens: jax.Array) -> list[jax.Array]:
+        """The probe's queries [..., H, 1, d], and the tokens' keys and values [..., H, N, d]."""
+        q = split_heads(self.q(self.probe[...].astype(tokens.dtype)), self.heads)
+        return [q, *(split_heads(x, self.heads) for x in jnp.split(self.kv(tokens), 2, -1))]

@@ -96,6 +96,11 @@ class Certificate:
     about: Mapping[str, Any] = field(default_factory=dict)
     training: Sequence[Mapping[str, Any]] = ()
 
+    def joined(self, other: Certificate) -> Certificate:
+        """Both as one, this one's values first."""
+        whole = self if self.first_departure is not None else other
+        return replace(whole, layers=[*self.layers, *other.layers], unmatched=self.unmatched, about=self.about)
+
     def with_training(self, runs: Sequence[Any]) -> Certificate:
         """The same with training runs, whose first that differs is the first departure where no value is one."""
         apart = [f"training.{run.method}.step.{run.parted or 0}" for run in runs if run.verdict != "equal"]

@@ -17,7 +17,14 @@ ERRORS = ("error", "original_error", "budget")
 """What a certificate says of a value."""
 
 
-def certificate_page(title: str, found: Mapping[str, Any], departing: Collection[str], figure: Figure, runs: Figure | None = None) -> str:
+def certificate_page(
+    title: str,
+    found: Mapping[str, Any],
+    departing: Collection[str],
+    figure: Figure,
+    runs: Figure | None = None,
+    maps: Figure | None = None,
+) -> str:
     """A whole page that stands alone.
 
     Args:
@@ -26,11 +33,13 @@ def certificate_page(title: str, found: Mapping[str, Any], departing: Collection
       departing: the names of the values that are beyond their budgets.
       figure: the errors along the pass.
       runs: the losses of training runs, where there are some.
+      maps: attention maps of both, where they were asked for.
     """
     parts = [
         ("errors", "Errors", "How far each value is from the original in float64", picture(figure, "Errors along the pass", title)),
         ("departure", "Departure", "Where the two part", _departure(found)),
         ("training", "Training", "Training runs side by side", _training(found, runs, title)),
+        ("maps", "Maps", "What both attend to", picture(maps, "The images whose maps are furthest apart", title) if maps else Markup()),
         ("layers", "Values", "Every value", _layers(found, departing)),
         ("about", "About", "What was compared", table(("fact", "value"), [[name, left(value)] for name, value in found["about"].items()])),
     ]

@@ -91,6 +91,8 @@ def test_a_model_that_differs_in_one_bias_is_found_at_its_layer(command, checkpo
         (("--against", "timm", "--batch-size", 0), "batch_size 0: expected 1 to 1024"),
         (("--against", "keras"), "invalid choice 'keras'"),
         (("--against", "timm", "--photos", __file__), "test_compare.py: cannot be decoded as an image"),
+        (("--against", "open_clip", "--train", 3), "expected --against timm, without --their-weights"),
+        (("--jax", "mine.py:make", "--torch", "mine.py:make", "--show"), "--show draws what a built-in encoder attends to"),
         (("--jax", "mine.py:make"), "--jax and --torch go together"),
         (("--jax", "breaks.py:make", "--torch", "breaks.py:make"), r"breaks.py:make: ValueError: no\nway"),
         (("--jax", "breaks.py:number", "--torch", "breaks.py:number"), "expected an nnx.Module and a torch.nn.Module, got int and int"),
