@@ -10,15 +10,16 @@ import codecs
 import csv
 import math
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from jaxface.errors import UserError, tell
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "path": (
@@ -154,7 +155,7 @@ def _read(path: Path, places: Collection[int] = ()) -> Iterator[tuple[int, list[
         yield from _read_parquet(path, places) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
     except UnicodeError as error:
         raise UserError(f"{path}: cannot be read ({error}): save it as UTF-8") from None
-    except (OSError, ValueError, OverflowError, csv.Error, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, csv.Error, *_of_arrow()) as error:
         raise UserError(f"{path}: cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})") from None
 
 
@@ -171,8 +172,15 @@ def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield from found
 
 
+def _of_arrow() -> tuple[type[Exception], ...]:
+    """What Arrow raises, where it has been asked."""
+    return (sys.modules["pyarrow"].ArrowException,) if "pyarrow" in sys.modules else ()
+
+
 def _read_parquet(path: Path, places: Collection[int]) -> Iterator[tuple[int, list[str]]]:
-    file = pa.parquet.ParquetFile(path)
+    from pyarrow.parquet import ParquetFile  # slow to import
+
+    file = ParquetFile(path)
     yield 1, [name.strip() for name in file.schema_arrow.names]
     for start, batch in _numbered(file.iter_batches(4096)):
         columns = [
@@ -182,7 +190,7 @@ def _read_parquet(path: Path, places: Collection[int]) -> Iterator[tuple[int, li
         yield from ((start + index, list(row)) for index, row in enumerate(zip(*columns, strict=True)))
 
 
-def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _numbered(batches: Iterator[RecordBatch]) -> Iterator[tuple[int, RecordBatch]]:
     """Batches with the number of their first row; the header is row 1."""
     start = 2
     for batch in batches:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from jaxface.data.shares import digits
 from jaxface.data.tasks import Task, known
@@ -234,5 +233,7 @@ def share(part: np.ndarray, whole: np.ndarray) -> Json:
     count, found = int(whole.sum()), int((part & whole).sum())
     if not count:
         return {"records": 0, "rate": None, "interval": None}
+    from scipy.stats import binomtest  # slow to import
+
     low, high = binomtest(found, count).proportion_ci(method="wilson")
     return {"records": count, "rate": found / count, "interval": [digits(low), digits(high)]}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jax.typing import DTypeLike
 
 from jaxface.registry import Registry
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
 
 
 class Rope(NamedTuple):
