@@ -20,7 +20,7 @@ from jaxface.compiled import use_compiled_programs
 from jaxface.data.tasks import Task
 from jaxface.errors import UserError, run_command, tell
 from jaxface.evaluation.trust import Caution
-from jaxface.files import to_json
+from jaxface.files import read, to_json
 from jaxface.large_pages import use_large_pages
 from jaxface.launchers import launched
 from jaxface.prediction import engines
@@ -50,6 +50,9 @@ class Options:
         Kubernetes (JAX_NUM_PROCESSES, JAX_PROCESS_ID) started know theirs.
       find: how faces are found.
       serve: answer photos over HTTP instead, with a page to try it.
+      adapters: a folder of runs on one base, to serve all of them in the place of RUN: requests name whom they ask.
+      memory: of these, how many stay in memory; the others are read when they are asked for.
+      token_file: a file with a word that whoever knows it may replace and remove adapters with while the server runs.
       limits: of the server.
       trust: how sure answers have to be.
       weights: where the run's base weights are, if not where they were; known by their hash.
@@ -58,7 +61,7 @@ class Options:
       most_loss: the share of faces that auto may have in another class than jax, as the export measured it.
     """
 
-    run: Annotated[Where, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[Where | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     paths: Annotated[tuple[str, ...], Place(), tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")] = ()
     out: Where | None = None
     content: bool = False
@@ -70,6 +73,9 @@ class Options:
     shard: Annotated[str | None, Word(r"\d{1,6}/\d{1,6}", "I/N, such as 0/4")] = None
     find: tyro.conf.OmitArgPrefixes[FaceOptions] = field(default_factory=FaceOptions)
     serve: bool = False
+    adapters: Where | None = None
+    memory: Count = 256
+    token_file: Where | None = None
     limits: tyro.conf.OmitArgPrefixes[Limits] = field(default_factory=Limits)
     trust: tyro.conf.OmitArgPrefixes[Caution] = field(default_factory=Caution)
     weights: tuple[Where, ...] = ()
@@ -81,6 +87,12 @@ class Options:
             raise UserError("--serve takes no PATH, --out or --draw: photos come over HTTP")
         if self.tracks and self.trust.asked:
             raise UserError("--tracks pools answers: --coverage, --most-errors and --threshold-age are of single pictures")
+        if self.serve and (self.run is None) == (self.adapters is None):
+            raise UserError("--serve: name a RUN, or --adapters and a folder of runs")
+        if not self.serve and (self.adapters or self.token_file):
+            raise UserError("--adapters and --token-file are for --serve")
+        if not self.serve and self.run is None:
+            raise UserError("name a run folder, and photos, folders or videos")
         if not self.serve and not self.paths:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
 
@@ -129,6 +141,7 @@ def predict(options: Options) -> Counter[str]:
     paths = [path for path in find_paths(options.paths, standard_input()) if in_shard(path, index, count)]
     if options.draw and not options.out and any(map(is_video, paths)):
         raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
+    assert options.run is not None
     predictor = Predictor(options.run, options.find, options.batch_size, **options.model())
     about: Json = predictor.about() | {"every": options.every, "shard": f"{index}/{count}", "tracks": options.tracks}
     statuses: Counter[str] = Counter()
@@ -186,15 +199,38 @@ def draw_rest(folder: Path, rows: Iterable[Json], tasks: Mapping[str, Task], new
             draw_video(folder, path, faces, tasks)
 
 
+def serve(options: Options) -> None:
+    """Serves a run, or a folder of adapters."""
+    from jaxface.prediction.adapter_server import AdapterServer
+    from jaxface.prediction.predictor import Predictor
+    from jaxface.prediction.server import serve as run_server
+
+    find, size = options.find, options.batch_size
+    if options.adapters is None:
+        assert options.run is not None
+        run_server(Predictor(options.run, find, size, small_batches=True, weights=options.weights), options.limits)
+        return
+    server = AdapterServer(options.adapters, next(iter(options.weights), None), find, size, options.memory)
+    run_server(server, options.limits, read_token(options.token_file))
+
+
+def read_token(path: Path | None) -> str | None:
+    """The word in a file. Raises UserError for a file that holds none, or one that is easily guessed."""
+    if path is None:
+        return None
+    with read(path):
+        words = path.read_text(errors="replace").split()
+    if len(words) != 1 or not words[0].isascii() or len(words[0]) < 16:
+        raise UserError(f"{path}: expected one word of at least 16 letters and digits, as `openssl rand -hex 16` prints")
+    return words[0]
+
+
 def main() -> None:
     """Predicts, or serves."""
     options = parse(Options, prog="python -m jaxface.predict")
     cv2.setNumThreads(1)  # photos are read in threads of our own: OpenCV's would fight the model for the cores
     if options.serve:
-        from jaxface.prediction.predictor import Predictor
-        from jaxface.prediction.server import serve
-
-        serve(Predictor(options.run, options.find, options.batch_size, small_batches=True, **options.model()), options.limits)
+        serve(options)
         return
     statuses = predict(options)
     told = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))

@@ -18,15 +18,21 @@ from jaxface.weights import save_weights
 from tiny_encoder import tiny_encoder
 
 
-def write_trained_run(folder: Path, method: str = "dora", **changes) -> Path:
-    """Writes `folder/run` and the base weights beside it; returns the run folder."""
+def write_trained_run(folder: Path, name: str = "dora", options: AdapterOptions | None = None, seed: int = 1, **changes) -> Path:
+    """Writes `folder/run` and the base weights beside it; returns the run folder.
+
+    Args:
+      name: of the method.
+      options: of it; rank 2 if None.
+      seed: of what is made up for what would have been trained.
+    """
     weights = folder / "base.safetensors"
     save_weights(tiny_encoder(), weights)
     config = Config(
         name="run",
         out=str(folder),
         encoder=EncoderOptions(weights=str(weights)),
-        method=MethodOptions(method, AdapterOptions(rank=2)),
+        method=MethodOptions(name, options or AdapterOptions(rank=2)),
         head=HeadOptions(dropout=0.0),
         data=DataOptions(drawn=DrawnSet("paint", count=24, test_count=12, size=16)),
         batch_size=8,
@@ -34,7 +40,7 @@ def write_trained_run(folder: Path, method: str = "dora", **changes) -> Path:
     config = dataclasses.replace(config, **changes)
     base = load_base(config)
     parts = make_parts(config, base)
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
     changed = {
         name: np.asarray(leaf) + np.float32(0.1) * np.abs(random.normal(size=leaf.shape)).astype(np.float32)
         for name, leaf in {**parts.trained, **parts.statistics}.items()

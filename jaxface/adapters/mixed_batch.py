@@ -42,12 +42,16 @@ class PerSample(nnx.Module):
         """x [B, N, in] -> [B, N, out]; [B, in] -> [B, out] where it is pooled, else [N, in] -> [B, N, out]."""
         if x.ndim == 2 and self.pooled:
             return (x[:, None] @ self)[:, 0]
-        index = self.index[...]
-        a, b = (array[...][index].astype(x.dtype) for array in (self.a, self.b))
         if x.ndim == 2:
-            x = jnp.broadcast_to(x, (index.shape[0], *x.shape))
+            x = jnp.broadcast_to(x, (self.index.shape[0], *x.shape))
+        a, b = (self._own(array).astype(x.dtype) for array in (self.a, self.b))
         y = unrounded_product(x, self.base) + ((x @ a) @ b).astype(jnp.float32)
-        return (y if self.gain is None else y * self.gain[...][index][:, None]).astype(x.dtype)
+        return (y if self.gain is None else y * jnp.expand_dims(self._own(self.gain), -2)).astype(x.dtype)
+
+    def _own(self, of_each: nnx.Variable) -> jax.Array:
+        """Of K arrays each sample's own, [B, ...]; where K is 1 that one, which all share."""
+        arrays = of_each[...]
+        return arrays[0] if arrays.shape[0] == 1 else arrays[self.index[...]]
 
 
 @dataclass(frozen=True)

@@ -2,43 +2,61 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
+from jaxface.prediction.fair_queue import Empty, FairQueue
+from jaxface.prediction.predictor import Json
 
-from jaxface.prediction.predictor import Json, Predictor
+Request = tuple[Sequence[Any], Future[list[Json]], float]
+"""What is asked about, where the answers go, and when it came."""
+Results = list[tuple[Any, int]]
 
-Request = tuple[Sequence[np.ndarray], Future[list[Json]]]
-Results = list[tuple[Mapping[str, Any], int]]
+
+class Model(Protocol):
+    """A `Predictor`, whose pieces are crops, or an `AdapterServer`, whose pieces are crops with an adapter each."""
+
+    batch_size: int
+
+    def classify(self, pieces: Sequence[Any], /) -> Any: ...
+
+    def answers(self, results: Any, count: int, /) -> list[Json]: ...
 
 
 class Batcher:
-    """Answers crops of many callers with few calls of the model. `close` ends its thread."""
+    """Answers pieces of many callers with few calls of the model. `close` ends its thread.
 
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
+    Args:
+      note: told of each batch how many pieces are in it, and the seconds that the first of them waited.
+    """
+
+    def __init__(self, predictor: Model, note: Callable[[int, float], object] = lambda count, seconds: None) -> None:
+        self.predictor, self._note = predictor, note
         self.batches, self.faces = 0, 0
-        self._requests: queue.Queue[Request | None] = queue.Queue()
+        self._requests: FairQueue[Request] = FairQueue()
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
 
-    def submit(self, crops: Sequence[np.ndarray]) -> Future[list[Json]]:
-        """The answers for one caller's crops, in their order."""
+    def submit(self, pieces: Sequence[Any], line: Hashable = None) -> Future[list[Json]]:
+        """The answers for one caller's pieces, in their order.
+
+        Args:
+          line: where it waits; lines are served in turn, so that a long one does not hold up the others.
+        """
         future: Future[list[Json]] = Future()
-        if crops:
-            self._requests.put((crops, future))
+        if pieces:
+            self._requests.put((pieces, future, time.perf_counter()), line)
         else:
             future.set_result([])
         return future
 
     def close(self) -> None:
         """Answers what was asked and ends the thread."""
-        self._requests.put(None)
+        self._requests.close()
         self._thread.join()
 
     def _work(self) -> None:
@@ -50,11 +68,11 @@ class Batcher:
                 request = self._requests.get(block=not computing)
                 while request is not None:
                     asked.append(request)
-                    if sum(len(crops) for crops, _ in asked) >= self.predictor.batch_size:
+                    if sum(len(pieces) for pieces, *_ in asked) >= self.predictor.batch_size:
                         break
                     request = self._requests.get(block=False)
                 open_ = open_ and request is not None
-            except queue.Empty:
+            except Empty:
                 pass
             if asked:
                 self._start(asked, computing)
@@ -62,36 +80,38 @@ class Batcher:
                 self._finish(*computing.popleft())
 
     def _start(self, asked: list[Request], computing: deque[tuple[Results, list[Request]]]) -> None:
-        """Gives all crops to the device, in as many batches as they need; a caller gets all of its answers at once."""
+        """Gives all pieces to the device, in as many batches as they need; a caller gets all of its answers at once."""
         asked = [request for request in asked if request[1].set_running_or_notify_cancel()]  # whose caller has gone is not answered
-        pieces = [crop for crops, _ in asked for crop in crops]
+        pieces = [piece for own, *_ in asked for piece in own]
         size = self.predictor.batch_size
         parts = [pieces[start : start + size] for start in range(0, len(pieces), size)]
         try:
             computing.append(([(self.predictor.classify(part), len(part)) for part in parts], asked))
             self.batches += len(parts)
             self.faces += len(pieces)
+            if asked:
+                self._note(len(pieces), time.perf_counter() - min(came for *_, came in asked))
         except Exception as error:
             self._alone(asked, error)
 
     def _finish(self, results: Results, asked: list[Request]) -> None:
         try:
-            answers = [answer for logits, count in results for answer in self.predictor.answers(logits, count)]
+            answers = [answer for found, count in results for answer in self.predictor.answers(found, count)]
         except Exception as error:
             self._alone(asked, error)
             return
         left = iter(answers)
-        for crops, future in asked:
-            future.set_result([next(left) for _ in crops])
+        for pieces, future, _ in asked:
+            future.set_result([next(left) for _ in pieces])
 
     def _alone(self, asked: list[Request], error: Exception) -> None:
         """After a failure each request is answered by itself, so that one caller's fault is not its neighbours'."""
-        for crops, future in asked:
+        for pieces, future, _ in asked:
             try:
                 if len(asked) == 1:
                     raise error
                 size = self.predictor.batch_size
-                parts = [crops[start : start + size] for start in range(0, len(crops), size)]
+                parts = [pieces[start : start + size] for start in range(0, len(pieces), size)]
                 future.set_result([row for part in parts for row in self.predictor.answers(self.predictor.classify(part), len(part))])
             except Exception as own:
                 future.set_exception(own)

@@ -19,6 +19,7 @@ class Limits:
       megabytes: of a photo's file, at most.
       megapixels: of a photo, at most.
       waiting: photos that may be under way at once; more are told to come again (429).
+      adapter_waiting: photos that may wait for one adapter, where many are served.
       connections: open at once, at most.
       upload_seconds: for a photo to arrive, and for a connection to ask for something.
       answer_seconds: for its answer.
@@ -30,6 +31,7 @@ class Limits:
     megabytes: Annotated[float, Range(above=0, high=1000)] = 10.0
     megapixels: Annotated[float, Range(above=0, high=1000)] = 40.0
     waiting: Annotated[int, Range(1, 100_000)] = 64
+    adapter_waiting: Annotated[int, Range(1, 100_000)] = 32
     connections: Annotated[int, Range(1, 100_000)] = 256
     upload_seconds: Annotated[float, Range(above=0, high=3600)] = 20.0
     answer_seconds: Annotated[float, Range(above=0, high=3600)] = 60.0

@@ -166,6 +166,11 @@ class Predictor:
         """Side in pixels of a crop."""
         return self.model.image_size
 
+    def warm_up(self) -> None:
+        """Compiles the program of every batch size."""
+        for size in self.sizes:
+            self.answers(self.classify([np.zeros((self.image_size, self.image_size, 3), np.uint8)] * size), size)
+
     def about(self) -> Json:
         """What a reader of the answers needs to know: model, classes, preprocessing."""
         return ({} if self.engine == engines.DEFAULT else {"engine": self.engine}) | {
@@ -216,7 +221,7 @@ class Predictor:
 
         Raises UserError for a photo that cannot be read, or an array that is no image.
         """
-        photos = [self.find(_pixels(image)) for image in images]
+        photos = [self.find(pixels_of(image)) for image in images]
         crops = [one for photo in photos for one in photo.crops]
         answers: list[Json] = []
         for start in range(0, len(crops), self.batch_size):
@@ -226,7 +231,8 @@ class Predictor:
         return [[face_json(face) | next(left) for face in photo.faces] for photo in photos]
 
 
-def _pixels(image: np.ndarray | str | Path) -> np.ndarray:
+def pixels_of(image: np.ndarray | str | Path) -> np.ndarray:
+    """An image or a photo's path as uint8 [H, W, 3] RGB. Raises UserError."""
     if isinstance(image, str | Path):
         return read_pixels(Path(image))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:

@@ -16,21 +16,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import resources
-
-import numpy as np
 
 from jaxface.data import apart
 from jaxface.data.decoding import Plan, decode_photo, plan
 from jaxface.data.formats import Bounds
 from jaxface.data.headers import NoPhoto, TooLarge, Unreadable
 from jaxface.errors import UserError
+from jaxface.prediction.adapter_server import AdapterServer
 from jaxface.prediction.batching import Batcher
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
+from jaxface.prediction.shelf import Shelf
 from jaxface.prediction.turns import Turns
 
 try:
@@ -38,9 +38,11 @@ try:
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from prometheus_client.core import CounterMetricFamily, Metric
     from starlette.exceptions import HTTPException
     from starlette.requests import ClientDisconnect
 
+    from jaxface.prediction.adapter_routes import Waiting, add_routes, asked_for, faces_of
     from jaxface.prediction.connections import Server, protocol
     from jaxface.prediction.refusals import READ, Refusal, Refused, strange
 except ImportError as missing:
@@ -69,15 +71,18 @@ class Service:
       registry: what `/metrics` tells.
     """
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor | AdapterServer, limits: Limits) -> None:
         self.predictor, self.limits = predictor, limits
         self.under_way, started = 0, time.time()
         self.quick, self.doubtful = Turns(max(2, os.cpu_count() or 1)), Turns(DOUBTFUL)
         self.threads = ThreadPoolExecutor(self.quick.places + DOUBTFUL, thread_name_prefix="photo")
         seconds = min(limits.answer_seconds, DOUBTFUL_SECONDS)
         self.bounds = Bounds(limits.megabytes, limits.megapixels, seconds=seconds, heavy=QUICK, nice=BEHIND)
-        self.batcher = Batcher(predictor)
         self.registry = registry = CollectorRegistry()
+        self.waiting = Waiting(limits.adapter_waiting)
+        fill = Histogram("jaxface_batch_faces", "Faces that a batch was filled with.", buckets=[2**i for i in range(11)], registry=registry)
+        queue = Histogram("jaxface_queue_seconds", "Seconds that the first face of a batch waited.", registry=registry)
+        self.batcher = Batcher(predictor, lambda count, seconds: (fill.observe(count), queue.observe(seconds)))
         self.answered = Counter("jaxface_requests", "Requests by the status of their answer.", ["status"], registry=registry)
         self.seconds = Histogram("jaxface_answer_seconds", "Seconds to an answer with status 200.", registry=registry)
         told = {
@@ -88,14 +93,14 @@ class Service:
         }
         for name, (what, value) in told.items():
             Gauge(name, what, registry=registry).set_function(value)
+        if isinstance(predictor, AdapterServer):
+            registry.register(Shelved(predictor.shelf))
 
     def warm_up(self) -> None:
         """Compiles the program of every batch size before the first request, and starts a process for the first doubtful photo."""
         with contextlib.suppress(Unreadable), apart.worker(BEHIND):
             pass
-        side = self.predictor.image_size
-        for size in self.predictor.sizes:
-            self.predictor.answers(self.predictor.classify([np.zeros((side, side, 3), np.uint8)] * size), size)
+        self.predictor.warm_up()
 
     def close(self) -> None:
         apart.end()  # whoever could wait for an answer has one, and the threads shall not wait
@@ -149,23 +154,51 @@ class Service:
         """The faces of the photo in the request's body."""
         if self.under_way >= self.limits.waiting:
             raise Refused(429, f"{self.limits.waiting} photos are under way already; try again in a moment")
+        names = asked_for(request, self.predictor.shelf) if isinstance(self.predictor, AdapterServer) else []
+        self.waiting.enter(names)
         self.under_way += 1
         try:
             data = await self.body(request)
             async with asyncio.timeout(self.limits.answer_seconds):
                 photo = await self.look(data)
                 del data
-                answers = await asyncio.wrap_future(self.batcher.submit(photo.crops))
-            faces = [face_json(face) | answer for face, answer in zip(photo.faces, answers, strict=True)]
+                faces = await self.faces(photo, names)
             return {"width": photo.width, "height": photo.height, "faces": faces}
         except TimeoutError:
             raise Refused(503, f"no answer within {self.limits.answer_seconds:g} s") from None
         finally:
             self.under_way -= 1
+            self.waiting.leave(names)
+
+    async def faces(self, photo: Photo, names: list[str]) -> list[Json]:
+        """What the model, or each of the adapters named, says of a photo's faces."""
+        if isinstance(self.predictor, AdapterServer):
+            return await faces_of(self, self.predictor, photo, names)
+        answers = await asyncio.wrap_future(self.batcher.submit(photo.crops))
+        return [face_json(face) | answer for face, answer in zip(photo.faces, answers, strict=True)]
 
 
-def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
-    """The application. Its programs are compiled when it starts."""
+class Shelved:
+    """Tells Prometheus how often each adapter was read from disk, and found in memory."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+
+    def collect(self) -> Iterator[Metric]:
+        """The counters as they are now."""
+        for name, what, counts in (("loads", "read from disk", self.shelf.loads), ("hits", "found in memory", self.shelf.hits)):
+            family = CounterMetricFamily(f"jaxface_adapter_{name}", f"How often an adapter was {what}.", labels=["adapter"])
+            for adapter, count in list(counts.items()):
+                family.add_metric([adapter], count)
+            yield family
+
+
+def make_app(predictor: Predictor | AdapterServer, limits: Limits, token: str | None = None) -> FastAPI:
+    """The application. Its programs are compiled when it starts.
+
+    Args:
+      token: of whoever may change adapters; nobody may if None.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -193,6 +226,9 @@ def make_app(predictor: Predictor, limits: Limits) -> FastAPI:
         finally:
             service.answered.labels(status).inc()
         return answer
+
+    if isinstance(predictor, AdapterServer):
+        add_routes(app, predictor, limits, token)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
@@ -233,12 +269,12 @@ def listen(limits: Limits) -> socket.socket:
     return listener
 
 
-def serve(predictor: Predictor, limits: Limits) -> None:
+def serve(predictor: Predictor | AdapterServer, limits: Limits, token: str | None = None) -> None:
     """Serves until it is told to stop (Ctrl-C, SIGTERM). Raises UserError if it cannot listen."""
     listener = listen(limits)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
-        make_app(predictor, limits),
+        make_app(predictor, limits, token),
         http=protocol(limits.upload_seconds),
         log_level="warning",
         limit_concurrency=limits.connections,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -190,6 +190,30 @@ def load_trained(folder: Path | str, places: Sequence[Path] = (), *, dtype: DTyp
     folder = Path(folder)
     config, best = read_config(folder), read_best(folder)
     parts, base = _on_its_base(config, folder, best, places, dtype)
+    return _trained(folder, config, best, parts, base, places)
+
+
+def load_on(folder: Path, base: Base, parts_of: Callable[[Config], Parts]) -> Trained:
+    """A run's best model on base weights that are loaded already.
+
+    Args:
+      parts_of: gives the parts of `make_parts` on that base: the same for runs that differ in their arrays alone.
+
+    Raises UserError as `load_trained`.
+    """
+    config, best = read_config(folder), read_best(folder)
+    if best.info.get("format", 1) < 2:
+        raise UserError(f"{folder}: an old run, which does not say what it stands on as runs do now: train it again")
+    if best.info.get("base_sha256") != base.fingerprint:
+        raise UserError(f"{folder} was trained on other base weights than those at {base.path or RANDOM}")
+    try:
+        parts = parts_of(config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    return _trained(folder, config, best, parts, base, ())
+
+
+def _trained(folder: Path, config: Config, best: Best, parts: Parts, base: Base, places: Sequence[Path]) -> Trained:
     expected = {**parts.trained, **parts.statistics}
     if {k: v.shape for k, v in best.arrays.items()} != {k: v.shape for k, v in expected.items()}:
         raise UserError(f"{folder / 'best'}: its arrays do not fit the configuration in {folder / 'config.json'}")
