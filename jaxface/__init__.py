@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxface.adapters.mixed_batch import stack_adapters
     from jaxface.adapters.peft_format import load_peft, save_peft
     from jaxface.models.tokenizer import tokenize
+    from jaxface.prediction.adapter_server import AdapterServer
     from jaxface.prediction.predictor import Predictor
     from jaxface.runs.model import load_encoder, load_run
     from jaxface.weights import load_clip, save_weights
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterServer",
     "Predictor",
     "__version__",
     "adapt",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "AdapterServer": "jaxface.prediction.adapter_server",
     "Predictor": "jaxface.prediction.predictor",
     "adapt": "jaxface.adapters.adapt",
     "load_clip": "jaxface.weights",

@@ -208,7 +208,7 @@ def serve(options: Options) -> None:
     find, size = options.find, options.batch_size
     if options.adapters is None:
         assert options.run is not None
-        run_server(Predictor(options.run, find, size, small_batches=True, weights=options.weights), options.limits)
+        run_server(Predictor(options.run, find, size, small_batches=True, **options.model()), options.limits)
         return
     server = AdapterServer(options.adapters, next(iter(options.weights), None), find, size, options.memory)
     run_server(server, options.limits, read_token(options.token_file))

@@ -18,6 +18,7 @@ BENCHMARKS = Registry(
         "profile": "step_profile",
         "roofline": "roofline",
         "scaling": "scaling",
+        "serve": "serving",
         "steps": "steps",
     },
 )
