@@ -210,7 +210,10 @@ def serve(options: Options) -> None:
         assert options.run is not None
         run_server(Predictor(options.run, find, size, small_batches=True, **options.model()), options.limits)
         return
-    server = AdapterServer(options.adapters, next(iter(options.weights), None), find, size, options.memory)
+    if options.engine != engines.DEFAULT:
+        raise UserError(f"--engine {options.engine}: adapters are computed by the engine {engines.DEFAULT} alone")
+    options_of = {"memory": options.memory, "device": options.memory, "caution": options.trust}
+    server = AdapterServer(options.adapters, next(iter(options.weights), None), find, size, **options_of)
     run_server(server, options.limits, read_token(options.token_file))
 
 

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -147,7 +148,7 @@ def measure_merged(options: Options, folder: Path, count: int) -> dict[str, Any]
     for turn in range(options.batches + 1):
         start = time.perf_counter()
         for _ in range(share):
-            jax.block_until_ready(predict(held, rows))
+            jax.block_until_ready(predict(held, jnp.asarray(rows)))
         took += [time.perf_counter() - start] if turn else []
     return {
         "adapters": count,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections import Counter
-from typing import TYPE_CHECKING
+from concurrent.futures import Executor
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,13 +19,11 @@ from fastapi.responses import JSONResponse, Response
 from jaxface.errors import UserError
 from jaxface.prediction.adapter_server import AdapterServer, adapted_face
 from jaxface.prediction.adapters import Adapter
+from jaxface.prediction.batching import Batcher
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import Json, Photo
 from jaxface.prediction.refusals import READ, Refusal, Refused
 from jaxface.prediction.shelf import Shelf, Unknown, parse_source
-
-if TYPE_CHECKING:
-    from jaxface.prediction.server import Service
 
 MOST = 16
 """Adapters that one request may ask."""
@@ -70,16 +68,16 @@ class Waiting:
                 del self._count[name]
 
 
-async def faces_of(service: Service, server: AdapterServer, photo: Photo, names: list[str]) -> list[Json]:
+async def faces_of(server: AdapterServer, batcher: Batcher, threads: Executor, photo: Photo, names: list[str]) -> list[Json]:
     """A photo's faces as each adapter sees them. Raises Refused for one that has been taken off, or cannot be read any more."""
     loop = asyncio.get_running_loop()
     try:
-        adapters: list[Adapter] = [await loop.run_in_executor(service.threads, server.shelf.get, name) for name in names]
+        adapters: list[Adapter] = [await loop.run_in_executor(threads, server.shelf.get, name) for name in names]
     except Unknown as error:
         raise Refused(404, str(error)) from None
     except UserError as error:
         raise Refused(409, str(error)) from None
-    futures = [service.batcher.submit([(crop, adapter) for crop in photo.crops], adapter.name) for adapter in adapters]
+    futures = [batcher.submit([(crop, adapter) for crop in photo.crops], adapter.name) for adapter in adapters]
     found = await asyncio.gather(*map(asyncio.wrap_future, futures))
     return [
         adapted_face(face, {name: answers[row] for name, answers in zip(names, found, strict=True)}) for row, face in enumerate(photo.faces)

@@ -15,8 +15,10 @@ import numpy as np
 from jaxface.adapters.updates import Update, padded, with_updates
 from jaxface.data.faces import Face
 from jaxface.errors import UserError
+from jaxface.evaluation.trust import Caution
 from jaxface.models.tree import flatten
 from jaxface.prediction.adapters import Adapter, Shared, check_run, run_tail
+from jaxface.prediction.doubt import Doubt
 from jaxface.prediction.options import FaceOptions
 from jaxface.prediction.predictor import Finder, Json, Photo, face_json, pixels_of, task_answers
 from jaxface.prediction.shelf import Shelf
@@ -54,6 +56,7 @@ class AdapterServer:
       batch_size: most faces that the model sees at once; each with an adapter of its own if need be.
       memory: adapters that stay in memory; the others are read when they are asked for.
       device: adapters that stay on the device.
+      caution: how sure answers have to be.
 
     Raises UserError for a folder without a run, or a detector that is not there.
     """
@@ -64,6 +67,7 @@ class AdapterServer:
     batch_size: Count = 32
     memory: Count = 256
     device: Count = 64
+    caution: Caution = field(default_factory=Caution)
 
     def __post_init__(self) -> None:
         self.finder = Finder(self.options)
@@ -112,6 +116,8 @@ class AdapterServer:
     def _load(self, name: str, folder: Path) -> Adapter:
         """Reads an adapter; the first of a kind, or of a rank, compiles its programs before anybody can ask for it."""
         adapter = self.shared.load(name, folder)
+        if self.caution.asked:
+            adapter = replace(adapter, doubt=Doubt(folder, adapter.digest, adapter.tasks, self.caution))
         key = (adapter.kind, size_of_rank(adapter.rank))
         if key not in self._ready:
             nothing = np.zeros((self.image_size, self.image_size, 3), np.uint8)
@@ -179,7 +185,8 @@ class AdapterServer:
         answers: list[Json] = [{}] * count
         for adapter, rows, logits in results.parts:
             joined = {task: np.concatenate([np.asarray(part[task]) for part in logits]) for task in logits[0]}
-            for row, answer in zip(rows, task_answers(adapter.tasks, adapter.temperatures, joined, len(rows)), strict=True):
+            found = task_answers(adapter.tasks, adapter.temperatures, joined, len(rows), adapter.doubt)
+            for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
         return answers
 

@@ -26,6 +26,7 @@ from jaxface.files import read_object
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten, shallow_copy
+from jaxface.prediction.doubt import Doubt
 from jaxface.runs.base import Base
 from jaxface.runs.config import RANDOM, Config, MethodOptions, to_dict
 from jaxface.runs.folder import read_config
@@ -52,6 +53,7 @@ class Adapter:
       kind: of what follows the blocks: adapters of one kind share programs.
       structure: of that.
       arrays: of that, NumPy arrays but for those of the shared encoder.
+      doubt: how sure its answers have to be, if that was asked.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Adapter:
     kind: str
     structure: Structure
     arrays: dict[str, Any]
+    doubt: Doubt | None = None
 
     @property
     def rank(self) -> int:

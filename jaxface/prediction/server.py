@@ -173,7 +173,7 @@ class Service:
     async def faces(self, photo: Photo, names: list[str]) -> list[Json]:
         """What the model, or each of the adapters named, says of a photo's faces."""
         if isinstance(self.predictor, AdapterServer):
-            return await faces_of(self, self.predictor, photo, names)
+            return await faces_of(self.predictor, self.batcher, self.threads, photo, names)
         answers = await asyncio.wrap_future(self.batcher.submit(photo.crops))
         return [face_json(face) | answer for face, answer in zip(photo.faces, answers, strict=True)]
 
