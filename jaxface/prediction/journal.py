@@ -107,12 +107,12 @@ class Journal:
         busy = f"{self.out}: another command is writing it: wait for it, or choose another --out"
         return open(self.path, "ab", opener=lambda path, flags: held(Path(path), busy, flags))
 
-    def _recover(self) -> list[Json]:
-        """All whole lines; half a line at the end is cut off. Raises UserError for a line that is no result."""
-        rows = list(_whole_lines(self.path))
-        if any(not isinstance(row, dict) or not {"path", "frame"} <= row.keys() for row in rows):
-            raise UserError(f"{self.path}: a line is no result of this command: remove the file, or choose another --out")
-        return rows
+    def _recover(self) -> Iterator[Json]:
+        """All whole lines, one at a time; half a line at the end is cut off. Raises UserError for a line that is no result."""
+        for row in _whole_lines(self.path):
+            if not isinstance(row, dict) or not {"path", "frame"} <= row.keys():
+                raise UserError(f"{self.path}: a line is no result of this command: remove the file, or choose another --out")
+            yield row
 
     def take_up(self, found: Mapping[str, Sequence[str | int]]) -> int:
         """Drops the results of files that have changed, and returns how many those are.
