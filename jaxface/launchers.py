@@ -1,7 +1,8 @@
-"""What launchers tell the processes that they start."""
+"""What launchers tell the processes that they start, and which cores they leave them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 LAUNCHERS = {
@@ -18,3 +19,13 @@ def launched(environment: Mapping[str, str]) -> tuple[str, str] | None:
         if environment.get(size, "1") not in ("", "1"):
             return environment.get(rank, ""), environment[size]
     return None
+
+
+def core_numbers() -> list[int]:
+    """The cores that this process may use, by their numbers."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def cpu_count() -> int:
+    """How many these are."""
+    return len(core_numbers())

@@ -45,9 +45,10 @@ class Options:
       every: look at every n-th frame of a video.
       tracks: follow faces through videos: each has a `track`, and a video's last row one answer for each track, pooled over its frames.
       batch_size: faces that the model sees at once, over all local devices.
-      threads: that read, decode and find faces; as many as there are cores if not given.
+      threads: that read, decode and find faces; as many as there are cores for this process if not given.
       shard: I/N: only the files whose names' hash falls on I of N; each shard writes a file of its own. Processes that SLURM, Open MPI or
         Kubernetes (JAX_NUM_PROCESSES, JAX_PROCESS_ID) started know theirs.
+      processes: of this machine that share the files, each with its part of the cores and a file of results of its own, as shards have.
       find: how faces are found.
       serve: answer photos over HTTP instead, with a page to try it.
       adapters: a folder of runs on one base, to serve all of them in the place of RUN: requests name whom they ask.
@@ -71,6 +72,7 @@ class Options:
     batch_size: Count = 32
     threads: Annotated[int | None, Range(1, 1024)] = None
     shard: Annotated[str | None, Word(r"\d{1,6}/\d{1,6}", "I/N, such as 0/4")] = None
+    processes: Annotated[int, Range(1, 1024)] = 1
     find: tyro.conf.OmitArgPrefixes[FaceOptions] = field(default_factory=FaceOptions)
     serve: bool = False
     adapters: Where | None = None
@@ -93,6 +95,8 @@ class Options:
             raise UserError("--adapters and --token-file are for --serve")
         if not self.serve and self.run is None:
             raise UserError("name a run folder, and photos, folders or videos")
+        if self.processes > 1 and (self.serve or self.shard or self.out is None or "-" in self.paths):
+            raise UserError("--processes needs --out and PATHs, and neither --shard, --serve nor '-': each process writes a shard's file")
         if not self.serve and not self.paths:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
 
@@ -234,6 +238,11 @@ def main() -> None:
     cv2.setNumThreads(1)  # photos are read in threads of our own: OpenCV's would fight the model for the cores
     if options.serve:
         serve(options)
+        return
+    if options.processes > 1:
+        from jaxface.prediction.processes import commands, run_all
+
+        run_all(commands(sys.argv[1:], options.processes))
         return
     statuses = predict(options)
     told = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxface.benchmarks._step_cases import Shape
-from jaxface.benchmarks._worker import cpu_count
 from jaxface.data.synthetic import DrawnSet
 from jaxface.exports import export_run
 from jaxface.files import write_json
+from jaxface.launchers import cpu_count
 from jaxface.models.variants import get_variant
 from jaxface.prediction.engines import ENGINES, Place
 from jaxface.runs.best import model_digest, save_best

@@ -7,7 +7,6 @@ import ctypes
 import gc
 import importlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,11 +20,6 @@ from typing import Any
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.errors import UserError
 from jaxface.progress import Track
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Worker:

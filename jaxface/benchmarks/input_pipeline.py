@@ -22,7 +22,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.benchmarks._worker import cpu_count
 from jaxface.cli import parse
 from jaxface.data.augment import Augment
 from jaxface.data.images import encode
@@ -31,6 +30,7 @@ from jaxface.data.records import Record
 from jaxface.data.sources.base import SOURCES, Source
 from jaxface.data.synthetic import draw_face
 from jaxface.data.tasks import TASKS
+from jaxface.launchers import cpu_count
 from jaxface.progress import Track
 from jaxface.ranges import Count, Items, Range, Rounds, Where, ranged
 

@@ -20,10 +20,11 @@ import cv2
 import numpy as np
 
 from jaxface.benchmarks._predict_engines import REFERENCES, engine_case, engine_names, export_both, shape_of, write_random_run
-from jaxface.benchmarks._worker import Worker, cpu_count, take_turns
+from jaxface.benchmarks._worker import Worker, take_turns
 from jaxface.cli import parse
 from jaxface.data.faces import DETECTORS
 from jaxface.errors import UserError, tell
+from jaxface.launchers import cpu_count
 from jaxface.models.variants import VARIANTS
 from jaxface.prediction import engines
 from jaxface.prediction.items import Item, find_paths

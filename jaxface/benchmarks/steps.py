@@ -14,8 +14,9 @@ from rich.table import Table
 
 from jaxface.adapters.options import Rank
 from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
-from jaxface.benchmarks._worker import Worker, cpu_count, ratio, take_turns
+from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
+from jaxface.launchers import cpu_count
 from jaxface.models.blocks import REMAT
 from jaxface.progress import Track
 from jaxface.ranges import Count, Items, OneOf, Rounds, ranged

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from jaxface.errors import UserError
 from jaxface.exports.exporter import LOADERS, Answer
 from jaxface.files import aside
+from jaxface.launchers import cpu_count
 from jaxface.registry import Registry
 
 FILE = "model.onnx"
@@ -44,11 +44,6 @@ def write_onnx(proto: Any, folder: Path) -> None:
         onnx.save(proto, temporary, save_as_external_data=large, location=f"{FILE}.data")
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def session(model: Path | bytes, threads: int = 0, *, plain: bool = False) -> Any:
     """ONNX Runtime's session of a model on the CPU.
 
@@ -60,7 +55,7 @@ def session(model: Path | bytes, threads: int = 0, *, plain: bool = False) -> An
     """
     onnxruntime = required("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or cores()
+    options.intra_op_num_threads = threads or cpu_count()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others, who decode photos, need the cores
     if plain:
@@ -87,7 +82,7 @@ def by_onnxruntime(file: Path) -> Answer:
 def by_openvino(file: Path) -> Answer:
     """OpenVINO's CPU plugin, in float32 where nothing is rounded. Raises UserError without the extra `openvino`."""
     core = required("openvino").Core()
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cores(), "ENABLE_CPU_PINNING": False}
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cpu_count(), "ENABLE_CPU_PINNING": False}
     model = core.read_model(str(file))
     names = [next(iter(output.names)) for output in model.outputs]
     compiled = core.compile_model(model, "CPU", options)

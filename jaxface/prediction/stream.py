@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxface.data.images import Unreadable
 from jaxface.data.videos import End
+from jaxface.launchers import cpu_count
 from jaxface.prediction.items import Item
 from jaxface.prediction.predictor import Json, Photo, Predictor, face_json
 
@@ -86,7 +86,7 @@ def predict_stream(
       threads: that read, find faces and finish.
       finish: called in a thread with every item and its result before the result is given (to draw it).
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cpu_count()
     stream = _Stream(predictor, threads)
     with ThreadPoolExecutor(threads) as pool:
         finished: deque[tuple[Any, Future[None] | None]] = deque()
