@@ -16,7 +16,7 @@ import numpy as np
 from jaxface.cli import parse
 from jaxface.errors import UserError, run_command, tell
 from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Known, Range, Where, Word, ranged
+from jaxface.ranges import Items, Known, Range, Where, Word, ranged
 
 if TYPE_CHECKING:
     from jaxface.originals.certificate import Certificate
@@ -69,7 +69,7 @@ class Options:
     tolerance: Annotated[float | None, Range(above=0, high=1)] = None
     repeats: Annotated[int, Range(0, 1000)] = 5
     train: Annotated[int, Range(0, 100_000)] = 0
-    methods: tuple[Run, ...] = typing.get_args(Run)
+    methods: Annotated[tuple[Run, ...], Items(least=1)] = typing.get_args(Run)
     train_size: Annotated[int, Range(0, 8192)] = 0
     rank: Annotated[int, Range(1, 4096)] = 8
     gradients: bool = False

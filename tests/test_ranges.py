@@ -66,7 +66,7 @@ ACCEPTED = {  # beside a field's own default, and files and folders anywhere: th
             DataOptions.max_repeat Caution.threshold_age Limits.megabytes Limits.megapixels Limits.upload_seconds Limits.answer_seconds
             gpu_report.Options.minutes""",
     },
-    "empty": {"the prediction alone": "roofline.Options.cases", "none of its own": "Config.definitions"},
+    "empty": {"the rest alone": "roofline.Options.cases prediction_speed.Options.faces", "none of its own": "Config.definitions"},
     "blank": {"as empty": "AdapterOptions.blocks", "a regular expression like others": "AdapterOptions.targets"},
     "with control characters": {"a regular expression like others": "AdapterOptions.targets"},
     "a bool": {"whether, or what is usual": "weights_convert.Arguments.averaged"},
@@ -89,7 +89,7 @@ OPTIONS = [kind for kind in RANGED if kind.__name__ != "Predictor" and kind.__mo
 
 def needed(kind):
     missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    together = {"jaxface.predict": {"paths": ("p",)}, "jaxface.compare": {"weights": "w", "against": "timm"}}
+    together = {"jaxface.predict": {"run": "r", "paths": ("p",)}, "jaxface.compare": {"weights": "w", "against": "timm"}}
     return {name: NEEDED[name] for name in missing} | together.get(kind.__module__, {})
 
 
