@@ -7,6 +7,7 @@ import pkgutil
 import sys
 import typing
 from collections import defaultdict
+from importlib.util import find_spec
 from typing import Annotated
 
 import numpy as np
@@ -24,7 +25,8 @@ from jaxface.registry import Registry
 
 for package in (jaxface, weights_convert):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+        if find_spec("torch") or module.name != "jaxface.originals.torch_training":
+            importlib.import_module(module.name)
 
 NEEDED = {
     **{"run": "r", "runs": ("r",), "paths": ("p",), "source": "synthetic", "folder": "f", "out": "o", "look": ("l",), "to": "onnx"},
