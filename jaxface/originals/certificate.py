@@ -154,15 +154,18 @@ class Judge:
     """What each value's budget is, by the original's own errors.
 
     A gradient that is zero but for rounding has no length of its own to measure by: the pass's largest takes its place. Of few numbers
-    the original's error is luck: they have at least the budget of the middle one of the pass.
+    the original's error is luck: they have at least the budget of the middle value of the pass, and gradients, of which parameters' are
+    sums over all rows that may cancel, that of the one with the largest error.
     """
 
     def __init__(self, precision: str, tolerance: float | None, exact: Values, single: Values) -> None:
         self.exact, self.single, self.tolerance = exact, single, tolerance
         self.least = float(jax.numpy.finfo(precision).eps) / 2  # what is exact in the original is allowed one rounding
         self.largest = max((_length(x) for name, x in exact.items() if name.endswith(GRADIENT)), default=0.0)
-        errors = [self.distance(name, single[name]) for name in exact]
-        self.middle = float(np.median(errors)) if np.isfinite(errors).all() else self.least
+        errors = {name: self.distance(name, single[name]) for name in exact}
+        forward = [error for name, error in errors.items() if not name.endswith(GRADIENT) and math.isfinite(error)]
+        back = [error for name, error in errors.items() if name.endswith(GRADIENT) and math.isfinite(error)]
+        self.few = {False: float(np.median(forward or [0.0])), True: max(back, default=0.0)}
 
     def distance(self, name: str, value: np.ndarray) -> float:
         """||value - exact|| / ||exact||, infinite for what is not finite."""
@@ -175,7 +178,7 @@ class Judge:
 
     def __call__(self, name: str, ours: np.ndarray) -> Layer:
         original = self.distance(name, self.single[name])
-        least = max(self.least, self.middle) if ours.size < FEW else self.least
+        least = max(self.least, self.few[name.endswith(GRADIENT)]) if ours.size < FEW else self.least
         return Layer(name, self.distance(name, ours), original, self.tolerance or FACTOR * max(original, least))
 
 
@@ -194,7 +197,7 @@ def _as_ours(values: Values, names: Mapping[str, str], ours: Values, pair: Pair)
     found |= {f"{name}{GRADIENT}": back[their] for name, their in names.items() if their in back}
     found |= {f"{name}{GRADIENT}": array for name, array in pair.translate(names, back).items()}
     found |= {f"{name}{GRADIENT}": array for name, array in back.items() if name.startswith("inputs.")}
-    return {name: fitting for name in ours if name in found and (fitting := shaped(found[name], ours[name].shape)) is not None}
+    return {name: fitting for name in ours if name in found and (fitting := shaped(found[name], ours[name])) is not None}
 
 
 def _feeding(name: str, parameters: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

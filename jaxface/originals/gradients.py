@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from jaxface.errors import UserError
 from jaxface.models.tree import flatten
 from jaxface.originals.hooks import INPUT, first_tensor, hooked, to_numpy
 from jaxface.originals.values import COMPOSED, OUTPUT, Values, parameters_of, run_recorded
@@ -30,7 +32,8 @@ def weights(shape: Sequence[int]) -> np.ndarray:
 def nnx_gradients(model: Any, *inputs: np.ndarray) -> Values:
     """The values of a pass of an NNX module and the gradients, in the order of the pass and back."""
     arrays, structure = flatten(model)
-    moving = {name: leaf for name, leaf in arrays.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    trains = {name for name, kind in structure.kinds.items() if issubclass(kind, nnx.Param)}
+    moving = {name: leaf for name, leaf in arrays.items() if name in trains and jnp.issubdtype(leaf.dtype, jnp.floating)}
     still = {name: leaf for name, leaf in arrays.items() if name not in moving}
     moved = {str(i): jnp.asarray(x) for i, x in enumerate(inputs) if np.issubdtype(np.asarray(x).dtype, np.floating)}
     order: list[str] = []
@@ -52,7 +55,8 @@ def nnx_gradients(model: Any, *inputs: np.ndarray) -> Values:
         zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in modules.items()}
         (by_parameter, by_input, by_module), values = back(moving, moved, zeros, still)
     found = dict(zip(order, values, strict=True))
-    found |= _backwards(by_module, parameters_of(structure.build(by_parameter, still)), by_input, list(modules))
+    nothing = {name: np.zeros(leaf.shape, np.int8) for name, leaf in still.items()}  # has no gradient
+    found |= _backwards(by_module, parameters_of(structure.build(by_parameter, nothing)), by_input, list(modules))
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -81,21 +85,24 @@ def torch_gradients(model: Any, call: Callable[..., Mapping[str, Any]], inputs: 
 
     def take(name: str, value: Any) -> None:
         if name not in values and (tensor := first_tensor(value)) is not None:
-            values[name] = to_numpy(tensor)
+            values[name] = to_numpy(tensor).copy()
 
     def give(name: str, value: Any) -> Any:
         take(name, value)
         tensor = first_tensor(value)
         if name in nodes or tensor is None or not tensor.requires_grad:
             return None
-        nodes[name] = tensor.clone()  # its own: what comes back to it comes through what this module gave
-        return (nodes[name], *value[1:]) if isinstance(value, tuple) else nodes[name]
+        nodes[name] = tensor.view_as(tensor)  # its own: what comes back to it comes through what this module gave
+        given = nodes[name].clone()  # which may be written over
+        return (given, *value[1:]) if isinstance(value, tuple) else given
 
     moved = {f"inputs.{i}": x.requires_grad_() if x.is_floating_point() else x for i, x in enumerate(inputs)}
     with hooked(model, take, give), torch.enable_grad():
         results = dict(call(*moved.values()))
         by = nodes | {name: x for name, x in [*model.named_parameters(), *moved.items()] if x.requires_grad}
-        given = [results[name] for name in RESULTS if name in results]
+        given = [results[name] for name in RESULTS if name in results and results[name].requires_grad]
+        if not given:
+            raise UserError("the original gives no array that has a gradient, or several values: compare without gradients")
         cotangents = [torch.from_numpy(weights(x.shape)).to(x.dtype) for x in given]
         found = torch.autograd.grad(given, list(by.values()), cotangents, allow_unused=True, materialize_grads=True)
     values |= {name: to_numpy(result) for name, result in results.items()}

@@ -157,15 +157,23 @@ def torch_values(model: Any, call: Callable[[], Mapping[str, Any]]) -> Values:
 
     def keep(name: str, value: Any) -> None:
         if name not in values and (tensor := first_tensor(value)) is not None:
-            values[name] = to_numpy(tensor)
+            values[name] = to_numpy(tensor).copy()  # a later module may write over it
 
     with hooked(model, keep, keep), torch.inference_mode():
         results = call()
     return values | {name: to_numpy(result) for name, result in results.items()}
 
 
-def shaped(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """An original's value in our shape: as it is, channels last, its places in a row, or its batch in front; else None."""
+def shaped(value: np.ndarray, ours: np.ndarray) -> np.ndarray | None:
+    """An original's value in the shape of ours; None where it has no such form. Of several forms the one that is nearest to ours."""
+    found = list(_forms(value, ours.shape))
+    if len(found) < 2:
+        return next(iter(found), None)
+    return min(found, key=lambda form: float(np.nan_to_num(np.linalg.norm(form - ours), nan=np.inf)))
+
+
+def _forms(value: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A value as it is, channels last, its places in a row, its batch in front, or one row of it where all are the same."""
     forms = [value]
     if value.ndim == len(shape) + 1:
         forms += [rows[0] for rows in (value, value.swapaxes(0, 1)) if (rows == rows[:1]).all()]  # one row, repeated for every image
@@ -175,17 +183,16 @@ def shaped(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         forms.append(value.swapaxes(0, 1))
     for form in forms:
         if form.shape == shape:
-            return form
-        if form.ndim == 4 and (form.shape[0], form.shape[1] * form.shape[2], form.shape[3]) == shape:
-            return form.reshape(shape)
-    return None
+            yield form
+        elif form.ndim == 4 and (form.shape[0], form.shape[1] * form.shape[2], form.shape[3]) == shape:
+            yield form.reshape(shape)
 
 
 def corresponding(ours: Values, theirs: Values, table: Mapping[str, str]) -> dict[str, str]:
     """The original's name for each of our values: by a table of modules (ours -> theirs), by equal names, or by order and shape."""
     own = {name: name.removesuffix(INPUT) for name in ours}
     named = {name: table.get(module, module) + INPUT * name.endswith(INPUT) for name, module in own.items()}
-    found = {name: their for name, their in named.items() if their in theirs and shaped(theirs[their], ours[name].shape) is not None}
+    found = {name: their for name, their in named.items() if their in theirs and any(True for _ in _forms(theirs[their], ours[name].shape))}
     if not table:
         taken = set(found.values())
         mine = [name for name in ours if name not in found and not name.endswith(INPUT)]

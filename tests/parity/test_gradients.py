@@ -97,6 +97,44 @@ def test_a_fault_on_the_way_back_is_found_where_it_is(fault):
     assert cause is None or re.search(cause, found.cause), found.cause
 
 
+class Convolved(torch.nn.Module):
+    """As many rows as columns and channels, batch norm, an activation in place, and a module that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.BatchNorm2d(8)
+        self.act, self.shared = torch.nn.ReLU(inplace=True), torch.nn.Linear(8, 8)
+        self.bn.running_mean.normal_()
+        self.conv.weight.requires_grad_(False)
+
+    def forward(self, x):
+        return self.shared(self.shared(self.act(self.bn(self.conv(x))).mean((2, 3))))
+
+
+class ConvolvedPort(nnx.Module):
+    """The same."""
+
+    def __init__(self, theirs):
+        rngs = nnx.Rngs(0)
+        self.conv, self.bn = nnx.Conv(3, 8, (3, 3), padding=1, use_bias=False, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+        self.shared = nnx.Linear(8, 8, rngs=rngs)
+        self.conv.kernel[...] = theirs.conv.weight.numpy().transpose(2, 3, 1, 0)
+        self.bn.mean[...] = theirs.bn.running_mean.numpy()
+        self.shared.kernel[...], self.shared.bias[...] = theirs.shared.weight.detach().numpy().T, theirs.shared.bias.detach().numpy()
+
+    def __call__(self, x):
+        return self.shared(self.shared(jax.nn.relu(self.bn(self.conv(x))).mean((1, 2))))
+
+
+def test_images_as_many_as_channels_are_high_are_not_taken_for_one_another_and_nothing_is_overwritten():
+    torch.manual_seed(0)
+    theirs, x = Convolved(), np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    found = check(ConvolvedPort(theirs), theirs, x, gradients=True)
+    assert {"conv", "bn", "bn.gradient", "shared.kernel.gradient", "conv.kernel.gradient"} <= {layer.name for layer in found.layers}
+    assert not found.unmatched
+    assert check(ConvolvedPort(theirs), theirs, x).verdict == "equal"
+
+
 def test_both_towers_gradients_are_as_exact_as_open_clips_by_every_module_and_parameter(tmp_path):
     towers = Towers(replace(KINDS["core"].vision, depth=1), replace(KINDS["core"].text, depth=1))
     tensors = random_tensors(towers)
