@@ -8,16 +8,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from jaxface.data.tasks import AGE, EMOTION, GENDER
-from jaxface.models.variants import get_variant
+from jaxface.models.variants import VARIANTS, get_variant
+from weights_convert.names import timm_name
 
 TASKS = (AGE, EMOTION, GENDER)
-TIMM_NAMES = {
-    "PE-Core-T16-384": "vit_pe_core_tiny_patch16_384",
-    "PE-Core-S16-384": "vit_pe_core_small_patch16_384",
-    "PE-Core-B16-224": "vit_pe_core_base_patch16_224",
-    "PE-Core-L14-336": "vit_pe_core_large_patch14_336",
-    "PE-Core-G14-448": "vit_pe_core_gigantic_patch14_448",
-}
+TIMM_NAMES = {variant: name for variant in VARIANTS if (name := timm_name(variant))}
+"""Of the variants that timm has, too."""
 
 CACHED = "_cached"
 """Behind a case's name: the encoder's output is at hand, as after LP's first epoch."""
@@ -129,12 +125,13 @@ def reference_case(name: str, shape: Shape) -> Callable[[], Any]:
 
     Raises KeyError for what PEFT does not have.
     """
-    from jaxface.originals.reference import import_torch
+    from jaxface.originals.reference import adaptable, import_torch
 
     torch, timm, _ = import_torch("timm", "peft")
     torch.set_num_threads(shape.threads)
     torch.manual_seed(0)
-    encoder = timm.create_model(TIMM_NAMES[shape.variant], pretrained=False)
+    output = get_variant(shape.variant).output
+    encoder = adaptable(timm.create_model(TIMM_NAMES[shape.variant], pretrained=False, num_classes=output or 0))
     batch = random_batch(shape)
     place = place_of(torch)
     encoder = encoder.to(place)

@@ -18,6 +18,7 @@ from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
 from jaxface.launchers import cpu_count
 from jaxface.models.blocks import REMAT
+from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
 from jaxface.ranges import Count, Items, OneOf, Rounds, ranged
 
@@ -56,7 +57,7 @@ def measure(options: Options, case: str, track: Track) -> dict[str, Any]:
         workers = {"ours": stack.enter_context(Worker(our_case, case, shape))}
         if case != "forward":
             workers["forward"] = stack.enter_context(Worker(our_case, "forward", shape))
-        if options.against and case in REFERENCE_CASES:
+        if options.against and case in REFERENCE_CASES and (case != "ap" or VARIANTS[options.variant].pool):  # where there is one
             workers["reference"] = stack.enter_context(Worker(REFERENCES[options.against], case, shape))
         seconds = take_turns(workers, options.rounds, track)
         took = {name: median(values) for name, values in seconds.items()}

@@ -145,7 +145,7 @@ def timm_vision(config: EncoderConfig) -> Any:
     options |= {} if c.rope == "axial" else {"dynamic_img_size": True}
     options |= {} if c.rope != "none" else {"act_layer": torch.nn.SiLU if c.gate == "packed" else layers.get_act_layer(c.activation)}
     if name := variant_of(c):
-        return _adaptable(timm.create_model(timm_name(name), **options))
+        return adaptable(timm.create_model(timm_name(name), **options))
     hidden = c.mlp_width * (2 if c.gate == "packed" else 1)
     options |= {
         "img_size": c.image_size,
@@ -158,10 +158,10 @@ def timm_vision(config: EncoderConfig) -> Any:
         "init_values": 0.1 if c.layer_scale else None,
         "norm_layer": partial(torch.nn.LayerNorm, eps=c.epsilon),
     }
-    return _adaptable(build(**options, **(_eva_options(c) if build is eva.Eva else _vit_options(c, vit))))
+    return adaptable(build(**options, **(_eva_options(c) if build is eva.Eva else _vit_options(c, vit))))
 
 
-def _adaptable(model: Any) -> Any:
+def adaptable(model: Any) -> Any:
     """The model, its fused qkv kernels called as modules, which is where an adapter stands; the results are the same."""
     for block in model.blocks:
         if hasattr(block.attn, "qkv_bias_separate"):

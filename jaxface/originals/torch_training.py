@@ -16,7 +16,7 @@ from torch import nn
 
 from jaxface.originals.reference import import_torch
 
-ADAPTED = r".*(attn\.(qkv|proj)|attn_pool\.proj|mlp\.(fc1|fc2))"
+ADAPTED = r".*(attn\.(qkv|proj)|attn_pool\.proj|mlp\.(fc1(_[gx])?|fc2))"
 """timm's linears that LoRA and DoRA adapt: those of the thesis, the blocks' and the pool's but for its inputs."""
 LOW_RANK = ("lora", "dora")
 
@@ -26,7 +26,8 @@ def adapted(encoder: Any, method: str, rank: int) -> Any:
     if method in LOW_RANK:
         (_, peft) = import_torch("peft")
         return peft.get_peft_model(encoder, peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED, use_dora=method == "dora"))
-    parts = {"full": [encoder], "lp": [], "ap": [encoder.attn_pool], "ft4": [encoder.attn_pool, *list(encoder.blocks)[-4:]]}[method]
+    pool = [encoder.attn_pool] if getattr(encoder, "attn_pool", None) is not None else []
+    parts = {"full": [encoder], "lp": [], "ap": pool, "ft4": [*pool, *list(encoder.blocks)[-4:]]}[method]
     encoder.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
