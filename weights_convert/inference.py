@@ -78,7 +78,8 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
     alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in (*SIZES, *BUILD))]
     untold: tuple[str, ...] = (*UNTOLD, "heads", "pool_heads")
     if not alike:
-        alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in BUILD)]
+        kind = [field for field in BUILD if field != "registers"]  # whose number sets no family apart
+        alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in kind)]
         untold = UNTOLD
     if not alike:
         raise UserError("no known encoder is built of such tensors: expected one of a variant's kind, or a configuration beside the file")
