@@ -17,7 +17,7 @@ from jaxface.errors import UserError, run_command, tell
 from jaxface.evaluation.trust import Caution
 from jaxface.files import alone_in, to_json
 from jaxface.prediction import engines
-from jaxface.ranges import Count, Items, OneOf, Share, Where, ranged
+from jaxface.ranges import Count, Items, OneOf, Share, Where, Word, ranged
 
 
 @ranged()
@@ -26,6 +26,10 @@ class Options:
 
     Attributes:
       runs: run folders, or folders of them; of several, those that are tested already on the same records are not tested again.
+      predictions: answers of any models in tables (CSV, Parquet) or JSON lines, a file each: an id or path in each row, the answer to a
+        task in a column of its name, its label in TASK_label or in --data. Each gets a folder in --out; a page compares all, and the runs.
+      columns: of these files, what is called otherwise: NAME=COLUMN.
+      tasks_file: a file of one's own tasks that they answer.
       data: folders written by `jaxface.prepare`; the run's own sets if none is named.
       split: of them; test where they have one.
       features: keep the encoder's features, also those before training, for the report's PCA and t-SNE.
@@ -40,7 +44,10 @@ class Options:
       most_loss: the share of faces that "auto" may have in another class than jax, as the export measured it.
     """
 
-    runs: Annotated[tuple[Where, ...], Items(least=1), tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    runs: Annotated[tuple[Where, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")] = ()
+    predictions: Annotated[tuple[Where, ...], Items(once=True)] = ()
+    columns: Annotated[tuple[str, ...], Word(r"[^=]+=[^=]+", "NAME=COLUMN, as in age=pred_age"), Items(once=True)] = ()
+    tasks_file: Where | None = None
     data: Annotated[tuple[Where, ...], Items(once=True)] = ()
     split: Annotated[str | None, OneOf("split", SPLITS)] = None
     features: bool = False
@@ -54,10 +61,18 @@ class Options:
     most_loss: Share = 0.01
     trust: tyro.conf.OmitArgPrefixes[Caution] = field(default_factory=Caution)
 
+    def __post_init__(self) -> None:
+        if not self.runs and not self.predictions:
+            raise UserError("name a run folder, or --predictions FILE")
+        if not self.predictions and (self.columns or self.tasks_file):
+            raise UserError("--columns and --tasks-file are for --predictions")
+
 
 def main() -> None:
     """Tests, writes and prints."""
     options = parse(Options, prog="python -m jaxface.evaluate")
+    if options.predictions:
+        return compare(options)
     from jaxface.runs.evaluate_run import evaluated_runs
 
     if len(options.runs) == 1 and not options.runs[0].is_dir():
@@ -102,6 +117,31 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
         return
     show_scores(scores, f"{run}: {scores['about'].get('split', '')}", Console(width=None if sys.stdout.isatty() else 120))
     print(f"wrote {(options.out or run) / 'evaluation.json'}")
+
+
+def compare(options: Options) -> None:
+    """Answers of any models, each in a folder of its own, and a page of them all beside the runs."""
+    from jaxface.report.console import show_scores
+    from jaxface.report.page import write_report
+    from jaxface.runs.foreign_answers import Told
+    from jaxface.runs.foreign_folder import evaluate_foreign
+
+    out = options.out or options.predictions[0].parent / "comparison"
+    names = [path.stem for path in options.predictions]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"--predictions: two files are called {twice[0]}: each needs a name of its own")
+    columns = {name: column for name, _, column in (word.partition("=") for word in options.columns)}
+    told = Told(columns, options.tasks_file)
+    for path in options.predictions:
+        with alone_in(out / path.stem):
+            _, scores = evaluate_foreign(path, out / path.stem, told, tuple(map(str, options.data)), options.split, options.groups)
+        if options.json:
+            print(to_json(scores))
+        else:
+            show_scores(scores, str(path), Console(width=None if sys.stdout.isatty() else 120))
+    page = write_report([*options.runs, *(out / name for name in names)], out / "report.html")
+    tell(f"wrote {page}")
 
 
 def opened(run: Path, options: Options) -> tuple[str, Any] | None:

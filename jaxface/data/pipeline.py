@@ -74,6 +74,14 @@ class Joined:
         part, place = self._place(index)
         return f"{place} of {part.folder} {part.split}"
 
+    def about(self, index: int) -> dict[str, Any]:
+        """The `id`, `source` and `person` of a record; of one that cannot be read words for where it is."""
+        try:
+            record = self[index]
+        except Unreadable:
+            record = self.blank(index)
+        return {key: record[key] for key in ("id", "source", "person")}
+
     def blank(self, index: int) -> dict[str, Any]:
         """A record without an image, in the place of one that cannot be read."""
         return {"id": self.name(index), "source": "", "person": "", "labels": self._of(index)}

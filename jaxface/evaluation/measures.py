@@ -55,7 +55,7 @@ class Measure:
             "balanced_accuracy": metrics.balanced_accuracy(matrix),
             "macro_f1": metrics.macro_f1(matrix),
             "majority": metrics.majority_share(matrix),
-            "calibration_error": bins.calibration_error,
+            "calibration_error": bins.calibration_error if predictions.says_how_sure(task) else float("nan"),
         }
 
     def loss(self, predictions: Predictions, task: Task) -> float:
@@ -79,6 +79,8 @@ class Measure:
     def calibration(self, predictions: Predictions, task: Task, temperature: float | None) -> Json:
         """Expected calibration error and mean negative log-likelihood, as the model is and with its temperature."""
         result: Json = {"temperature": temperature}
+        if not predictions.says_how_sure(task):
+            return result
         labels = predictions.labels[task.name]
         there = known(labels)
         for suffix, divisor in (("", 1.0), *((("_calibrated", temperature),) if temperature else ())):
@@ -160,7 +162,7 @@ class MultiLabelMeasure(Measure):
             "accuracy": predictions.right(task)[there].mean(),
             "label_accuracy": (answers == (labels > 0))[labels != MISSING].mean(),
             "majority": kinds.max() / there.sum(),
-            "calibration_error": metrics.reliability(*self._single(predictions, task)).calibration_error,
+            "calibration_error": self.calibration(predictions, task, None).get("error", float("nan")),
             **{name: statistic(np.flatnonzero(there)) for name, statistic in self._statistics(predictions, task).items()},
         }
 
@@ -215,6 +217,8 @@ class MultiLabelMeasure(Measure):
         return {"classes": {name: {key: found[key][index].item() for key in kept} for index, name in enumerate(task.classes)}}
 
     def calibration(self, predictions: Predictions, task: Task, temperature: float | None) -> Json:
+        if not predictions.says_how_sure(task):
+            return {"temperature": None}
         error = metrics.reliability(*self._single(predictions, task)).calibration_error
         return {"temperature": None, "error": error, "negative_log_likelihood": self.loss(predictions, task)}
 

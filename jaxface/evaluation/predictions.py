@@ -81,6 +81,10 @@ class Predictions:
         """Probabilities, or numbers in their unit, `[N, W]`."""
         return task.of.shares(task, self.logits[task.name])
 
+    def says_how_sure(self, task: Task) -> bool:
+        """Whether its answers to a task have probabilities: those of other models may be classes alone."""
+        return task.name not in self.about.get("no_confidence", ())
+
     def rows(self, chosen: np.ndarray, tasks: Sequence[Task] | None = None) -> Predictions:
         """Some of the records, without features."""
         tasks = self.tasks if tasks is None else tuple(tasks)
@@ -89,6 +93,7 @@ class Predictions:
             labels={task.name: self.labels[task.name][chosen] for task in tasks},
             logits={task.name: self.logits[task.name][chosen] for task in tasks},
             groups={name: values[chosen] for name, values in self.groups.items()},
+            about=self.about,
             **{name: getattr(self, name)[chosen] for name in ("id", "source", "person")},
         )
 

@@ -23,6 +23,8 @@ def write_pictures(folder: Path, predictions: Predictions, temperatures: Mapping
             f"confusion_{task.name}": figures.confusion(metrics.task_matrix(predictions, task), task.classes, task.name),
             f"reliability_{task.name}": figures.reliability_diagram(metrics.reliability(metrics.probabilities(logits), labels), task.name),
         }
+        if not predictions.says_how_sure(task):
+            del pictures[f"reliability_{task.name}"]
         if task.name in temperatures:
             shares = metrics.probabilities(logits / temperatures[task.name])
             title = f"{task.name}, temperature {temperatures[task.name]:.2f}"

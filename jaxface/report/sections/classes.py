@@ -61,6 +61,8 @@ def _calibration(name: str, run: Run, task: Task) -> list[Markup]:
     """The reliability diagram, and the one with the temperature that was fitted on validation records."""
     temperature = run.temperatures.get(task.name)
     pictures = []
+    if not run.predictions.says_how_sure(task):
+        return []
     for divisor, note in ((1.0, ""), *(((temperature, f", temperature {temperature:.2f}"),) if temperature else ())):
         shares = metrics.probabilities(run.predictions.logits[task.name] / divisor)
         bins = metrics.reliability(shares, run.predictions.labels[task.name])
