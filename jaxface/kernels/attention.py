@@ -6,7 +6,6 @@ A kernel is a function `(q, k, v, *, angles=None, causal=False) -> [..., H, N, d
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -165,11 +164,11 @@ def _weighed(p: jax.Array, v: jax.Array) -> jax.Array:
 
     One long chain of additions gathers twice the rounding, and several take a quarter more of a forward pass of attention.
     """
-    keys = p.shape[-1]
-    exact = jax.config.jax_default_matmul_precision in ("highest", "float32") and platform() == "cpu" and isinstance(keys, int)
-    parts = -(-keys // CHAIN) if exact else 1
-    edges = itertools.pairwise(keys * part // parts for part in range(parts + 1))
-    sums = [jnp.einsum("...nm,...md->...nd", p[..., a:b].astype(v.dtype), v[..., a:b, :], preferred_element_type=p.dtype) for a, b in edges]
+    keys, precision = p.shape[-1], getattr(jax.config, "jax_default_matmul_precision", None)
+    many = isinstance(keys, int) and keys > CHAIN and precision in ("highest", "float32") and platform() == "cpu"
+    parts = -(-keys // CHAIN) if many else 1
+    cuts = [slice(keys * part // parts, keys * (part + 1) // parts) for part in range(parts)] if many else [slice(None)]
+    sums = [jnp.einsum("...nm,...md->...nd", p[..., c].astype(v.dtype), v[..., c, :], preferred_element_type=p.dtype) for c in cuts]
     return sum(sums[1:], sums[0])
 
 
