@@ -64,8 +64,9 @@ class Options:
     def __post_init__(self) -> None:
         if not self.runs and not self.predictions:
             raise UserError("name a run folder, or --predictions FILE")
-        if not self.predictions and (self.columns or self.tasks_file):
-            raise UserError("--columns and --tasks-file are for --predictions")
+        for name in ("columns", "tasks_file") if not self.predictions else ():
+            if getattr(self, name):
+                raise UserError(f"{name} is about the files of --predictions: name some, or leave it out")
 
 
 def main() -> None:

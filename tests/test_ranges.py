@@ -92,6 +92,7 @@ OPTIONS = [kind for kind in RANGED if kind.__name__ != "Predictor" and kind.__mo
 def needed(kind):
     missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     together = {"jaxface.predict": {"run": "r", "paths": ("p",)}, "jaxface.compare": {"weights": "w", "against": "timm"}}
+    together["jaxface.evaluate"] = {"runs": ("r",)}
     return {name: NEEDED[name] for name in missing} | together.get(kind.__module__, {})
 
 
