@@ -72,7 +72,7 @@ class AdapterServer:
     def __post_init__(self) -> None:
         self.finder = Finder(self.options)
         folder = Path(self.folder)
-        self.shared = Shared.of(_first_run(folder), self.base)
+        self.shared = _shared(folder, self.base)
         self.image_size = self.shared.image_size
         self._arrays, structure = flatten(self.shared.encoder)
 
@@ -215,12 +215,16 @@ def size_of_rank(rank: int) -> int:
     return 0 if not rank else max(8, 1 << (rank - 1).bit_length())
 
 
-def _first_run(folder: Path) -> Path:
-    """A run of the folder that can be opened. Raises UserError where there is none."""
+def _shared(folder: Path, base: Path | None) -> Shared:
+    """The encoder of the first run in a folder that can be opened. Raises UserError where there is none."""
     try:
-        runs = [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file() and (path / "best").is_dir()]
+        runs = [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
     except OSError as error:
         raise UserError(f"{folder}: expected a folder of run folders ({error.strerror})") from None
-    if not runs:
-        raise UserError(f"{folder}: no run in it: expected run folders, as training leaves them")
-    return runs[0]
+    wrong: UserError | None = None
+    for run in runs:
+        try:
+            return Shared.of(run, base)
+        except UserError as error:
+            wrong = wrong or error
+    raise wrong or UserError(f"{folder}: no run in it: expected run folders, as training leaves them")

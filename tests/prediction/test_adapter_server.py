@@ -134,6 +134,8 @@ def test_an_adapter_that_does_not_fit_is_one_line_and_the_others_go_on(folder, t
     other = json.loads((tmp_path / "a-good/best/info.json").read_text())
     shutil.copytree(tmp_path / "a-good", tmp_path / "base")
     (tmp_path / "base/best/info.json").write_text(json.dumps(other | {"base_sha256": "0" * 64}))
+    (tmp_path / "a-damaged").mkdir()  # the first of all
+    (tmp_path / "a-damaged/config.json").write_text("{")
     shutil.copytree(tmp_path / "a-good", tmp_path / "damaged")
     data = bytearray((tmp_path / "damaged/best/trained.safetensors").read_bytes())
     data[-5] ^= 8
