@@ -32,7 +32,7 @@ def singles(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("method", "assembled"), [("lp", "lp"), ("ap", "ap_per_task")])
-def test_each_task_answers_exactly_as_its_own_run(singles, tmp_path, monkeypatch, capsys, method, assembled):
+def test_each_task_answers_as_its_own_run(singles, tmp_path, monkeypatch, capsys, method, assembled):
     monkeypatch.setattr(sys, "argv", ["assemble", *map(str, singles(method)), "--out", str(tmp_path / "all")])
     main()
     assert capsys.readouterr().out == f"wrote {tmp_path / 'all'}: {assembled} for emotion, age, gender\n"
@@ -40,7 +40,8 @@ def test_each_task_answers_exactly_as_its_own_run(singles, tmp_path, monkeypatch
     together = run(load_run(tmp_path / "all")[1], random_images())
     for task, folder in zip(TASKS, singles(method), strict=True):
         alone = run(load_run(folder)[1], random_images())[task]
-        np.testing.assert_array_equal(together[task], alone)
+        # another program of the same products: the compiler may add in another order
+        np.testing.assert_allclose(together[task], alone, rtol=0, atol=2e-6 * float(np.abs(alone).max()))
     assert not np.array_equal(together["age"][:, :2], together["gender"])
 
 
