@@ -30,7 +30,6 @@ from jaxface.prediction.doubt import Doubt
 from jaxface.runs.base import Base
 from jaxface.runs.config import RANDOM, Config, MethodOptions, to_dict
 from jaxface.runs.folder import read_config
-from jaxface.runs.inference import with_coarse_logits
 from jaxface.runs.model import Trained, compute_dtype, load_base, load_on, load_trained, make_parts
 from jaxface.runs.parts import Parts
 
@@ -164,7 +163,7 @@ def tail_of(model: Classifier) -> tuple[dict[str, Any], Structure]:
 def run_tail(structure: Structure, arrays: Mapping[str, Any], tokens: jax.Array) -> dict[str, jax.Array]:
     """Logits of each task for an adapter's own tokens [B, N, D]."""
     model = structure.build(arrays)
-    return with_coarse_logits(model.classify(model.reduced(model.encoder.pooled(tokens))))
+    return model.classify(model.reduced(model.encoder.pooled(tokens)))
 
 
 def check_run(shared: Shared, folder: Path) -> None:
