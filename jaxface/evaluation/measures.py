@@ -232,6 +232,12 @@ class MultiLabelMeasure(Measure):
         return of_label.min(-1), np.array([task.of.label_words(task, row > 0.5) for row in shares], object)
 
 
+def r_squared(error: np.ndarray, labels: np.ndarray) -> float:
+    """The share of the labels' variance `[n]` that the errors leave out; NaN where all labels are one number."""
+    spread = np.square(labels - labels.mean()).sum()
+    return float(1 - np.square(error).sum() / spread) if spread else float("nan")
+
+
 class RegressionMeasure(Measure):
     """Of numbers: mean absolute error, share within `task.within`, R2."""
 
@@ -253,7 +259,7 @@ class RegressionMeasure(Measure):
 
     def figures(self, predictions: Predictions, task: Task) -> Figures:
         found, labels = self.numbers(predictions, task)
-        error, spread = np.abs(found - labels), np.square(labels - labels.mean()).sum()
+        error = np.abs(found - labels)
         constant = np.abs(labels - np.median(labels))
         return {
             "count": len(labels),
@@ -262,7 +268,7 @@ class RegressionMeasure(Measure):
             "mean_absolute_error": error.mean(),
             "root_mean_squared_error": np.sqrt(np.square(error).mean()),
             "median_absolute_error": np.median(error),
-            "r2": 1 - np.square(error).sum() / spread if spread else float("nan"),
+            "r2": r_squared(error, labels),
             "baseline_error": constant.mean(),
         }
 
@@ -276,14 +282,10 @@ class RegressionMeasure(Measure):
         labels = predictions.labels[task.name]
         error = predictions.predicted(task.name) - labels
 
-        def r2(rows: np.ndarray) -> float:
-            spread = np.square(labels[rows] - labels[rows].mean()).sum()
-            return float(1 - np.square(error[rows]).sum() / spread) if spread else float("nan")
-
         statistics = {
             "accuracy": lambda rows: float((np.abs(error[rows]) <= task.within).mean()),
             "mean_absolute_error": lambda rows: float(np.abs(error[rows]).mean()),
-            "r2": r2,
+            "r2": lambda rows: r_squared(error[rows], labels[rows]),
         }
         return metrics.bootstrap_rows(predictions, task, statistics)
 

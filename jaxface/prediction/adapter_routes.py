@@ -22,7 +22,7 @@ from jaxface.prediction.adapters import Adapter
 from jaxface.prediction.batching import Batcher
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import Json, Photo
-from jaxface.prediction.refusals import READ, Refusal, Refused
+from jaxface.prediction.refusals import READ, Refused, body_of, refusal
 from jaxface.prediction.shelf import Shelf, Unknown, parse_source
 
 MOST = 16
@@ -41,7 +41,7 @@ def asked_for(request: Request, shelf: Shelf) -> list[str]:
         raise Refused(400, "name an adapter, ?adapter=NAME; GET /adapters lists them")
     for name in said:
         if name not in shelf:
-            raise Refused(404, f"no adapter {name[:100]!r}; GET /adapters lists them")
+            raise Refused(404, str(Unknown(name)))
     said = list(dict.fromkeys(said))
     if len(said) > MOST:
         raise Refused(400, f"{len(said)} adapters in one request: at most {MOST}")
@@ -101,12 +101,9 @@ def add_routes(app: FastAPI, server: AdapterServer, limits: Limits, token: str |
 
     async def change(request: Request, name: str) -> Json:
         require_token(request)
-        loop, body = asyncio.get_running_loop(), b""
+        loop = asyncio.get_running_loop()
         if request.method == "PUT":
-            async with asyncio.timeout(limits.upload_seconds):
-                async for chunk in request.stream():
-                    if len(body := body + chunk) > BODY:
-                        raise Refused(413, f"a body of more than {BODY} bytes")
+            body = await body_of(request, BODY, limits.upload_seconds, "body")
             adapter = await loop.run_in_executor(None, lambda: shelf.put(name, parse_source(body)))
             return about(name) | {"model": adapter.digest}
         await loop.run_in_executor(None, shelf.remove, name)
@@ -120,11 +117,7 @@ def add_routes(app: FastAPI, server: AdapterServer, limits: Limits, token: str |
     async def changed(request: Request, name: str) -> Response:
         try:
             return JSONResponse(await change(request, name))
-        except Unknown as error:
-            return Refusal(Refused(404, str(error)), limits)
-        except UserError as error:
-            return Refusal(Refused(422, str(error)), limits)
-        except TimeoutError:
-            return Refusal(Refused(408, f"the body took longer than {limits.upload_seconds:g} s to arrive"), limits)
         except Refused as refused:
-            return Refusal(refused, limits)
+            return refusal(request, refused, limits)
+        except UserError as error:
+            return refusal(request, Refused(404 if isinstance(error, Unknown) else 422, str(error)), limits)

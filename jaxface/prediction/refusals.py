@@ -46,6 +46,33 @@ class Refusal(JSONResponse):
         await send({"type": "http.response.body", "body": b""})
 
 
+def refusal(request: Request, refused: Refused, limits: Limits) -> JSONResponse:
+    """The answer to a request that is refused, whether its body has arrived (see `body_of`) or not."""
+    arrived = getattr(request.state, "arrived", False)
+    return JSONResponse({"error": str(refused)}, refused.status) if arrived else Refusal(refused, limits)
+
+
+async def body_of(request: Request, most: int, seconds: float, what: str) -> bytes:
+    """A request's body. Raises Refused if it is larger than `most` bytes or takes longer to arrive."""
+    too_large = Refused(413, f"the {what} is larger than {most / 1e6:g} MB")
+    try:
+        if int(request.headers.get("content-length", 0)) > most:
+            raise too_large
+    except ValueError:
+        raise Refused(400, "content-length is no number") from None
+    data = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > most:
+                    raise too_large
+    except TimeoutError:
+        raise Refused(408, f"the {what} took longer than {seconds:g} s to arrive") from None
+    request.state.arrived = True
+    return bytes(data)
+
+
 def strange(request: Request, limits: Limits) -> str | None:
     """Why a request is not answered that a page of another site may have sent, or None.
 

@@ -44,7 +44,7 @@ try:
 
     from jaxface.prediction.adapter_routes import Waiting, add_routes, asked_for, faces_of
     from jaxface.prediction.connections import Server, protocol
-    from jaxface.prediction.refusals import READ, Refusal, Refused, strange
+    from jaxface.prediction.refusals import READ, Refusal, Refused, body_of, refusal, strange
 except ImportError as missing:
     raise UserError(f"the server needs {missing.name}: pip install 'jaxface[serve]'") from None
 
@@ -107,27 +107,6 @@ class Service:
         self.threads.shutdown(cancel_futures=True)
         self.batcher.close()
 
-    async def body(self, request: Request) -> bytes:
-        """The request's body. Raises Refused if it is too large or too slow."""
-        most = int(self.limits.megabytes * 1e6)
-        too_large = Refused(413, f"the photo is larger than {self.limits.megabytes:g} MB")
-        try:
-            if int(request.headers.get("content-length", 0)) > most:
-                raise too_large
-        except ValueError:
-            raise Refused(400, "content-length is no number") from None
-        data = bytearray()
-        try:
-            async with asyncio.timeout(self.limits.upload_seconds):
-                async for chunk in request.stream():
-                    data += chunk
-                    if len(data) > most:
-                        raise too_large
-        except TimeoutError:
-            raise Refused(408, f"the photo took longer than {self.limits.upload_seconds:g} s to arrive") from None
-        request.state.arrived = True
-        return bytes(data)
-
     async def look(self, data: bytes) -> Photo:
         """Decodes a photo and finds its faces, in a thread. Raises Refused for what is no photo, or too large a one."""
         try:
@@ -158,7 +137,7 @@ class Service:
         self.waiting.enter(names)
         self.under_way += 1
         try:
-            data = await self.body(request)
+            data = await body_of(request, int(self.limits.megabytes * 1e6), self.limits.upload_seconds, "photo")
             async with asyncio.timeout(self.limits.answer_seconds):
                 photo = await self.look(data)
                 del data
@@ -219,8 +198,7 @@ def make_app(predictor: Predictor | AdapterServer, limits: Limits, token: str | 
             service.seconds.observe(time.perf_counter() - start)
             status = 200
         except Refused as refused:
-            arrived, status = getattr(request.state, "arrived", False), refused.status
-            answer = JSONResponse({"error": str(refused)}, status) if arrived else Refusal(refused, limits)
+            answer, status = refusal(request, refused, limits), refused.status
         except ClientDisconnect:
             answer, status = Response(status_code=499), 499  # nobody reads it
         finally:

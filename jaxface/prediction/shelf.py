@@ -36,6 +36,9 @@ class Place:
 class Unknown(UserError):
     """There is no adapter of that name."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no adapter {name[:100]!r}; GET /adapters lists them")
+
 
 class Shelf:
     """Adapters by name. Any thread may call it.
@@ -79,7 +82,7 @@ class Shelf:
         """The run folder of an adapter, below `folder`. Raises Unknown."""
         with self._lock:
             if name not in self._places:
-                raise Unknown(f"no adapter {name!r}; GET /adapters lists them")
+                raise Unknown(name)
             return self._places[name].source
 
     def held(self, name: str) -> Adapter | None:
@@ -94,7 +97,7 @@ class Shelf:
         with self._lock:
             place = self._places.get(name)
             if place is None:
-                raise Unknown(f"no adapter {name!r}; GET /adapters lists them")
+                raise Unknown(name)
             if (adapter := self._held.get(name)) is not None:
                 self._held.move_to_end(name)
                 self.hits[name] += 1
@@ -158,7 +161,7 @@ class Shelf:
         with self._changes:
             with self._lock:
                 if self._places.pop(name, None) is None:
-                    raise Unknown(f"no adapter {name!r}; GET /adapters lists them")
+                    raise Unknown(name)
                 self._held.pop(name, None)
             self._sources.pop(name, None)
             self._removed.add(name)

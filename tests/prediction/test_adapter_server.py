@@ -6,25 +6,22 @@ import json
 import os
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import jax
 import numpy as np
 import pytest
-import uvicorn
 from faces import write_photo
+from running_server import PATIENCE, running
 from trained_run import write_trained_run
 
 from jaxface.adapters.options import AdapterOptions
 from jaxface.errors import UserError
 from jaxface.prediction.adapter_server import AdapterServer
 from jaxface.prediction.batching import Batcher
-from jaxface.prediction.connections import Server, protocol
 from jaxface.prediction.fair_queue import Empty, FairQueue
 from jaxface.prediction.limits import Limits
-from jaxface.prediction.server import listen, make_app
 from jaxface.runs.inference import normalize_images
 from jaxface.runs.model import load_trained
 
@@ -176,20 +173,12 @@ def test_lines_of_a_queue_take_turns():
 @pytest.fixture(scope="module")
 def port(server):
     """The port of a running server, whose token is TOKEN."""
-    limits = Limits(port=0)
-    listener = listen(limits)
-    running = Server(uvicorn.Config(make_app(server, limits, TOKEN), http=protocol(20.0), log_level="warning"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not running.started:
-        time.sleep(0.01)
-    yield listener.getsockname()[1]
-    running.should_exit = True
-    thread.join(120)
+    with running(server, Limits(port=0), TOKEN) as port:
+        yield port
 
 
 def ask(port, method, path, body=b"", token=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request(method, path, body, {"authorization": f"Bearer {token}"} if token else {})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
@@ -221,6 +210,6 @@ def test_requests_name_their_adapters_and_the_token_changes_them(server, port, t
     assert answer["faces"][0]["adapters"]["copy"] == answer["faces"][0]["adapters"]["dora"]
     assert ask(port, "DELETE", "/adapters/copy", token=TOKEN) == (200, {"removed": "copy"})
     assert ask(port, "POST", "/predict?adapter=copy", photo)[0] == 404
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request("GET", "/metrics")
     assert 'jaxface_adapter_hits_total{adapter="dora"}' in connection.getresponse().read().decode()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import uvicorn
 from faces import write_photo
+from running_server import PATIENCE, running
 
 from jaxface.errors import UserError
 from jaxface.prediction.connections import Server, protocol
@@ -23,8 +24,6 @@ from jaxface.prediction.predictor import Predictor
 from jaxface.prediction.server import listen, make_app
 from jaxface.prediction.turns import Turns
 
-PATIENCE = 120
-"""Seconds that a client waits: no figure that is tested, but the end of a test that hangs."""
 LIMITS = Limits(port=0, megabytes=0.3, megapixels=0.5, waiting=8, upload_seconds=1.5)
 
 
@@ -36,17 +35,8 @@ def predictor(trained_run):
 @pytest.fixture(scope="module")
 def port(predictor):
     """The port of a running server."""
-    listener = listen(LIMITS)
-    config = uvicorn.Config(make_app(predictor, LIMITS), http=protocol(LIMITS.upload_seconds), log_level="warning")
-    server = Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    with running(predictor, LIMITS) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
