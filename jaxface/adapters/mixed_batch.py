@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,40 @@ from jaxface.errors import UserError
 from jaxface.kernels.matmul import unrounded_product
 from jaxface.models.encoder import Encoder, cut_stages
 from jaxface.models.tree import arrays_of, shallow_copy
+
+
+class Update(NamedTuple):
+    """What an adapter makes of a linear, `x (W + A B) gain`; further axes in front are of stacked blocks.
+
+    Attributes:
+      a: [..., in, R]
+      b: [..., R, out]
+      gain: [..., out], 1 for LoRA and where nothing is adapted.
+    """
+
+    a: Any
+    b: Any
+    gain: Any
+
+
+def update_of(kernel: Any) -> Update:
+    """A kernel's update; of one that is not adapted, of rank 0."""
+    *front, inputs, outputs = kernel.base.shape if isinstance(kernel, LowRank) else kernel.shape
+    ones = jnp.ones((*front, outputs))
+    if not isinstance(kernel, LowRank):
+        return Update(jnp.zeros((*front, inputs, 0)), jnp.zeros((*front, 0, outputs)), ones)
+    a, b, _ = kernel.plain_update()
+    gain = kernel.gain()
+    return Update(a, b, ones if gain is None else gain)
+
+
+def padded(update: Update, rank: int) -> Update:
+    """The same update with zeros up to a rank, of NumPy's or JAX's arrays as it is."""
+    a, b, gain = update
+    xp, none, missing = a.__array_namespace__(), [(0, 0)] * (a.ndim - 2), rank - a.shape[-1]
+    if not missing:
+        return update
+    return Update(xp.pad(a, [*none, (0, 0), (0, missing)]), xp.pad(b, [*none, (0, missing), (0, 0)]), gain)
 
 
 class PerSample(nnx.Module):
@@ -172,19 +206,8 @@ def _kernels(encoder: Encoder) -> dict[str, Any]:
 
 def _stack(base: Any, kernels: Sequence[Any], pooled: bool) -> PerSample:
     """One kernel with K updates, on the axis after those of stacked blocks."""
-    *front, inputs, outputs = base.shape
-    updates = [kernel.plain_update()[:2] if isinstance(kernel, LowRank) else None for kernel in kernels]
-    rank = max(update[0].shape[-1] for update in updates if update is not None)
-    a, b, gains = [], [], []
-    for kernel, update in zip(kernels, updates, strict=True):
-        own_a, own_b = update or (jnp.zeros((*front, inputs, 0)), jnp.zeros((*front, 0, outputs)))
-        missing = rank - own_a.shape[-1]
-        none = [(0, 0)] * len(front)
-        a.append(jnp.pad(own_a, [*none, (0, 0), (0, missing)]))
-        b.append(jnp.pad(own_b, [*none, (0, missing), (0, 0)]))
-        gains.append(kernel.gain() if isinstance(kernel, LowRank) else None)
-    axis = len(front)
-    gain = None
-    if any(value is not None for value in gains):
-        gain = jnp.stack([jnp.ones((*front, outputs)) if value is None else value for value in gains], axis)
-    return PerSample(base, jnp.stack(a, axis), jnp.stack(b, axis), gain, jnp.zeros((*front, 1), jnp.int32), pooled)
+    updates = [update_of(kernel) for kernel in kernels]
+    rank, axis = max(update.a.shape[-1] for update in updates), len(base.shape) - 2
+    a, b, gain = (jnp.stack(arrays, axis) for arrays in zip(*(padded(update, rank) for update in updates), strict=True))
+    lengthened = any(isinstance(kernel, LowRank) and kernel.magnitude is not None for kernel in kernels)
+    return PerSample(base, a, b, gain if lengthened else None, jnp.zeros((*base.shape[:axis], 1), jnp.int32), pooled)

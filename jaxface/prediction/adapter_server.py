@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
-from jaxface.adapters.updates import Update, padded, with_updates
+from jaxface.adapters.mixed_batch import Update, padded
+from jaxface.adapters.updates import with_updates
 from jaxface.data.faces import Face
 from jaxface.errors import UserError
 from jaxface.evaluation.trust import Caution
