@@ -216,9 +216,9 @@ def serve(options: Options) -> None:
         return
     if options.engine != engines.DEFAULT:
         raise UserError(f"--engine {options.engine}: adapters are computed by the engine {engines.DEFAULT} alone")
-    options_of = {"memory": options.memory, "device": options.memory, "caution": options.trust}
-    server = AdapterServer(options.adapters, next(iter(options.weights), None), find, size, **options_of)
-    run_server(server, options.limits, read_token(options.token_file))
+    token = read_token(options.token_file)  # what is wrong with it shows before anything large is read
+    rules = {"memory": options.memory, "device": options.memory, "caution": options.trust}
+    run_server(AdapterServer(options.adapters, next(iter(options.weights), None), find, size, **rules), options.limits, token)
 
 
 def read_token(path: Path | None) -> str | None:
