@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -111,9 +113,21 @@ FIELDS: dict[str, tuple[Check, str]] = {
 """By field: whether a value is understood, and what is, in words."""
 
 
+OTHERWISE = re.compile(r"(?<!\\)\{(?!\d*,?\d*\})|\[:\^?\w+:\]")
+"""What `regex` reads as counts of errors and classes of characters, and Python's `re`, which PEFT takes, as plain text."""
+
+
 @lru_cache(maxsize=4 * MOST)
 def _compiled(pattern: str) -> Any:
-    """A regular expression: a folder may have one for each module, which each other module is compared with."""
+    """A regular expression, of a kind that `re` and `regex`, which can be told to stop, read alike. Raises re.error for another.
+
+    A folder may have one for each module, which each other module is compared with.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # of sets within sets
+        re.compile(pattern)
+    if OTHERWISE.search(pattern):
+        raise re.error("braces without a count, or a class in colons")
     return regex.compile(pattern)
 
 
@@ -153,13 +167,14 @@ class PeftConfig:
     def _by_pattern(self, field: str, module: str, otherwise: Any) -> Any:
         """The value of the first pattern that is the end of the module's name, as PEFT looks it up."""
         patterns = self.fields.get(field) or {}
-        return next((value for key, value in patterns.items() if self.matches(field, rf"(?:.*\.)?(?:{key})", module)), otherwise)
+        return next((value for key, value in patterns.items() if self.match(field, rf"(.*\.)?({key})$", module)), otherwise)
 
-    def matches(self, field: str, pattern: str, name: str) -> bool:
-        """Whether a regular expression is all of a name. Raises UserError for a wrong one, and for one that takes too long."""
+    def match(self, field: str, pattern: str, name: str, *, start: bool = False) -> Any:
+        """What a regular expression finds in all of a name, or at its start. Raises UserError for a wrong or a slow one."""
         try:
-            return _compiled(pattern).fullmatch(name, timeout=PATIENCE) is not None
-        except regex.error as error:
+            found = _compiled(pattern)
+            return found.match(name, timeout=PATIENCE) if start else found.fullmatch(name, timeout=PATIENCE)
+        except (re.error, regex.error, FutureWarning) as error:
             raise UserError(f"{self.path}: {field} has a wrong regular expression {pattern[:60]!r}: {error}") from None
         except TimeoutError:
             raise UserError(f"{self.path}: {field}: the regular expression {pattern[:60]!r} takes too long to match {name!r}") from None
@@ -177,7 +192,7 @@ class PeftConfig:
             return module != PATCHES
         found = self._named("target_modules", wanted, module)
         layers = self.fields.get("layers_to_transform")
-        if not found or isinstance(wanted, str) or layers is None or layers == [] or module in wanted:
+        if not found or layers is None or layers == [] or module in wanted:
             return found
         number = self._layer(module)
         return number is not None and number in ([layers] if isinstance(layers, int) else layers)
@@ -185,17 +200,16 @@ class PeftConfig:
     def _named(self, field: str, names: str | list[str], module: str) -> bool:
         """A text is a regular expression of a whole name; a list has ends of names."""
         if isinstance(names, str):
-            return self.matches(field, names, module)
+            return self.match(field, names, module) is not None
         return any(f".{module}".endswith(f".{name}") for name in names)
 
     def _layer(self, module: str) -> int | None:
         """The number of the block that a module is in."""
         names = self.fields.get("layers_pattern") or []
-        patterns = [rf"(?:|.*?\.){name}\.(?P<idx>\d+)\..*" for name in ([names] if isinstance(names, str) else names)]
-        for pattern in patterns or [r".*?\.[^.]*\.(?P<idx>\d+)\..*"]:
-            if self.matches("layers_pattern", pattern, module):
-                return int(regex.fullmatch(pattern, module)["idx"])
-        return None
+        patterns = [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in ([names] if isinstance(names, str) else names)]
+        found = (self.match("layers_pattern", pattern, module, start=True) for pattern in patterns or [r".*?\.[^.]*\.(?P<idx>\d+)\."])
+        number = next((match["idx"] for match in found if match), None)
+        return None if number is None else int(number)
 
 
 def read_config(folder: Path) -> PeftConfig:
@@ -209,6 +223,13 @@ def read_config(folder: Path) -> PeftConfig:
         understood, expected = FIELDS.get(name, (_off, "off: it is not known here what it changes"))
         if not understood(fields[name]):
             raise UserError(f"{path}: {name} is {_short(fields[name])}; expected {expected}")
+    for name, meaningless, why in (
+        ("layers_to_transform", isinstance(fields.get("target_modules"), str), "target_modules is one regular expression"),
+        ("layers_pattern", isinstance(fields.get("target_modules"), str), "target_modules is one regular expression"),
+        ("layers_pattern", fields.get("layers_to_transform") is None, "layers_to_transform names no block"),
+    ):
+        if meaningless and not _off(fields.get(name)):
+            raise UserError(f"{path}: {name} is {_short(fields[name])}; expected null, since {why}")
     return PeftConfig(path, fields)
 
 

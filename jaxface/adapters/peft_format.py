@@ -182,7 +182,9 @@ def read_updates(folder: Path) -> dict[str, Update]:
             raise UserError(f"{path}: {name} is no part of a LoRA or DoRA adapter of a linear layer")
         if not is_floating(array.dtype) or not finite(np.ascontiguousarray(array)):
             raise UserError(f"{path}: {name} holds {array.dtype} {'with NaN or infinity' if is_floating(array.dtype) else 'numbers'}")
-        parts.setdefault(match[1], {})[match[2]] = np.array(array, np.float32)
+        if match[2] in parts.setdefault(match[1], {}):
+            raise UserError(f"{path}: {match[1]} has {match[2]} twice, under two spellings of its name")
+        parts[match[1]][match[2]] = np.array(array, np.float32)
     updates = {}
     for module, found in parts.items():
         needed = {"lora_A", "lora_B"} | ({MAGNITUDE} if config.dora else set())

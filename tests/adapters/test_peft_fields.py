@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peft_on_timm import EVERYTHING, adapted_by_peft, forward, peft, plain_encoder, timm_model, torch
+from safetensors.numpy import load_file, save_file
 
 import jaxface
 from jaxface.adapters.adapt import merge
@@ -191,12 +192,32 @@ def test_values_of_a_field_are_computed_as_peft_does(plain, tmp_path, options):
         ({"target_modules": r".*(qkv|proj|fc1|fc2)|attn_pool\..*"}, r"the configuration adapts [\w.]+, but"),
         ({"lora_dropout": 1.5}, "lora_dropout is 1.5"),
         ({"new_in_a_later_peft": {"anything": 1}}, "new_in_a_later_peft is .*; expected off"),
+        # what PEFT does not take together, or reads otherwise than a richer dialect of regular expressions
+        ({"target_modules": ".*(qkv|fc1)", "layers_to_transform": 0}, "layers_to_transform is 0; expected null, since target_modules is"),
+        ({"target_modules": "all-linear", "layers_pattern": "blocks"}, "layers_pattern is 'blocks'; expected null, since target_modules"),
+        ({"layers_pattern": ["blocks"]}, r"layers_pattern is \[.blocks.\]; expected null, since layers_to_transform names no block"),
+        ({"alpha_pattern": {"qkw{e<=1}": 16}}, "alpha_pattern has a wrong regular expression"),
+        ({"rank_pattern": {"(?i)QKV": 4}}, "rank_pattern has a wrong regular expression"),
+        ({"target_modules": "[[:alpha:]].*qkv"}, "target_modules has a wrong regular expression"),
+        (
+            {"target_modules": ["qkv"], "layers_to_transform": [0], "layers_pattern": r"blocks\.0\.attn\.qkv|x"},
+            "has tensors of .*, which the configuration does not adapt",
+        ),
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_computed_is_refused_by_name_and_value(plain, adapter, fields, message):
     change(adapter, **fields)
     with pytest.raises(UserError, match=message):
+        load_peft(plain, adapter)
+
+
+def test_a_tensor_under_two_spellings_of_its_name_is_refused(plain, adapter):
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file(tensors | {name.removeprefix("base_model.model."): 2 * tensors[name]}, path)
+    with pytest.raises(UserError, match=r"lora_A twice, under two spellings of its name"):
         load_peft(plain, adapter)
 
 
