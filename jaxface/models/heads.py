@@ -43,7 +43,10 @@ class BatchNorm(nnx.Module):
         self.variance = nnx.BatchStat(jnp.ones(width))
 
     def __call__(self, x: jax.Array, training: Training | None) -> jax.Array:
-        """[B, D] -> [B, D]; while training over the batch of all devices, else with the running statistics."""
+        """[B, D] -> [B, D]; while training over the batch of all devices, else with the running statistics.
+
+        Raises UserError, as torch does, for a batch of one image while training: it is its own mean.
+        """
         x32 = x.astype(at_least_float32(x.dtype))
         if training is None:
             mean, variance = self.mean[...], self.variance[...]
@@ -55,10 +58,12 @@ class BatchNorm(nnx.Module):
     def _batch_statistics(self, x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
         average = (lambda v: v) if axis_name is None else lambda v: jax.lax.pmean(v, axis_name)
         count = x.shape[0] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+        if count < 2:
+            raise UserError("batch norm of one image: expected at least 2 at a time while training, or heads with batch_norm=False")
         mean = average(x.mean(0))
         variance = average(jnp.square(x - mean).mean(0))
         self.mean[...] = 0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean)
-        self.variance[...] = 0.9 * self.variance[...] + 0.1 * jax.lax.stop_gradient(variance) * count / max(count - 1, 1)
+        self.variance[...] = 0.9 * self.variance[...] + 0.1 * jax.lax.stop_gradient(variance) * count / (count - 1)
         return mean, variance
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxface.adapters.methods import get_method
 from jaxface.errors import UserError
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.config import Config
@@ -35,7 +36,7 @@ def step_of(config: Config, images: int, mesh: jax.sharding.Mesh | None = None) 
     parts = shapes_of(config)
     encoder = parts.build().encoder.config
     side = config.encoder.image_size or encoder.image_size
-    balancer, optimizer = get_balancer(config.balancing), make_optimizer(config.optimizer, parts.groups, 1)
+    balancer, optimizer = get_balancer(config.balancing), make_optimizer(config.optimizer, parts.groups, config.optimizer.warmup_steps + 1)
     kinds = config.known
     more: dict[str, Any] = {"losses": config.losses, "kinds": kinds, "accumulate": config.accumulate, "average": config.optimizer.average}
     step = make_step(parts.structure, config.tasks, balancer, optimizer, mesh=mesh, **more)
@@ -129,6 +130,7 @@ def settle_batch_size(config: Config) -> Config:
         print(f"batch size: {images} images need {found / 2**30:.2f} of {free / 2**30:.2f} GiB", file=sys.stderr, flush=True)
         return found
 
-    batch_size = devices * largest_batch(needs, free, config.accumulate)
+    piece = 2 if get_method(config.method.name).batch_norm else 1  # which one image has none of
+    batch_size = devices * largest_batch(needs, free, piece * config.accumulate)
     print(f"batch size: {batch_size} over {devices} devices", file=sys.stderr, flush=True)
     return replace(config, batch_size=batch_size)

@@ -27,14 +27,16 @@ def check_labels(
     *,
     sampling: str = "shuffle",
     most: float = 0.0,
+    least: int = 1,
 ) -> None:
     """Names classes with few training labels, with how often those are drawn, and tasks that nothing validates, in one line each.
 
     Args:
       known_tasks: by name; the process's own if None.
       sampling, most: of the run, as `jaxface.data.sampling.make_order` takes them.
+      least: records that training has to draw from: batch norm makes one of all copies of an image, which is nothing.
 
-    Raises UserError for a task without any training label, and where no validation record has a label of a task.
+    Raises UserError for a task without any training label, for fewer records, and where no validation record has a label of a task.
     """
     own = known_tasks or dict(TASKS.items())
     evaluated = with_coarse(tasks, own)
@@ -45,6 +47,9 @@ def check_labels(
         rest = [task for task in tasks if task not in never]
         advice = f"leave it out with --tasks {' '.join(rest)}" if rest else "name sets that have it"
         raise UserError(f"none of the {len(train)} training records of {where} has a label of {', '.join(never)}: {advice}")
+    records = len(train) if sampling == "shuffle" else np.count_nonzero(replicas(train.labels))
+    if records < least:
+        raise UserError(f"{where}: {records} training record to learn from; expected at least {least}, for batch norm, or method lp")
     validated = set()
     if count_records(sets, "validation", missing_ok=True):
         held = Joined(sets, "validation", evaluated).labels

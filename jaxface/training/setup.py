@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxface.adapters.methods import get_method
 from jaxface.cluster import from_first, of_first, say
 from jaxface.data.records import set_digest
 from jaxface.devices import replicate
@@ -57,7 +58,9 @@ class Setup:
         check_run(config)
         check_devices(config)
         self.images = Images(config, prepared_sets(config))
-        check_labels(self.images.sets, config.tasks, config.known, sampling=config.data.sampling, most=config.data.max_repeat)
+        drawn: dict[str, Any] = {"sampling": config.data.sampling, "most": config.data.max_repeat}
+        least = 2 if get_method(config.method.name).batch_norm else 1
+        check_labels(self.images.sets, config.tasks, config.known, **drawn, least=least)
         self.steps_per_epoch = max(1, self.images.epoch_size() // int(config.batch_size))
         base = load_base(config)
         self.parts = make_parts(config, base)
@@ -65,6 +68,7 @@ class Setup:
         self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size
         self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
         options = config.optimizer
+        self._tell_long_warm_up()
         optimizer = make_optimizer(options, self.parts.groups, config.epochs * self.steps_per_epoch)
         parts, rules = self.parts, (config.tasks, self.balancer, optimizer)
         self.initial = start_state(parts.trained, parts.statistics, *rules, options.average, config.seed)
@@ -105,6 +109,12 @@ class Setup:
         (self.folder / RESULT).unlink(missing_ok=True)
         write_json(self.folder / "config.json", to_dict(replace(self.config, after=None)))
         record_digests(self.folder, ["config.json"])
+
+    def _tell_long_warm_up(self) -> None:
+        """Says where the rates never come to their height: more epochs, which a run may be given later, would bring them there."""
+        steps, rise = self.config.epochs * self.steps_per_epoch, self.config.optimizer.warmup_steps
+        if rise >= steps and not self.config.optimizer.cosine:  # which refuses it
+            say(f"optimizer.warmup_steps {rise}: the run has {steps} steps, and ends at {steps / (rise + 1):.2g} of its rates")
 
     def _tell_longer_cosine(self, done: int) -> None:
         """Says what more epochs than before do to a cosine, which knows its end from the first step on."""

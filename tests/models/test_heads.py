@@ -52,6 +52,17 @@ def test_batch_norm_and_its_running_statistics_are_torchs_of_the_whole_batch(dev
     )
 
 
+def test_batch_norm_of_one_image_is_refused_while_training_on_one_device_and_counted_over_many():
+    norm, training = BatchNorm(WIDTH), Training(jax.random.key(0))
+    assert norm(jnp.ones((1, WIDTH)), None).shape == (1, WIDTH)
+    with pytest.raises(UserError, match="batch norm of one image: expected at least 2"):
+        norm(jnp.ones((1, WIDTH)), training)
+    arrays, structure = flatten(norm)
+    across = training._replace(axis_name="devices")
+    two = jax.vmap(lambda x: structure.build(arrays)(x, across), axis_name="devices")(jnp.array([[[1.0] * WIDTH], [[5.0] * WIDTH]]))
+    np.testing.assert_allclose(two[:, 0, 0], [-1, 1], rtol=1e-4)
+
+
 def dropped(axis_name=None):
     """What dropout leaves of ones [B, D], by task: heads that give back their features."""
     tasks = dict.fromkeys(("age", "gender"), TINY.features)

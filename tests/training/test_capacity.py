@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from jaxface.errors import UserError
 from jaxface.files import write_json
-from jaxface.runs.config import Config, EncoderOptions, MethodOptions, to_dict
+from jaxface.runs.config import Config, EncoderOptions, MethodOptions, OptimizerOptions, to_dict
 from jaxface.runs.model import shapes_of
 from jaxface.training import capacity
-from jaxface.training.capacity import compile_step, largest_batch, settle_batch_size, step_bytes
+from jaxface.training.capacity import compile_step, largest_batch, settle_batch_size, step_bytes, step_of
 
 CONFIG = Config(
     encoder=EncoderOptions(weights="random", variant="PE-Mini-10-60"), method=MethodOptions("ap"), tasks=("age",), batch_size="auto"
@@ -45,11 +45,20 @@ def test_the_memory_of_a_step_is_that_of_its_arrays_at_least():
 
 
 def test_auto_takes_what_fits_and_a_run_that_goes_on_keeps_its_size(tmp_path, monkeypatch):
+    asked = []
     monkeypatch.setattr(capacity, "compile_step", lambda config, images: images)
-    monkeypatch.setattr(capacity, "step_bytes", lambda images: 1000 + 10 * images)
+    monkeypatch.setattr(capacity, "step_bytes", lambda images: asked.append(images) or 1000 + 10 * images)
     monkeypatch.setattr(capacity, "free_bytes", lambda: int(1089 / capacity.SHARE) + 1)
     config = replace(CONFIG, out=str(tmp_path))
     found = settle_batch_size(config)
     assert found.batch_size == 8 * jax.device_count()
     write_json(found.folder / "config.json", {**to_dict(found), "batch_size": 3})
     assert settle_batch_size(config).batch_size == 3
+    asked.clear()
+    assert settle_batch_size(replace(config, name="pieces", accumulate=2)).batch_size == 8 * jax.device_count()
+    assert asked
+    assert not any(images % 4 for images in asked)  # two images to a piece at least, for batch norm
+
+
+def test_the_search_for_a_batch_takes_any_schedule():
+    step_of(replace(CONFIG, optimizer=OptimizerOptions(cosine=True, warmup_steps=9)), 2)

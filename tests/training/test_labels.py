@@ -39,6 +39,13 @@ def test_a_set_that_nothing_validates_is_refused(make_set):
         check_labels([folder], ["gender"])
 
 
+def test_one_record_to_draw_from_is_none_for_batch_norm(make_set):
+    folder = make_set(["m,,train", ",sad,train", "f,,validation"])
+    with pytest.raises(UserError, match=r"1 training record to learn from; expected at least 2, for batch norm"):
+        check_labels([folder], ["gender"], sampling="balanced", least=2)
+    check_labels([folder], ["gender"], sampling="shuffle", least=2)
+
+
 def test_classes_with_few_labels_and_tasks_that_nothing_validates_are_one_line_each(make_set, capsys):
     folder = make_set([*["m,sad,train"] * 12, *["f,,train"] * 3, ",happy,validation"])
     capsys.readouterr()
