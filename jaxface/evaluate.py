@@ -17,7 +17,7 @@ from jaxface.errors import UserError, run_command, tell
 from jaxface.evaluation.trust import Caution
 from jaxface.files import alone_in, to_json
 from jaxface.prediction import engines
-from jaxface.ranges import Count, Items, OneOf, Share, Where, Word, ranged
+from jaxface.ranges import Count, Items, OneOf, Range, Share, Where, Word, ranged
 
 
 @ranged()
@@ -36,6 +36,7 @@ class Options:
       groups: further groups of records: FILE.csv:COLUMN (or FILE.csv:COLUMN:ID_COLUMN), such as FairFace's race.
       recompute: compute all figures again from predictions.parquet; no model is loaded.
       batch_size: over all local devices.
+      workers: processes that decode images, as far as the work is worth it; 0 does it in threads of this one.
       out: another folder to write into; of one run.
       json: print the figures as JSON.
       weights: where a run's base weights are, if not where they were; known by their hash.
@@ -54,6 +55,7 @@ class Options:
     groups: tuple[Where, ...] = ()
     recompute: bool = False
     batch_size: Count = 64
+    workers: Annotated[int, Range(0, 1024)] = 0
     out: Where | None = None
     json: bool = False
     weights: tuple[Where, ...] = ()
@@ -103,6 +105,7 @@ def evaluate(run: Path, options: Options, *, alone: bool) -> None:
                 options.split,
                 out=options.out,
                 batch_size=options.batch_size,
+                workers=options.workers,
                 features=options.features,
                 groups=options.groups,
                 keep=not alone,

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 TRIES = 100
 """Records tried in place of an unreadable one before training gives up."""
+WORTH_A_READER = 256
+"""Records of an evaluation below which starting another process costs more than it saves."""
 
 
 def count_records(folders: Sequence[str], split: str, *, missing_ok: bool = False) -> int:
@@ -259,10 +261,25 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """The records of a split, each once and in order, in full batches: rows with `valid` False fill the last one up."""
+    """The records of a split, each once and in order, in full batches: rows with `valid` False fill the last one up.
+
+    Args:
+      workers: processes that decode, as far as the work is worth it; 0 does it in threads.
+
+    Raises UserError, between two batches, where one of those processes is gone.
+    """
     records, share = Joined(folders, split, tasks), (process_index, process_count)
     batches = EvalBatches(records, image_size=image_size, batch_size=batch_size, share=share)
-    return iter(_read(grain.MapDataset.source(batches), workers))
+    workers = min(workers, len(records) // WORTH_A_READER)
+    read = iter(_read(grain.MapDataset.source(batches), workers))
+    return _while_all_live(read) if workers else read
+
+
+def _while_all_live(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from batches
+    except RuntimeError as error:  # grain's word for a process that is gone
+        raise UserError(f"reading failed ({str(error).splitlines()[0]}): run the same command again, with fewer workers") from None
 
 
 def _read(data: grain.MapDataset, workers: int) -> grain.IterDataset:

@@ -93,7 +93,7 @@ class DataOptions:
       sampling: "shuffle", or "balanced": rare classes more often (thesis, section 3.2).
       augment: flip, color jitter, affine, erasing on training images.
       changes: how strong those are, and how many of RandAugment's operations come before them.
-      workers: processes that decode and augment training images; 0 does it in threads of this one, as evaluation always does.
+      workers: processes that decode and augment images, in an evaluation as far as it has work for them; 0 does it in threads of this one.
       max_repeat: how often a record may be drawn in an epoch at most, on average, by balanced sampling: a cap on the weight of classes with
         few records; 0 for none.
       cache_features: encode each image once where no later pass could see other features: the encoder is frozen (LP) and nothing

@@ -114,5 +114,5 @@ class Images:
             [task.name for task in self.config.evaluated],
             image_size=self.image_size,
             batch_size=self.config.batch_size // jax.process_count(),
-            workers=0,
+            workers=self.config.data.workers,
         )

@@ -47,6 +47,7 @@ def answer(
     batch_size: int,
     features: bool,
     title: str,
+    workers: int = 0,
 ) -> Predictions:
     """A model's answers on a split of prepared sets, computed by JAX unless it is a function. Raises UserError if none of them has it."""
     import jax
@@ -59,7 +60,7 @@ def answer(
     total = count_records(sets, split)
     devices = jax.local_device_count()
     size = -(-min(batch_size, total) // devices) * devices
-    batches = eval_batches(sets, split, trained.config.tasks, image_size=trained.image_size, batch_size=size)
+    batches = eval_batches(sets, split, trained.config.tasks, image_size=trained.image_size, batch_size=size, workers=workers)
     if isinstance(model, Classifier):
         arrays, structure = flatten(model)
         arrays, predict = replicate(arrays), make_predict(structure, trained.config.known)
@@ -82,6 +83,7 @@ def evaluate_run(
     *,
     out: Path | None = None,
     batch_size: int = 64,
+    workers: int = 0,
     features: bool = False,
     groups: Sequence[Path] = (),
     keep: bool = False,
@@ -97,6 +99,7 @@ def evaluate_run(
       split: of them; `test` where they have one.
       out: the folder to write into; the run's if None. Nothing is written elsewhere.
       batch_size: over all local devices.
+      workers: processes that decode images, as far as the work is worth it; 0 does it in threads.
       features: keep the encoder's output with the answers, and in `features_before.parquet` that of the model that training started from.
       groups: further columns of groups (see `read_groups`).
       keep: answers that stand already, of the same model on the same records, are not computed again.
@@ -117,7 +120,7 @@ def evaluate_run(
     own = sets_of_run(trained.config, folder)
     sets = tuple(map(str, sets)) or own
     split = split or test_split(sets)
-    options: dict[str, Any] = {"batch_size": batch_size, "features": features}
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     name, model = engine or ("", trained.merged())
     if features and engine:
         raise UserError(f"engine {name} gives no features: evaluate with jax for these")
@@ -130,12 +133,12 @@ def evaluate_run(
     }
     if keep and stands(out, about, features=features):
         return evaluate_again(out, groups, caution)
-    predictions = replace(answer(trained, model, sets, split, title=split, **options), about=about)
+    predictions = replace(answer(trained, model, sets, split, title=split, features=features, **options), about=about)
     for name, column in columns:
         predictions = with_groups(predictions, name, column)
     if split != VALIDATION:
         try:
-            validation = answer(trained, model, own, VALIDATION, title=VALIDATION, batch_size=batch_size, features=False)
+            validation = answer(trained, model, own, VALIDATION, title=VALIDATION, features=False, **options)
             write_temperatures(out, validation, trained.digest)
             write_validation(out, validation, trained.digest)
         except UserError as error:  # the run may have been trained elsewhere
@@ -148,7 +151,7 @@ def evaluate_run(
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
     write_json(out / "summary.json", run_costs(trained.plain(), trained_size(folder), trained.image_size))
     if features and trained.config.encoder.weights not in (None, RANDOM):
-        start = answer(trained, trained.before(), sets, split, title="before training", **options)
+        start = answer(trained, trained.before(), sets, split, title="before training", features=True, **options)
         write_predictions(out / "features_before.parquet", replace(start, about=about))
     return predictions, write_scores(out, predictions, read_temperatures(out, trained.digest), caution, groups)
 

@@ -224,10 +224,15 @@ class Training:
 
     def _until_stopped(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; a stop between them loses nothing but what was predicted so far."""
-        for batch in batches:
-            if self.run.stop.alone:
+        try:
+            for batch in batches:
+                if self.run.stop.alone:
+                    self._save_and_stop(self.run.stop.alone)
+                yield batch
+        except UserError:
+            if self.run.stop.alone:  # who reads was asked to stop, too
                 self._save_and_stop(self.run.stop.alone)
-            yield batch
+            raise
 
     def test_before(self) -> None:
         """Tests the model that training starts from."""

@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(run):
     with pytest.MonkeyPatch.context() as patch:
-        assert call(patch, run, "--features", "--batch-size", "8") == 0
+        assert call(patch, run, "--features", "--batch-size", "8", "--workers", "2") == 0
     return run
 
 

@@ -300,6 +300,18 @@ def test_more_epochs_of_a_cosine_are_told_what_becomes_of_the_rates(config, tmp_
     assert "at step 3 the rates go from 0 to 0.5 of their full height" in said
 
 
+def test_a_warm_up_that_outlasts_the_run_is_told(config, tmp_path, capsys):
+    Run(replace(config, out=str(tmp_path), optimizer=OptimizerOptions(warmup_steps=9)))
+    assert "optimizer.warmup_steps 9: the run has 6 steps, and ends at 0.6 of its rates" in capsys.readouterr().err
+
+
+def test_evaluation_reads_with_as_many_processes_as_the_run_says(config, monkeypatch):
+    monkeypatch.setattr("jaxface.runs.data.eval_batches", lambda *arguments, **options: options["workers"])
+    images = Images(replace(config, data=replace(config.data, workers=3)), config.data.sets)
+    images.image_size = 12
+    assert images.evaluation("test") == 3
+
+
 def test_a_run_all_of_whose_states_are_damaged_is_refused_and_loses_nothing(config, undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     for path in (folder / "checkpoints").rglob("*"):
