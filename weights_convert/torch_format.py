@@ -1,41 +1,24 @@
 """torch's checkpoint format without torch: a zip of a pickle, which names the tensors, and of their bytes.
 
-A pickle is a program; this reader runs none. It knows how torch spells a tensor and refuses everything else.
+A pickle is a program; this reader runs none. It knows how torch spells a tensor and refuses everything else (`torch_pickle`).
 """
 
 from __future__ import annotations
 
 import io
 import mmap
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
 from weights_convert.tensor_parts import as_bytes, joined_shape, target_dtype
-
-STORAGES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-}
-
+from weights_convert.torch_pickle import STORAGES, Unpickler, in_one_line
 
 WRAPPERS = ("state_dict", "weights", "model", "model_state_dict", "module")
 """Keys under which checkpoints often hold the state dict."""
@@ -51,114 +34,6 @@ DIRECTORY = 4 * 2**20
 """Bytes of a zip file's list of entries that are read: about a hundred a tensor."""
 
 
-BROKEN = (
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a damaged pickle makes the standard library raise."""
-
-
-NESTED = 100
-"""How deep values of a pickle may stand in one another."""
-
-
-class _Refused(Exception):
-    """The pickle names something that is no part of a tensor."""
-
-
-def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    """What `torch._utils._rebuild_tensor_v2` makes: a strided view of a storage."""
-    if offset < 0 or len(size) != len(stride) or min((*size, *stride, 0)) < 0:
-        raise _Refused(f"a tensor of size {size} and stride {stride}")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if all(size) and last >= storage.size:
-        raise _Refused(f"a tensor that ends at element {last} of a storage of {storage.size}")
-    steps = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
-
-
-def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
-    return data
-
-
-class _Inert:
-    """What stands for a value that is no part of the weights: it takes whatever a pickle gives it, and does nothing."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, value: Any) -> None: ...
-
-    def extend(self, values: Any) -> None: ...
-
-    def add(self, value: Any) -> None: ...
-
-
-INERT = (
-    *(("argparse", "Namespace"), ("types", "SimpleNamespace"), ("collections", "defaultdict"), ("collections", "Counter")),
-    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("scalar", "_reconstruct")),
-    *(("numpy", "dtype"), ("numpy", "ndarray"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("_codecs", "encode")),
-    *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath")),
-    *(("datetime", name) for name in ("datetime", "timedelta", "date")),
-    *(
-        ("builtins", name)
-        for name in ("set", "frozenset", "complex", "slice", "range", "bytearray", "dict", "list", "int", "float", "bool")
-    ),
-)
-"""Names of what often stands beside weights (arguments, the best metric, the date): read as nothing."""
-
-ALLOWED: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): tuple,
-    **{("torch", name): dtype for name, dtype in STORAGES.items()},
-    **{("torch", name): name for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")},
-    **dict.fromkeys(INERT, _Inert),
-}
-
-
-_Python: Any = pickle._Unpickler
-
-
-class _Unpickler(_Python):
-    """The Python form of the unpickler: the C form allocates a table as long as any index that a damaged file names."""
-
-    def __init__(self, file: IO[bytes], storage: Callable[[str, np.dtype, int], np.ndarray]) -> None:
-        super().__init__(file)
-        self.storage = storage
-
-    def load_mark(self) -> None:
-        if len(self.metastack) > NESTED:
-            raise _Refused(f"values nested more than {NESTED} deep")
-        super().load_mark()
-
-    dispatch: ClassVar = _Python.dispatch | {pickle.MARK[0]: load_mark}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise _Refused(f"{module}.{name}")
-        return ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> np.ndarray:
-        match pid:
-            case ("storage", np.dtype() as dtype, str() as key, _, int() as count, *rest) if rest in ([], [None]):  # None: no view
-                return self.storage(key, dtype, count)
-        raise _Refused(f"an object {str(pid)[:60]}")
-
-
 def read_zip(path: Path, mapped: mmap.mmap, averaged: bool | None = None) -> tuple[dict[str, np.ndarray], str]:
     """The tensors of a state dict in torch's zip format, as views of the mapped file, and which of several sets of weights it is.
 
@@ -167,7 +42,7 @@ def read_zip(path: Path, mapped: mmap.mmap, averaged: bool | None = None) -> tup
     """
     if _directory_size(mapped) > DIRECTORY:
         raise UserError(f"{path}: its list of entries is longer than that of any model ({DIRECTORY:,} bytes)")
-    with _told(path), zipfile.ZipFile(path) as archive:
+    with in_one_line(path), zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         if len(entries) < len(archive.infolist()):
             raise UserError(f"{path}: broken: an entry stands in it twice")
@@ -182,27 +57,8 @@ def read_zip(path: Path, mapped: mmap.mmap, averaged: bool | None = None) -> tup
         if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
             raise UserError(f"{path}: written on a big-endian machine, which this reader does not know")
         with archive.open(pickles[0]) as file:
-            value = _Unpickler(file, lambda key, *wanted: _storage(path, mapped, entries, f"{folder}data/{key}", *wanted)).load()
+            value = Unpickler(file, lambda key, *wanted: _storage(path, mapped, entries, f"{folder}data/{key}", *wanted)).load()
     return tensors_in(path, value, averaged)
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Makes one line of whatever a damaged file, or one that asks for more than tensors, has the standard library raise."""
-    try:
-        yield
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: truncated or broken: {_line(error)}") from None
-    except _Refused as error:
-        raise UserError(
-            f"{path}: refused: its pickle asks for {_line(error)}, which makes no plain tensor; save the state dict alone"
-        ) from None
-    except BROKEN as error:
-        raise UserError(f"{path}: its pickle is broken: {type(error).__name__}: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return "".join(c if c.isprintable() else "?" for c in str(error))[:200]
 
 
 def _directory_size(mapped: mmap.mmap) -> int:
@@ -257,7 +113,7 @@ def tensors_in(path: Path, value: Any, averaged: bool | None = None) -> tuple[di
             others = [key for key in plain + means if key != chosen[0]]
             taken = f"{chosen[0]} is taken" + (f", not {others[0]}" if others else " (an average of the weights)")
     if not isinstance(value, dict):
-        kind = "tensor" if isinstance(value, np.ndarray) else type(value).__name__.replace("_Inert", "value")
+        kind = "tensor" if isinstance(value, np.ndarray) else type(value).__name__.replace("Inert", "value")
         raise UserError(f"{path}: holds a {kind}, expected a dictionary of tensors")
     tensors = {str(name): array for name, array in value.items() if isinstance(array, np.ndarray)}
     if COUNTER in tensors and all(name.startswith("module.") for name in tensors if name != COUNTER):
@@ -294,9 +150,9 @@ def read_legacy(path: Path, mapped: mmap.mmap, averaged: bool | None = None) -> 
 
     def value_at(start: int) -> tuple[Any, int]:
         file = io.BytesIO(mapped[start : start + PICKLE])
-        return _Unpickler(file, storage).load(), start + file.tell()
+        return Unpickler(file, storage).load(), start + file.tell()
 
-    with _told(path):
+    with in_one_line(path):
         at = len(LEGACY) + 1  # the magic number and its full stop
         for _ in ("protocol", "machine"):
             _, at = value_at(at)
