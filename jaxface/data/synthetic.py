@@ -13,7 +13,8 @@ from typing import Annotated
 import cv2
 import numpy as np
 
-from jaxface.data.drawing import EXPRESSIONS, Canvas, Colour, Traits, draw_person, mix
+from jaxface.data.canvas import Canvas, Colour, mix
+from jaxface.data.drawing import EXPRESSIONS, Traits, draw_person
 from jaxface.data.tasks import AGE, AGE_STARTS, EMOTION, GENDER, MISSING, TASKS, Task
 from jaxface.ranges import Known, Range, Seed, Share, ranged
 from jaxface.registry import Registry
