@@ -128,17 +128,6 @@ class OrdinalMeasure(Measure):
         return super().figures(predictions, task) | own
 
 
-def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The sum over the thresholds of precision times what recall gains, from labels 0 or 1 and scores `[n]`; NaN without a positive."""
-    order = np.argsort(-scores, kind="stable")
-    labels, scores = labels[order], scores[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1) if len(scores) else np.zeros(0, int)  # of equal scores
-    hits = np.cumsum(labels)[last]
-    if not len(hits) or not hits[-1]:
-        return float("nan")
-    return float((np.diff(hits, prepend=0) / hits[-1] * hits / (last + 1)).sum())
-
-
 class MultiLabelMeasure(Measure):
     """Of several labels at once: mean average precision, F1, and the share of records with every label right."""
 
@@ -180,7 +169,7 @@ class MultiLabelMeasure(Measure):
         with np.errstate(invalid="ignore"):
             rates = {"recall": hits / records, "precision": hits / said, "f1": 2 * hits / (records + said)}
         columns = [labels[:, index] != MISSING for index in range(task.num_classes)]
-        ap = [average_precision(positive[there, index], scores[there, index]) for index, there in enumerate(columns)]
+        ap = [metrics.average_precision(positive[there, index], scores[there, index]) for index, there in enumerate(columns)]
         return {"records": records, **rates, "average_precision": np.array(ap), "hits": hits, "said": said}
 
     def _statistics(self, predictions: Predictions, task: Task) -> dict[str, Callable[[np.ndarray], float]]:
@@ -232,12 +221,6 @@ class MultiLabelMeasure(Measure):
         return of_label.min(-1), np.array([task.of.label_words(task, row > 0.5) for row in shares], object)
 
 
-def r_squared(error: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the labels' variance `[n]` that the errors leave out; NaN where all labels are one number."""
-    spread = np.square(labels - labels.mean()).sum()
-    return float(1 - np.square(error).sum() / spread) if spread else float("nan")
-
-
 class RegressionMeasure(Measure):
     """Of numbers: mean absolute error, share within `task.within`, R2."""
 
@@ -268,7 +251,7 @@ class RegressionMeasure(Measure):
             "mean_absolute_error": error.mean(),
             "root_mean_squared_error": np.sqrt(np.square(error).mean()),
             "median_absolute_error": np.median(error),
-            "r2": r_squared(error, labels),
+            "r2": metrics.r_squared(error, labels),
             "baseline_error": constant.mean(),
         }
 
@@ -285,7 +268,7 @@ class RegressionMeasure(Measure):
         statistics = {
             "accuracy": lambda rows: float((np.abs(error[rows]) <= task.within).mean()),
             "mean_absolute_error": lambda rows: float(np.abs(error[rows]).mean()),
-            "r2": lambda rows: r_squared(error[rows], labels[rows]),
+            "r2": lambda rows: metrics.r_squared(error[rows], labels[rows]),
         }
         return metrics.bootstrap_rows(predictions, task, statistics)
 

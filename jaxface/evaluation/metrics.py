@@ -261,3 +261,20 @@ def source_matrices(predictions: Predictions, task: Task) -> dict[str, np.ndarra
     """Confusion matrix `[C, C]` of a task on each source that has labels of it."""
     sources = np.unique(predictions.source[known(predictions.labels[task.name])])
     return {str(source): task_matrix(predictions, task, predictions.source == source) for source in sources}
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The sum over the thresholds of precision times what recall gains, from labels 0 or 1 and scores `[n]`; NaN without a positive."""
+    order = np.argsort(-scores, kind="stable")
+    labels, scores = labels[order], scores[order]
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1) if len(scores) else np.zeros(0, int)  # of equal scores
+    hits = np.cumsum(labels)[last]
+    if not len(hits) or not hits[-1]:
+        return float("nan")
+    return float((np.diff(hits, prepend=0) / hits[-1] * hits / (last + 1)).sum())
+
+
+def r_squared(error: np.ndarray, labels: np.ndarray) -> float:
+    """The share of the labels' variance `[n]` that the errors leave out; NaN where all labels are one number."""
+    spread = np.square(labels - labels.mean()).sum()
+    return float(1 - np.square(error).sum() / spread) if spread else float("nan")

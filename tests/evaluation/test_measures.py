@@ -5,7 +5,8 @@ import pytest
 from sklearn import metrics as sk
 
 from jaxface.data.tasks import Task
-from jaxface.evaluation.measures import average_precision, measure_of
+from jaxface.evaluation.measures import measure_of
+from jaxface.evaluation.metrics import average_precision
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import hardest_of, score
 from jaxface.evaluation.summary import evaluate_task, mean_losses
