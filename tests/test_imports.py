@@ -14,8 +14,9 @@ from jaxface.data.tasks import TASKS
 from jaxface.errors import UserError
 from jaxface.kernels.attention import KERNELS
 from jaxface.runs.command_line import read_command_line
-from jaxface.runs.config import Config, to_dict
+from jaxface.runs.config import Config
 from jaxface.runs.folder import read_config
+from jaxface.runs.saved_config import to_dict
 
 MINE = """
 from pathlib import Path

@@ -12,8 +12,9 @@ from jaxface.data.synthetic import DrawnSet
 from jaxface.files import write_json
 from jaxface.runs.base import base_info
 from jaxface.runs.best import save_best
-from jaxface.runs.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions, to_dict
+from jaxface.runs.config import Config, DataOptions, EncoderOptions, HeadOptions, MethodOptions
 from jaxface.runs.model import load_base, make_parts
+from jaxface.runs.saved_config import to_dict
 from jaxface.weights import save_weights
 from tiny_encoder import tiny_encoder
 

@@ -17,8 +17,9 @@ from jaxface.launchers import cpu_count
 from jaxface.models.variants import get_variant
 from jaxface.prediction.engines import ENGINES, Place
 from jaxface.runs.best import model_digest, save_best
-from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, to_dict
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
 from jaxface.runs.model import load_base, make_parts
+from jaxface.runs.saved_config import to_dict
 
 REFERENCES = ("torch fp32", "torch bf16", "torch compiled", "onnxruntime bare fp32")
 """timm's encoder in PyTorch, and ONNX Runtime as it is, on our file."""

@@ -31,9 +31,10 @@ from jaxface.prediction.batching import Batcher
 from jaxface.ranges import Count, Items, Known, Range, ranged
 from jaxface.runs.base import base_info
 from jaxface.runs.best import save_best
-from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions, to_dict
+from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.runs.inference import make_predict
 from jaxface.runs.model import load_base, load_trained, make_parts
+from jaxface.runs.saved_config import to_dict
 
 TASKS = ("age", "gender", "emotion")
 

@@ -28,10 +28,11 @@ from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten, shallow_copy
 from jaxface.prediction.doubt import Doubt
 from jaxface.runs.base import Base
-from jaxface.runs.config import RANDOM, Config, MethodOptions, to_dict
+from jaxface.runs.config import RANDOM, Config, MethodOptions
 from jaxface.runs.folder import read_config
 from jaxface.runs.model import Trained, compute_dtype, load_base, load_on, load_trained, make_parts
 from jaxface.runs.parts import Parts
+from jaxface.runs.saved_config import to_dict
 
 OWN = re.compile(r"^(encoder\.stages\.\d+\..*\.kernel\.(a|b|magnitude|start_a|start_b)|encoder\.(pool|projection)\..*|heads\..*)$")
 """Names of what an adapter may have of its own."""

@@ -12,9 +12,10 @@ from jaxface.errors import UserError
 from jaxface.files import alone_in, write_json
 from jaxface.runs.base import base_info
 from jaxface.runs.best import read_best, save_best
-from jaxface.runs.config import Config, to_dict
+from jaxface.runs.config import Config
 from jaxface.runs.folder import read_config
 from jaxface.runs.model import load_base, load_trained, make_parts
+from jaxface.runs.saved_config import to_dict
 
 ASSEMBLED = {"lp": "lp", "ap": "ap_per_task"}
 """The methods whose runs share every block, and the method of the model that has the parts of all: heads, or pools and heads."""

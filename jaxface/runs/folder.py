@@ -27,8 +27,9 @@ from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
 from jaxface.files import read_object
 from jaxface.imports import require_imports
-from jaxface.runs.config import Config, HeadOptions, differences, from_dict, to_dict
+from jaxface.runs.config import Config, HeadOptions
 from jaxface.runs.predictions_file import read_predictions
+from jaxface.runs.saved_config import differences, from_dict, to_dict
 from jaxface.runs.temperatures import read_temperatures
 
 Row = Mapping[str, Any]

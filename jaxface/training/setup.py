@@ -18,13 +18,14 @@ from jaxface.files import write_json
 from jaxface.objectives.balancing import get_balancer
 from jaxface.runs.base import Base, base_info
 from jaxface.runs.best import read_best
-from jaxface.runs.config import Config, HeadOptions, check_run, to_dict
+from jaxface.runs.config import Config, HeadOptions, check_run
 from jaxface.runs.data import Images, prepared_sets
 from jaxface.runs.folder import RESULT, changed_options, is_finished, read_config
 from jaxface.runs.inference import make_classify, make_predict
 from jaxface.runs.model import load_base, make_parts
 from jaxface.runs.own_tasks import settled
 from jaxface.runs.parts import Parts
+from jaxface.runs.saved_config import to_dict
 from jaxface.training.batches import Features
 from jaxface.training.labels import check_labels
 from jaxface.training.optimizer import make_optimizer

@@ -21,8 +21,8 @@ from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, Text
 from jaxface.report.thesis_tables import THESIS
 from jaxface.runs.base import base_info
 from jaxface.runs.best import save_best
-from jaxface.runs.config import to_dict
 from jaxface.runs.model import load_base, make_parts
+from jaxface.runs.saved_config import to_dict
 from small_models import random_tensors
 from weights_convert.checkpoint import write_checkpoint
 from weights_convert.towers import Towers

@@ -15,7 +15,8 @@ from jaxface.data.augment import Augment, affine, apply, draw, erase, resize
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.data.synthetic import draw_face
 from jaxface.originals.reference import import_torch
-from jaxface.runs.config import Config, from_dict, to_dict
+from jaxface.runs.config import Config
+from jaxface.runs.saved_config import from_dict, to_dict
 
 torch = pytest.importorskip("torch")
 DRAWS = 10_000

@@ -21,9 +21,10 @@ from jaxface.data.records import read_labels
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.models.variants import VARIANTS, EncoderConfig
-from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions, to_dict
+from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
 from jaxface.runs.data import Images
 from jaxface.runs.folder import read_run
+from jaxface.runs.saved_config import to_dict
 from jaxface.training.batches import Features
 from jaxface.training.loop import Run, Training
 from jaxface.training.progress import Progress

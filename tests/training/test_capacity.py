@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from jaxface.errors import UserError
 from jaxface.files import write_json
-from jaxface.runs.config import Config, EncoderOptions, MethodOptions, OptimizerOptions, to_dict
+from jaxface.runs.config import Config, EncoderOptions, MethodOptions, OptimizerOptions
 from jaxface.runs.model import shapes_of
+from jaxface.runs.saved_config import to_dict
 from jaxface.training import capacity
 from jaxface.training.capacity import compile_step, largest_batch, settle_batch_size, step_bytes, step_of
 
