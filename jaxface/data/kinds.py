@@ -269,11 +269,8 @@ class MultiLabel(Kind):
 
     def answer(self, task: Task, shares: np.ndarray, calibrated: np.ndarray) -> Json:
         chosen = [name for name, share in zip(task.classes, shares, strict=True) if share > 0.5]
-        return {
-            "labels": chosen,
-            "confidence": digits(np.maximum(calibrated, 1 - calibrated).min()),
-            "probabilities": named(task.classes, shares),
-        }
+        confidence = digits(np.maximum(calibrated, 1 - calibrated).min())
+        return {"labels": chosen, "confidence": confidence, "probabilities": named(task.classes, shares)}
 
     def cells(self, task: Task, answer: Json) -> Json:
         return super().cells(task, {**answer, "class": SEPARATORS[0].join(answer["labels"])})

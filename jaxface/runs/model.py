@@ -89,8 +89,8 @@ def frozen_parts(config: Config, base: Base, dtype: DTypeLike | None = None) -> 
     made: list[Parts] = []
 
     def frozen(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        encoder = _drawn(config) if structure is None else structure.build(arrays)
-        made.append(make_parts(config, base._replace(encoder=encoder, previous=None), dtype))
+        new = Encoder(get_variant(config.encoder.variant), rngs=nnx.Rngs(config.seed)) if structure is None else structure.build(arrays)
+        made.append(make_parts(config, base._replace(encoder=new, previous=None), dtype))
         return made[-1].frozen
 
     found = jax.jit(frozen)(arrays)
@@ -99,11 +99,6 @@ def frozen_parts(config: Config, base: Base, dtype: DTypeLike | None = None) -> 
 
 def _shapes(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
-
-
-def _drawn(config: Config) -> Encoder:
-    """The encoder of random weights."""
-    return Encoder(get_variant(config.encoder.variant), rngs=nnx.Rngs(config.seed))
 
 
 def shapes_of(config: Config) -> Parts:

@@ -168,14 +168,7 @@ def task_losses(rules: Rules, outputs: dict[str, jax.Array], piece: Batch, count
 
 
 def piece_loss(
-    trained: Arrays,
-    statistics: Arrays,
-    rules: Rules,
-    state: TrainState,
-    frozen: Arrays,
-    piece: Batch,
-    key: jax.Array,
-    counts: dict[str, jax.Array],
+    trained: Arrays, statistics: Arrays, rules: Rules, state: TrainState, frozen: Arrays, piece: Batch, key: jax.Array, counts: Arrays
 ) -> tuple[jax.Array, tuple[Arrays, Metrics]]:
     """A piece's part [] of the whole batch's loss, with the batch statistics after it and the piece's metrics."""
     model = rules.structure.build(frozen, statistics, model_part(trained))
@@ -186,8 +179,7 @@ def piece_loss(
     values = task_losses(rules, outputs, piece, counts)
     logits = {task: model.heads[task].to_logits(outputs[task]) for task in rules.tasks}
     right = {name: jnp.sum(task.of.right(task, logits[name], piece["labels"][name])) for name, task in rules.kinds.items()}
-    share = 1 / rules.accumulate
-    total = rules.balancer.total(values, present_in(counts), balance_part(trained), state.balance, share=share)
+    total = rules.balancer.total(values, present_in(counts), balance_part(trained), state.balance, share=1 / rules.accumulate)
     metrics = {"loss": total, "losses": values, "correct": jax.lax.psum(right, AXIS)}
     if rules.balancer.needs_norms:
 
@@ -269,10 +261,8 @@ def update(rules: Rules, state: TrainState, gradients: Arrays, statistics: Array
             "average": {name: rules.average * old + (1 - rules.average) * now[name] for name, old in state.average.items()},
         }
 
-    def unchanged() -> dict[str, Any]:
-        return {name: getattr(state, name) for name in ("trained", "statistics", "optimizer", "balance", "average")}
-
-    kept = jax.lax.cond(good, changed, unchanged)
+    unchanged = {name: getattr(state, name) for name in ("trained", "statistics", "optimizer", "balance", "average")}
+    kept = jax.lax.cond(good, changed, lambda: unchanged)
     bad = jnp.where(good, 0, state.bad + 1)
     new = state._replace(step=state.step + 1, skipped=state.skipped + (~good).astype(state.skipped.dtype), bad=bad, **kept)
     correct = metrics.pop("correct")
