@@ -20,8 +20,9 @@ from jaxface.models.encoder import Encoder, join_stages
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import EncoderConfig
 from jaxface.ranges import Known, Like, PathLike, checked
-from weights_convert.checkpoint import Checkpoint, Classifier, read_checkpoint, write_checkpoint
+from weights_convert.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from weights_convert.layouts import LAYOUTS, LOGIT_BIAS, LOGIT_SCALE
+from weights_convert.surroundings import Classifier
 from weights_convert.tensor_parts import NotFinite, contiguous, finite
 from weights_convert.towers import Heads, Towers
 

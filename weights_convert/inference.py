@@ -6,15 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig, TextConfig
-from jaxface.models.variants import TEXT_VARIANTS, VARIANTS
-from weights_convert.layouts import LOGIT_BIAS
-from weights_convert.towers import Heads, Shapes, Towers
+from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, get_variant
+from weights_convert.layouts import LOGIT_BIAS, ZERO, Layout
+from weights_convert.tensor_files import TensorFile
+from weights_convert.towers import CONFIG, Heads, Shapes, Towers
 
 BUILD = (
     *("class_token", "pool", "layer_scale", "norm_post", "registers", "positions"),
@@ -184,3 +186,76 @@ def _by_width(width: int, known: Mapping[int, int], what: str) -> int:
         widths = ", ".join(map(str, sorted(known)))
         raise UserError(f"width {width} is none of the variants' ({widths}): tell the number of {what}")
     return known[width]
+
+
+def settle_towers(
+    config: Towers | EncoderConfig | str | None, file: TensorFile, ours: Mapping[str, np.ndarray], heads: Heads | None, layout: Layout
+) -> Towers:
+    """What the checkpoint has to be."""
+    if isinstance(config, Towers):
+        return config
+    if config is None and (told := Towers.from_metadata(file.metadata.get(CONFIG))) is not None:
+        return told
+    biased = ZERO in ours and bool(np.any(ours[ZERO]))
+    if config is None:
+        try:
+            found = infer(ours, heads, projected=layout.name != "timm")
+        except Ambiguous as error:
+            known = [name for name in error.names if VARIANTS[name].activation == file.activation]
+            if error.fields != ["activation"] or not known:
+                raise
+            return settle_towers(known[0], file, ours, heads, layout)
+        found = replace(found, vision=replace(found.vision, output_bias=biased))
+        _require_told(found, heads or Heads())
+        return found
+    vision = get_variant(config) if isinstance(config, str) else config
+    if vision.output and "visual.projection.kernel" not in ours and layout.name == "timm":
+        vision = replace(vision, output=None)
+    elif biased:
+        vision = replace(vision, output=ours["visual.projection.kernel"].shape[-1], output_bias=True)
+    if not any(name.startswith("text.") for name in ours):
+        return Towers(vision)
+    return Towers(
+        vision, TEXT_VARIANTS.get(config) if isinstance(config, str) and config in TEXT_VARIANTS else infer_text(ours, vision, heads)
+    )
+
+
+def _shape(c: EncoderConfig) -> EncoderConfig:
+    """A configuration but for what files of one variant differ in."""
+    return replace(c, image_size=c.patch, output=None, output_bias=False, class_position=True)
+
+
+def require_size(path: str | Path, vision: EncoderConfig) -> None:
+    """Raises UserError for positions of another image size than the variant's, since timm scales rotary ones by then."""
+    native = sorted({c.image_size for c in VARIANTS.values() if _shape(c) == _shape(vision)})
+    if vision.image_size not in native:
+        size, grid = vision.image_size, vision.grid
+        raise UserError(
+            f"{path}: its positions are for images of {size} pixels, not {' or '.join(map(str, native))}: timm scales rotary ones of "
+            f"such a model by its ref_feat_shape, which no tensor tells; if that was [{grid}, {grid}], which scales nothing, give its "
+            "number of heads"
+        )
+
+
+def _require_told(towers: Towers, heads: Heads) -> None:
+    """Raises UserError for shapes of no variant, unless their heads are given."""
+    c = towers.vision
+    if heads.vision is None and _shape(c) not in map(_shape, VARIANTS.values()):
+        raise UserError(
+            f"no variant has width {c.width}, {c.depth} blocks, patch {c.patch}, {'a' if c.pool else 'no'} pool: its tensors do not tell "
+            "its heads; give their number, or a configuration"
+        )
+    if towers.text is not None and heads.text is None and towers.text not in TEXT_VARIANTS.values():
+        c = towers.text
+        raise UserError(f"no text tower of the family has width {c.width}, {c.depth} blocks, context {c.context}: give its number of heads")
+
+
+def other_variant(ours: Mapping[str, np.ndarray], towers: Towers) -> str:
+    """Which variant's tensors those of a file are that is not what it must be, where that can be told."""
+    try:
+        names = infer(ours).name
+    except Ambiguous as error:
+        names = " or ".join(error.names)
+    except UserError:
+        return ""
+    return "" if names in ("custom", towers.name) else names

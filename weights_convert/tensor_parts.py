@@ -73,3 +73,9 @@ def finite(array: np.ndarray) -> bool:
                 return True
     wide = np.promote_types(array.dtype, np.float32)
     return all(np.isfinite(flat[i : i + 2**20].astype(wide, copy=False)).all() for i in range(0, flat.size, 2**20))
+
+
+def some(what: str, items: list[str], most: int = 6) -> str:
+    """ "2 tensors missing: a, b", the first few by name."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{len(items)} tensor{'s' * (len(items) > 1)} {what}: {', '.join(item[:160] for item in items[:most])}{more}"

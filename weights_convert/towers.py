@@ -14,7 +14,8 @@ from jaxface.ranges import Range, ranged
 from weights_convert.layouts import LOGIT_BIAS, LOGIT_SCALE
 
 Shapes = dict[str, tuple[int, ...]]
-
+CONFIG = "config"
+"""The key of a safetensors file's metadata under which the towers' configuration stands."""
 
 HeadCount = Annotated[int, Range(1, 1024)]
 
