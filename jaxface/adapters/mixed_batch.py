@@ -62,22 +62,22 @@ class PerSample(nnx.Module):
       a: [K, in, r], ranks below r filled with zeros.
       b: [K, r, out]
       gain: [K, out], DoRA's magnitude over the length of each column, computed once; 1 for LoRA. None if all are LoRA.
-      index: [B] int32, the update of each sample.
+      index: [B] int32, the update of each sample; None where K is B and each has the one of its own number.
       pooled: whether an x of two axes is [B, in]; else it is [N, in], the same for every sample.
     """
 
-    def __init__(self, base: Any, a: jax.Array, b: jax.Array, gain: jax.Array | None, index: jax.Array, pooled: bool) -> None:
+    def __init__(self, base: Any, a: jax.Array, b: jax.Array, gain: jax.Array | None, index: jax.Array | None, pooled: bool) -> None:
         self.base = base if isinstance(base, Frozen) else nnx.Param(base)
         self.a, self.b = Constant(a), Constant(b)
         self.gain = None if gain is None else Constant(gain)
-        self.index, self.pooled = Constant(index), pooled
+        self.index, self.pooled = None if index is None else Constant(index), pooled
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [B, N, in] -> [B, N, out]; [B, in] -> [B, out] where it is pooled, else [N, in] -> [B, N, out]."""
         if x.ndim == 2 and self.pooled:
             return (x[:, None] @ self)[:, 0]
         if x.ndim == 2:
-            x = jnp.broadcast_to(x, (self.index.shape[0], *x.shape))
+            x = jnp.broadcast_to(x, ((self.a if self.index is None else self.index).shape[0], *x.shape))
         a, b = (self._own(array).astype(x.dtype) for array in (self.a, self.b))
         y = unrounded_product(x, self.base) + ((x @ a) @ b).astype(jnp.float32)
         return (y if self.gain is None else y * jnp.expand_dims(self._own(self.gain), -2)).astype(x.dtype)
@@ -85,7 +85,9 @@ class PerSample(nnx.Module):
     def _own(self, of_each: nnx.Variable) -> jax.Array:
         """Of K arrays each sample's own, [B, ...]; where K is 1 that one, which all share."""
         arrays = of_each[...]
-        return arrays[0] if arrays.shape[0] == 1 else arrays[self.index[...]]
+        if arrays.shape[0] == 1:
+            return arrays[0]
+        return arrays if self.index is None else arrays[self.index[...]]
 
 
 @dataclass(frozen=True)

@@ -38,19 +38,19 @@ def updates_of(encoder: Encoder, name: str = "adapter") -> Updates:
     }
 
 
-def with_updates(encoder: Encoder, updates: Sequence[Mapping[str, Update]], index: jax.Array) -> Encoder:
+def with_updates(encoder: Encoder, updates: Sequence[Mapping[str, Update]], index: jax.Array | None) -> Encoder:
     """The encoder for a batch whose sample i takes `updates[index[i]]` in its blocks: for inference, within a program or without.
 
     Args:
       encoder: without adapters, its blocks in one stage.
       updates: of one rank.
-      index: [B] int32, may be traced.
+      index: [B] int32, may be traced; None if there is an update for each sample, in their order.
     """
     encoder = shallow_copy(encoder)
     (stage,) = encoder.stages
     depth = stage.norm1.scale.shape[0]
     for path, linear in linears(stage):
         a, b, gain = (jnp.stack(arrays, 1) for arrays in zip(*(update[path] for update in updates), strict=True))
-        numbers = jnp.broadcast_to(index, (depth, *index.shape))
+        numbers = None if index is None else jnp.broadcast_to(index, (depth, *index.shape))
         linear.kernel = PerSample(as_base(linear.kernel), a, b, gain, numbers, pooled=False)
     return encoder

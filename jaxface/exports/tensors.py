@@ -117,6 +117,7 @@ def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
         base = at_size(base, trained.image_size)
         save_weights(base, folder / BASE, layout="timm")
     write_arrays(folder / HEADS, _heads(trained.model), {"format": "pt"})
-    about = {"base": BASE if own_base else weights, "heads": heads_note(trained.model), "timm": timm_arguments(trained)}
+    about: dict[str, Any] = {"base": BASE if own_base else weights, "base_sha256": trained.base_fingerprint, "tokens": trained.model.tokens}
+    about |= {"heads": heads_note(trained.model), "timm": timm_arguments(trained)}
     about |= pixel_statistics(trained)
     return _with_encoder(trained.merged(), merge(load_peft(base, folder))), about

@@ -17,7 +17,7 @@ from jaxface.kernels.gelu import gelu
 from jaxface.kernels.normalize import at_least_float32
 from jaxface.models.encoder import Encoder
 from jaxface.models.layers import Linear
-from jaxface.models.tree import arrays_of
+from jaxface.models.tree import arrays_of, flatten, shallow_copy
 from jaxface.registry import Registry
 
 
@@ -238,12 +238,31 @@ TORCH_NAMES = (
 
 def torch_heads(model: Classifier) -> dict[str, np.ndarray]:
     """The heads' arrays with torch's names and orientation: `age.hidden.weight` [out, in], ..."""
-    tensors = {}
-    for name, leaf in arrays_of(model.heads).items():
-        array = np.asarray(leaf)
-        name = name.removeprefix("_mapping.").replace("heads.", "")
-        array = array.T if name.endswith(".kernel") else array
-        for pattern, replacement in TORCH_NAMES:
-            name = re.sub(pattern, replacement, name)
-        tensors[name] = array
-    return tensors
+    return {_torch_name(name): _turned(name, np.asarray(leaf)) for name, leaf in arrays_of(model.heads).items()}
+
+
+def with_torch_heads(model: Classifier, tensors: Mapping[str, np.ndarray]) -> Classifier:
+    """The model with heads of `torch_heads`. Raises UserError where names or shapes are others than its own."""
+    arrays, structure = flatten(model.heads)
+    ours = {_torch_name(name): name for name in arrays}
+    foreign = sorted(ours.keys() ^ tensors.keys())
+    if foreign:
+        raise UserError(f"{foreign[0]} is {'not among the tensors' if foreign[0] in ours else 'a tensor of no head'}")
+    found = {name: _turned(name, np.asarray(tensors[theirs], np.float32)) for theirs, name in ours.items()}
+    for theirs, name in ours.items():
+        if found[name].shape != arrays[name].shape:
+            raise UserError(f"{theirs}: shape {tensors[theirs].shape}, expected {_turned(name, np.empty(arrays[name].shape)).shape}")
+    model = shallow_copy(model)
+    model.heads = structure.build(found)
+    return model
+
+
+def _torch_name(name: str) -> str:
+    name = name.removeprefix("_mapping.").replace("heads.", "")
+    for pattern, replacement in TORCH_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _turned(name: str, array: np.ndarray) -> np.ndarray:
+    return array.T if name.endswith(".kernel") else array

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 
 from jaxface.adapters.mixed_batch import Update, padded
-from jaxface.adapters.updates import with_updates
+from jaxface.adapters.updates import Updates, with_updates
 from jaxface.data.faces import Face
 from jaxface.errors import UserError
 from jaxface.evaluation.trust import Caution
 from jaxface.models.tree import flatten
-from jaxface.prediction.adapters import Adapter, Shared, check_run, run_tail
+from jaxface.prediction.adapter_folders import is_adapter
+from jaxface.prediction.adapters import Adapter, Shared, run_tail
 from jaxface.prediction.doubt import Doubt
 from jaxface.prediction.options import FaceOptions
 from jaxface.prediction.predictor import Finder, Json, Photo, face_json, pixels_of, task_answers
@@ -50,8 +51,8 @@ class AdapterServer:
     """`AdapterServer(folder)(images, ["age-dora", "emotion-lora"])`: every face as several adapters see it.
 
     Attributes:
-      folder: of run folders on one base, each an adapter under its own name; LoRA and DoRA of any rank on any kernels, and runs that train
-        heads or pool alone.
+      folder: of run folders on one base, each an adapter under its own name, and of what was exported from such to PEFT; LoRA and DoRA of
+        any rank on any kernels, and runs that train heads or pool alone.
       base: the base weights, if not where the runs have them.
       options: how faces are found.
       batch_size: most faces that the model sees at once; each with an adapter of its own if need be.
@@ -77,7 +78,7 @@ class AdapterServer:
         self.image_size = self.shared.image_size
         self._arrays, structure = flatten(self.shared.encoder)
 
-        def trunk(arrays: Any, images: jax.Array, updates: Sequence[Mapping[str, Update]], index: jax.Array) -> jax.Array:
+        def trunk(arrays: Any, images: jax.Array, updates: Sequence[Mapping[str, Update]], index: jax.Array | None) -> jax.Array:
             return with_updates(structure.build(arrays), updates, index).tokens(normalize_images(images))
 
         self._trunk, self._take = jax.jit(trunk), jax.jit(lambda tokens, rows: tokens[rows])
@@ -85,7 +86,7 @@ class AdapterServer:
         self._resident: OrderedDict[tuple[Adapter, int], Any] = OrderedDict()
         self.sizes = sorted({*(2**i for i in range(self.batch_size.bit_length())), self.batch_size})
         self._ready: set[tuple[str, int]] = set()
-        self.shelf = Shelf(folder, self._load, partial(check_run, self.shared), self.memory)
+        self.shelf = Shelf(folder, self._load, self.shared.check, self.memory)
 
     @property
     def names(self) -> list[str]:
@@ -117,6 +118,9 @@ class AdapterServer:
     def _load(self, name: str, folder: Path) -> Adapter:
         """Reads an adapter; the first of a kind, or of a rank, compiles its programs before anybody can ask for it."""
         adapter = self.shared.load(name, folder)
+        if jax.default_backend() == "cpu":  # what is in memory is on the device: nothing is held twice
+            updates, arrays = jax.device_put((_filled(adapter, size_of_rank(adapter.rank)), adapter.arrays))
+            adapter = replace(adapter, updates=updates, arrays=arrays)
         if self.caution.asked:
             adapter = replace(adapter, doubt=Doubt(folder, adapter.digest, adapter.tasks, self.caution))
         key = (adapter.kind, size_of_rank(adapter.rank))
@@ -150,14 +154,16 @@ class AdapterServer:
         count = next(count for count in self._counts(size) if count >= len(rows))
         rank = max(size_of_rank(adapter.rank) for adapter in rows)
         images = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
-        index = np.zeros(size, np.int32)
+        numbers = np.zeros(size, np.int32)
         for number, own in enumerate(rows.values()):
-            index[own] = number
+            numbers[own] = number
         for row, (crop, _) in enumerate(pieces):
             images[row] = crop
         updates = [self._on_device(adapter, rank, keep)[0] for adapter in rows]
+        if count == size:  # a row each: nothing is to be picked
+            return self._trunk(self._arrays, images, [updates[number] for number in numbers], None), rows
         updates += updates[:1] * (count - len(updates))  # nobody's
-        return self._trunk(self._arrays, images, updates, index), rows
+        return self._trunk(self._arrays, images, updates, numbers), rows
 
     def _answer(self, adapter: Adapter, tokens: jax.Array, rows: list[int], *, keep: bool) -> Logits:
         """What an adapter makes of its rows of a batch's tokens, a few at a time: few sizes are few programs."""
@@ -172,7 +178,7 @@ class AdapterServer:
     def _on_device(self, adapter: Adapter, rank: int, keep: bool) -> tuple[dict[str, Update], dict[str, Any]]:
         """An adapter's updates, filled up to a rank, and its other arrays, on the device."""
         if (held := self._resident.get((adapter, rank))) is None:
-            held = jax.device_put(({path: padded(update, rank) for path, update in adapter.updates.items()}, adapter.arrays))
+            held = jax.device_put((_filled(adapter, rank), adapter.arrays))
             if keep:
                 self._resident[adapter, rank] = held
                 while len(self._resident) > self.device:
@@ -211,21 +217,25 @@ def adapted_face(face: Face, answers: Mapping[str, Json]) -> Json:
     return {**face_json(face), "adapters": dict(answers)}
 
 
+def _filled(adapter: Adapter, rank: int) -> Updates:
+    return {path: padded(update, rank) for path, update in adapter.updates.items()}
+
+
 def size_of_rank(rank: int) -> int:
     """The rank that updates of a rank are filled up to: 0, 8, 16, 32, ..."""
     return 0 if not rank else max(8, 1 << (rank - 1).bit_length())
 
 
 def _shared(folder: Path, base: Path | None) -> Shared:
-    """The encoder of the first run in a folder that can be opened. Raises UserError where there is none."""
+    """The encoder below the first adapter in a folder that can be opened. Raises UserError where there is none."""
     try:
-        runs = [path for path in sorted(folder.iterdir()) if (path / "config.json").is_file()]
+        found = [path for path in sorted(folder.iterdir()) if is_adapter(path)]
     except OSError as error:
         raise UserError(f"{folder}: expected a folder of run folders ({error.strerror})") from None
     wrong: UserError | None = None
-    for run in runs:
+    for one in found:
         try:
-            return Shared.of(run, base)
+            return Shared.of(one, base)
         except UserError as error:
             wrong = wrong or error
     raise wrong or UserError(f"{folder}: no run in it: expected run folders, as training leaves them")

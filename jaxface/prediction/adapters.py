@@ -6,7 +6,6 @@ batch. What follows the blocks (pool, projection, heads) is small and may be of 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,17 +21,15 @@ from jaxface.adapters.options import AdapterOptions
 from jaxface.adapters.updates import Updates, updates_of
 from jaxface.data.tasks import Task
 from jaxface.errors import UserError
-from jaxface.files import read_object
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import Structure, flatten, shallow_copy
+from jaxface.prediction.adapter_folders import AdapterFolder, Below, folder_kind, run_kind
 from jaxface.prediction.doubt import Doubt
 from jaxface.runs.base import Base
-from jaxface.runs.config import RANDOM, Config, MethodOptions
-from jaxface.runs.folder import read_config
-from jaxface.runs.model import Trained, compute_dtype, load_base, load_on, load_trained, make_parts
+from jaxface.runs.config import Config, MethodOptions
+from jaxface.runs.model import compute_dtype, make_parts
 from jaxface.runs.parts import Parts
-from jaxface.runs.saved_config import to_dict
 
 OWN = re.compile(r"^(encoder\.stages\.\d+\..*\.kernel\.(a|b|magnitude|start_a|start_b)|encoder\.(pool|projection)\..*|heads\..*)$")
 """Names of what an adapter may have of its own."""
@@ -49,10 +46,12 @@ class Adapter:
       digest: SHA-256 of what was trained: it names the model.
       tasks: what it predicts.
       temperatures: of `jaxface.evaluate`, per task.
-      updates: of the blocks' linears, NumPy arrays.
+      updates: of the blocks' linears.
+      rank: of its updates, 0 for an adapter of the heads or the pool alone.
       kind: of what follows the blocks: adapters of one kind share programs.
       structure: of that.
-      arrays: of that, NumPy arrays but for those of the shared encoder.
+      arrays: of that, those of the shared encoder among them.
+      bytes: of the arrays that are its own.
       doubt: how sure its answers have to be, if that was asked.
     """
 
@@ -61,21 +60,12 @@ class Adapter:
     tasks: tuple[Task, ...]
     temperatures: Mapping[str, float]
     updates: Updates
+    rank: int
     kind: str
     structure: Structure
     arrays: dict[str, Any]
+    bytes: int
     doubt: Doubt | None = None
-
-    @property
-    def rank(self) -> int:
-        """Of its updates, 0 for an adapter of the heads or the pool alone."""
-        return next(iter(self.updates.values())).a.shape[-1]
-
-    @property
-    def bytes(self) -> int:
-        """Of the arrays that are its own."""
-        own = [array for update in self.updates.values() for array in update]
-        return sum(array.nbytes for array in [*own, *self.arrays.values()] if isinstance(array, np.ndarray))
 
 
 class Shared:
@@ -97,34 +87,45 @@ class Shared:
 
     @classmethod
     def of(cls, folder: Path, weights: Path | None) -> Shared:
-        """What a run stands on. Raises UserError as `load_trained`."""
-        trained = load_trained(folder, () if weights is None else (weights,))
-        return cls(trained.config, load_base(trained.config, trained.base, trained.places))
+        """What an adapter's folder stands on. Raises UserError as `load_trained`."""
+        return cls(*folder_kind(folder).base(folder, weights))
 
     def load(self, name: str, folder: Path) -> Adapter:
-        """A run's adapter.
+        """The adapter of a folder.
 
-        Raises UserError for a run that stands on another base, or changes more of the encoder than updates of its kernels.
+        Raises UserError for one that stands on another base, or changes more of the encoder than updates of its kernels.
         """
-        return self.adapter(name, load_on(folder, self.base, self._parts_of))
+        kind = self._fitting(folder)
+        loaded = kind.load(folder, Below(self.base, self.encoder, self.parts_of))
+        arrays, structure = tail_of(loaded.model)
+        own = {key: np.asarray(array) for key, array in arrays.items() if key not in loaded.frozen}
+        updates = updates_of(loaded.model.encoder, str(folder))
+        rank = next(iter(updates.values())).a.shape[-1]
+        size = sum(array.nbytes for array in [*jax.tree.leaves(updates), *own.values()])
+        about = (name, loaded.digest, loaded.tasks, loaded.temperatures, updates, rank)
+        return Adapter(*about, kind.kind(folder), structure, arrays | own, size)
 
-    def adapter(self, name: str, trained: Trained) -> Adapter:
-        """The adapter of a model on the same base."""
-        parts = self._parts_of(trained.config)
-        arrays, structure = tail_of(trained.model)
-        own = {key: array if key in parts.frozen else np.asarray(array) for key, array in arrays.items()}
-        tasks, kind = trained.tasks, self._kind(trained.config)
-        updates = updates_of(trained.model.encoder, str(trained.folder))
-        return Adapter(name, trained.digest, tasks, trained.temperatures, updates, kind, structure, own)
+    def check(self, folder: Path) -> None:
+        """Raises UserError for an adapter that cannot stand on the shared encoder, as far as that shows without reading what it trained."""
+        kind = self._fitting(folder)
+        Below(self.base, self.encoder, self.parts_of).require(folder, kind.fingerprint(folder))
+
+    def _fitting(self, folder: Path) -> AdapterFolder:
+        """The kind of a folder whose encoder computes as this one."""
+        kind = folder_kind(folder)
+        try:
+            self.require_alike(kind.config(folder))
+        except UserError as error:
+            raise error if str(folder) in str(error) else UserError(f"{folder}: {error}") from error
+        return kind
 
     def kind_of(self, folder: Path) -> str:
-        """Of a run, what `Adapter.kind` is."""
-        return self._kind(read_config(folder))
+        """Of a folder, what `Adapter.kind` is."""
+        return folder_kind(folder).kind(folder)
 
-    def _parts_of(self, config: Config) -> Parts:
+    def parts_of(self, config: Config) -> Parts:
         """A run's model before training: made once for all runs of one kind. Raises UserError for one that does not fit."""
-        self.require_alike(config)
-        kind = self._kind(config)
+        kind = run_kind(config)
         if kind not in self._parts:
             parts = make_parts(config, self.base, self.dtype)
             foreign = [name for name in {**parts.trained, **parts.statistics} if not OWN.match(name)]
@@ -144,12 +145,6 @@ class Shared:
             if ours != theirs:
                 raise UserError(f"its {what} is {theirs}, this server's {ours}: serve it with others of its own")
 
-    def _kind(self, config: Config) -> str:
-        """Runs of one kind differ in nothing but their arrays."""
-        said = to_dict(config)
-        said["encoder"] |= {"weights": None, "remat": None, "loop": None}
-        return json.dumps({key: said[key] for key in ("encoder", "method", "head", "tasks", "losses")}, sort_keys=True)
-
 
 def tail_of(model: Classifier) -> tuple[dict[str, Any], Structure]:
     """What follows the blocks of a model, flattened: its arrays, and the rest."""
@@ -165,13 +160,3 @@ def run_tail(structure: Structure, arrays: Mapping[str, Any], tokens: jax.Array)
     """Logits of each task for an adapter's own tokens [B, N, D]."""
     model = structure.build(arrays)
     return model.classify(model.reduced(model.encoder.pooled(tokens)))
-
-
-def check_run(shared: Shared, folder: Path) -> None:
-    """Raises UserError for a run that cannot stand on the shared encoder, as far as that shows without reading what it trained."""
-    try:
-        shared.require_alike(read_config(folder))
-    except UserError as error:
-        raise error if str(folder) in str(error) else UserError(f"{folder}: {error}") from error
-    if read_object(folder / "best" / "info.json").get("base_sha256") != shared.base.fingerprint:
-        raise UserError(f"{folder} was trained on other base weights than those at {shared.base.path or RANDOM}")

@@ -15,14 +15,13 @@ from typing import Any
 from jaxface.digests import stamp_of
 from jaxface.errors import UserError, tell
 from jaxface.files import read_object, write_json
+from jaxface.prediction.adapter_folders import folder_kind, is_adapter
 from jaxface.prediction.adapters import Adapter
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What an adapter may be called."""
 STATE = "adapters.json"
 """File in the folder that says which adapters it has otherwise than by its subfolders."""
-FILES = ("config.json", "best/info.json", "best/trained.safetensors", "evaluation.json")
-"""Of a run, what an adapter is made of."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +175,12 @@ class Shelf:
 
     def _stamp(self, source: str) -> tuple[Any, ...]:
         path = self._path(source)
-        return tuple((name, *stamp_of(path / name)) for name in FILES if (path / name).exists())
+        return tuple((name, *stamp_of(path / name)) for name in folder_kind(path).files if (path / name).exists())
 
     def _on_disk(self) -> Iterator[tuple[str, str]]:
         """Names and run folders: the subfolders', and what was put under other names."""
         try:
-            found = {path.name: path.name for path in sorted(self.folder.iterdir()) if (path / "config.json").is_file()}
+            found = {path.name: path.name for path in sorted(self.folder.iterdir()) if is_adapter(path)}
         except OSError as error:
             raise UserError(f"{self.folder}: expected a folder of run folders ({error.strerror})") from None
         for name, source in (found | self._sources).items():

@@ -18,6 +18,7 @@ from trained_run import write_trained_run
 
 from jaxface.adapters.options import AdapterOptions
 from jaxface.errors import UserError
+from jaxface.exports import export_run
 from jaxface.prediction.adapter_server import AdapterServer
 from jaxface.prediction.batching import Batcher
 from jaxface.prediction.fair_queue import Empty, FairQueue
@@ -78,6 +79,30 @@ def test_python_answers_each_photo_by_every_adapter_named(server, crops, alone):
         }
     with pytest.raises(UserError, match="no adapter 'nobody'"):
         server(list(crops), ["nobody"])
+
+
+def test_an_export_to_peft_answers_beside_the_run_that_it_was_made_of(folder, crops, alone, tmp_path):
+    os.link(folder / "base.safetensors", tmp_path / "base.safetensors")
+    export_run(folder / "lora", "peft", tmp_path / "exported")
+    with pytest.raises(UserError, match="--base FILE says which weights"):
+        AdapterServer(tmp_path, batch_size=1)
+    assert AdapterServer(tmp_path, base=tmp_path / "base.safetensors", batch_size=1).names == ["exported"]
+    shutil.copytree(folder / "dora", tmp_path / "run")
+    shutil.copytree(tmp_path / "exported", tmp_path / "bare")
+    (tmp_path / "bare/manifest.json").unlink()
+    server = AdapterServer(tmp_path, batch_size=2)
+    assert server.names == ["exported", "run"]
+    ((_, _, logits), _) = server.classify([(crop, server.shelf.get(name)) for crop, name in zip(crops, server.names, strict=True)]).parts
+    for task, found in logits[0].items():
+        expected = np.asarray(alone["lora"][task])[:1]
+        assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
+    with pytest.raises(UserError, match="without a manifest.json"):
+        server.shelf.put("bare")
+    data = bytearray((tmp_path / "exported/heads.safetensors").read_bytes())
+    data[-5] ^= 8
+    (tmp_path / "exported/heads.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match="damaged or changed"):
+        server.shelf.put("exported")
 
 
 def ranks(run, method, seed):

@@ -1,0 +1,205 @@
+"""The kinds of folders that an adapter is read from: a run, and what `jaxface.export --to peft` made of one; one's own is an entry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+
+from jaxface.adapters.peft_config import CONFIG
+from jaxface.adapters.peft_format import TENSORS, load_peft
+from jaxface.data.task_files import task_from
+from jaxface.data.tasks import Task
+from jaxface.errors import UserError
+from jaxface.exports.exporter import read_manifest
+from jaxface.exports.tensors import HEADS
+from jaxface.files import read_object
+from jaxface.models.encoder import Encoder
+from jaxface.models.heads import Classifier, with_torch_heads
+from jaxface.models.tree import arrays_of
+from jaxface.registry import Registry
+from jaxface.runs.base import Base
+from jaxface.runs.config import RANDOM, Config, EncoderOptions
+from jaxface.runs.folder import read_config
+from jaxface.runs.model import load_base, load_on, load_trained
+from jaxface.runs.parts import Parts
+from jaxface.runs.saved_config import to_dict
+
+MANIFEST = "manifest.json"
+
+
+class Loaded(NamedTuple):
+    """What a folder holds, on the encoder that all share.
+
+    Attributes:
+      model: the classifier.
+      digest: SHA-256 of what was trained.
+      tasks: what it predicts.
+      temperatures: per task.
+      frozen: names of the model's arrays that are not its own.
+    """
+
+    model: Classifier
+    digest: str
+    tasks: tuple[Task, ...]
+    temperatures: Mapping[str, float]
+    frozen: frozenset[str]
+
+
+class Below(NamedTuple):
+    """What loads on a server: the base weights, the encoder made of them, and what makes parts of a run's configuration."""
+
+    base: Base
+    encoder: Encoder
+    parts_of: Callable[[Config], Parts]
+
+    def require(self, folder: Path, fingerprint: object) -> None:
+        """Raises UserError for a folder that stands on base weights with another fingerprint."""
+        if fingerprint != self.base.fingerprint:
+            raise UserError(f"{folder} was trained on other base weights than those at {self.base.path or RANDOM}")
+
+
+class AdapterFolder(NamedTuple):
+    """A kind of folder.
+
+    Attributes:
+      files: what an adapter is made of; the first tells the kind.
+      base: (folder, a file of base weights or None) -> a configuration of the encoder below it, and its base.
+      config: folder -> a configuration of the encoder that it needs.
+      fingerprint: folder -> that of the base weights that it needs.
+      kind: folder -> a text that is the same for those that differ in nothing but their arrays.
+      load: (folder, what is below it) -> its model.
+
+    All raise UserError for a folder that is not whole, and read nothing that was trained, but for the last.
+    """
+
+    files: tuple[str, ...]
+    base: Callable[[Path, Path | None], tuple[Config, Base]]
+    config: Callable[[Path], Config]
+    fingerprint: Callable[[Path], object]
+    kind: Callable[[Path], str]
+    load: Callable[[Path, Below], Loaded]
+
+
+def _run_base(folder: Path, weights: Path | None) -> tuple[Config, Base]:
+    trained = load_trained(folder, () if weights is None else (weights,))
+    return trained.config, load_base(trained.config, trained.base, trained.places)
+
+
+def run_kind(config: Config) -> str:
+    """The same for runs that differ in nothing but their arrays."""
+    said = to_dict(config)
+    said["encoder"] |= {"weights": None, "remat": None, "loop": None}
+    return json.dumps({key: said[key] for key in ("encoder", "method", "head", "tasks", "losses")}, sort_keys=True)
+
+
+def _load_run(folder: Path, below: Below) -> Loaded:
+    trained = load_on(folder, below.base, below.parts_of)
+    return Loaded(trained.model, trained.digest, trained.tasks, trained.temperatures, frozenset(below.parts_of(trained.config).frozen))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What an export to PEFT says of itself."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: PEFT's adapter without a {MANIFEST}, which says what it predicts: export a run (--to peft)")
+    said = read_object(path)
+    if not isinstance(said.get("base_sha256"), str) or not isinstance(said.get("tasks"), dict):
+        raise UserError(f"{path}: says no tasks, or no base weights (base_sha256): export the run again")
+    return said
+
+
+def _peft_config(folder: Path) -> Config:
+    try:
+        size = int(_manifest(folder)["input"]["images"]["shape"][1])
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise UserError(f"{folder / MANIFEST}: says no size of images: export the run again") from None
+    return Config(encoder=EncoderOptions(image_size=size))
+
+
+def _peft_base(folder: Path, weights: Path | None) -> tuple[Config, Base]:
+    if weights is None:
+        raise UserError(f"{folder}: PEFT's adapter, and no run beside it: --base FILE says which weights it stands on")
+    size = _peft_config(folder).encoder.image_size
+    config = Config(encoder=EncoderOptions(weights=str(weights), image_size=size))
+    return config, load_base(config)
+
+
+def _peft_kind(folder: Path) -> str:
+    said, config = _manifest(folder), read_object(folder / CONFIG)
+    config.pop("base_model_name_or_path", None)
+    try:
+        with safe_open(folder / HEADS, "numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / HEADS}: cannot be read ({error}): export the run again") from None
+    return json.dumps(["peft", config, said["tasks"], said.get("tokens"), shapes], sort_keys=True)
+
+
+def _load_peft(folder: Path, below: Below) -> Loaded:
+    said = read_manifest(folder)  # every file is what was written
+    below.require(folder, said.get("base_sha256"))
+    tasks = tuple(task_from(name, value) for name, value in said["tasks"].items())
+    tensors = load_file(folder / HEADS)
+    deep, batch_norm = (any(f".{part}." in name for name in tensors) for part in ("hidden", "norm"))
+    ranks = {task.name for task in tasks if len(tensors[f"{task.name}.out.bias"]) > len(tensors[f"{task.name}.out.weight"])}
+    encoder = load_peft(below.encoder, folder)
+    model = Classifier(
+        encoder,
+        {task.name: task.width for task in tasks},
+        deep=deep,
+        batch_norm=batch_norm,
+        dropout=0.0,
+        outputs=dict.fromkeys(ranks, "ranks"),
+        tokens=str(said.get("tokens") or "patches"),
+        rngs=nnx.Rngs(0),
+    )
+    try:
+        model = with_torch_heads(model, tensors)
+    except UserError as error:
+        raise UserError(f"{folder / HEADS}: {error}") from None
+    shared = {id(array) for array in arrays_of(below.encoder).values()}
+    frozen = frozenset(name for name, array in arrays_of(model).items() if id(array) in shared)
+    return Loaded(model, said["model_sha256"], tasks, said.get("temperatures") or {}, frozen)
+
+
+FOLDERS: Registry[AdapterFolder] = Registry(
+    "folder of an adapter",
+    {
+        "run": AdapterFolder(
+            files=("config.json", "best/info.json", "best/trained.safetensors", "evaluation.json"),
+            base=_run_base,
+            config=read_config,
+            fingerprint=lambda folder: read_object(folder / "best" / "info.json").get("base_sha256"),
+            kind=lambda folder: run_kind(read_config(folder)),
+            load=_load_run,
+        ),
+        "peft": AdapterFolder(
+            files=(CONFIG, TENSORS, HEADS, MANIFEST),
+            base=_peft_base,
+            config=_peft_config,
+            fingerprint=lambda folder: _manifest(folder)["base_sha256"],
+            kind=_peft_kind,
+            load=_load_peft,
+        ),
+    },
+)
+"""By name; of two that a folder could be, the one registered first."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is of a kind that is known."""
+    return any((folder / kind.files[0]).is_file() for _, kind in FOLDERS.items())
+
+
+def folder_kind(folder: Path) -> AdapterFolder:
+    """The kind of a folder. Raises UserError for one of none."""
+    for _, kind in FOLDERS.items():
+        if (folder / kind.files[0]).is_file():
+            return kind
+    raise UserError(f"{folder}: not a run folder, nor one that `python -m jaxface.export RUN --to peft` wrote")
