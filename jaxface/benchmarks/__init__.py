@@ -20,6 +20,7 @@ BENCHMARKS = Registry(
         "scaling": "scaling",
         "serve": "serving",
         "steps": "steps",
+        "tradeoff": "tradeoff",
     },
 )
 """Each benchmark's file by the name that the command line knows; imported when it is asked for."""

@@ -87,7 +87,8 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
@@ -113,7 +114,7 @@ def main() -> None:
             case()
             answer = time.perf_counter() - start
         else:
-            answer = _peak_memory()
+            answer = peak_memory()
         print(answer, file=answers, flush=True)
 
 

@@ -135,7 +135,9 @@ def way_rows(options: Options, folder: Path) -> Iterator[Row]:
     for name, value in speed.items():
         row: Row = {"case": name, "images_per_second": value, "engine_of_the_way": predictor.engine}
         if name.startswith("predict, "):
-            row["of_the_slower_part"] = value / min(speed["model alone"], speed[f"{name.removeprefix('predict, ')} alone"])
+            parts = speed["model alone"], speed[f"{name.removeprefix('predict, ')} alone"]
+            row["of_the_slower_part"] = value / min(parts)
+            row["of_one_after_the_other"] = value * sum(1 / part for part in parts)  # 1 where each alone keeps all processors busy
         yield row
 
 
@@ -167,7 +169,8 @@ def said(row: Row) -> str:
     if "engine" in row:
         return f"{row['engine']:24} {row['seconds']:8.3f} s a batch {row['peak_memory_bytes'] / 2**30:8.2f} GiB"
     if "case" in row:
-        share = f"  {row['of_the_slower_part']:.2f} of the slower part" if "of_the_slower_part" in row else ""
+        shares = ("of_the_slower_part", "of_one_after_the_other")
+        share = "".join(f"  {row[key]:.2f} {key.replace('_', ' ')}" for key in shares if key in row)
         return f"{row['case']:24} {row['images_per_second']:8.2f} images/s{share}"
     return f"first answer: cold {row['first_answer_cold_seconds']:.2f} s, warm {row['first_answer_warm_seconds']:.2f} s"
 

@@ -1,42 +1,34 @@
-"""python -m jaxface.bench serve: throughput and latency of many adapters behind one encoder, beside one and beside merged models."""
+"""python -m jaxface.bench serve: throughput and latency of many adapters behind one encoder, beside one and beside what is used instead."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.options import AdapterOptions, Rank
+from jaxface.adapters.options import Rank
+from jaxface.benchmarks import _serving_cases as cases
+from jaxface.benchmarks._serving_cases import Case, Window, whole
+from jaxface.benchmarks._step_cases import TIMM_NAMES
+from jaxface.benchmarks._worker import peak_memory
 from jaxface.cli import parse
-from jaxface.devices import replicate
-from jaxface.files import write_json
-from jaxface.models.tree import flatten
+from jaxface.errors import UserError
 from jaxface.models.variants import VARIANTS
 from jaxface.prediction.adapter_server import AdapterServer
-from jaxface.prediction.batching import Batcher
-from jaxface.ranges import Count, Items, Known, Range, ranged
-from jaxface.runs.base import base_info
-from jaxface.runs.best import save_best
-from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
-from jaxface.runs.inference import make_predict
-from jaxface.runs.model import load_base, load_trained, make_parts
-from jaxface.runs.saved_config import to_dict
+from jaxface.progress import Track
+from jaxface.ranges import Count, Items, Known, Range, Rounds, ranged
 
-TASKS = ("age", "gender", "emotion")
+OURS = "shared encoder"
+MOST = 16
+"""Processes that are started at once."""
 
 
 @ranged()
@@ -50,9 +42,11 @@ class Options:
       mix: which are asked for: each as often, or by Zipf's law, the k-th 1/k as often as the first.
       rank: of each.
       method: of each.
-      batches: that count, after those that fill the memory.
+      batches: that each case answers when its turn comes.
+      rounds: turns of each case that count; one before them does not.
       memory: adapters that stay in memory.
-      merged: also a merged model for each adapter in place of the shared encoder, switched from face to face.
+      beside: also a merged model for each adapter, switched from face to face; a process for each adapter (at most 16); PEFT's mixed batch
+        on timm's encoder (LoRA alone, each adapter as often).
       json: print one line of JSON a case.
     """
 
@@ -62,135 +56,87 @@ class Options:
     mix: Literal["uniform", "zipf"] = "uniform"
     rank: Rank = 16
     method: Literal["lora", "dora"] = "dora"
-    batches: Annotated[int, Range(1, 100_000)] = 4
+    batches: Annotated[int, Range(1, 100_000)] = 2
+    rounds: Rounds = 3
     memory: Count = 256
-    merged: bool = False
+    beside: tuple[Literal["merged", "processes", "peft"], ...] = ()
     json: bool = False
 
-
-def write_adapters(options: Options, folder: Path, count: int) -> None:
-    """Run folders with a random adapter each, on random base weights; the files of all but the first few are links."""
-    chosen = AdapterOptions(rank=options.rank)
-    config = Config(name="run", tasks=TASKS, encoder=EncoderOptions(RANDOM, options.variant), method=MethodOptions(options.method, chosen))
-    base = load_base(config)
-    parts = make_parts(config, base)
-    for number in range(count):
-        run = folder / f"a{number:05}"
-        if number < 8:
-            random = np.random.default_rng(number)
-            arrays = {
-                name: np.asarray(leaf) + 0.01 * random.standard_normal(leaf.shape, np.float32) * (not name.endswith("variance"))
-                for name, leaf in {**parts.trained, **parts.statistics}.items()
-            }
-            save_best(run, arrays, {"step": 1, "epoch": 1, "accuracy": 0.5, **base_info(config, base, run)})
-            write_json(run / "config.json", to_dict(replace(config, name=run.name)))
-            continue
-        (run / "best").mkdir(parents=True)
-        for name in ("config.json", "best/info.json", "best/trained.safetensors"):
-            os.link(folder / f"a{number % 8:05}" / name, run / name)
+    def __post_init__(self) -> None:
+        if "peft" in self.beside and self.method != "lora":
+            raise UserError(f"beside peft: PEFT mixes LoRA alone in a batch, method is {self.method}: --method lora")
+        if "peft" in self.beside and self.variant not in TIMM_NAMES:
+            raise UserError(f"beside peft: timm has no {self.variant}")
 
 
-def measure(options: Options, folder: Path, count: int) -> dict[str, Any]:
-    """One case: as many clients as two batches have faces."""
+def make_cases(options: Options, server: AdapterServer, stack: ExitStack) -> dict[tuple[str, int], Case]:
+    """What takes turns, by kind and number of adapters."""
+    folder, size, batches = Path(server.folder), options.batch_size, options.batches
+    found: dict[tuple[str, int], Case] = {}
+    for count in options.adapters:
+        found[OURS, count] = cases.clients(server, count, options.mix == "zipf", batches)
+        if "merged" in options.beside:
+            found["merged, switched", count] = cases.merged(folder, count, size, batches)
+        if "processes" in options.beside and count <= MOST:
+            found["a process each", count] = stack.enter_context(cases.processes(folder, count, size, batches))
+        if "peft" in options.beside:
+            found["PEFT's mixed batch", count] = stack.enter_context(cases.peft(count, size, batches, options.variant, options.rank))
+    return found
+
+
+def measure(options: Options, folder: Path, track: Track) -> Iterator[dict[str, Any]]:
+    """A row for each case."""
     server = AdapterServer(folder, batch_size=options.batch_size, memory=options.memory, device=options.memory)
     server.warm_up()
-    names = server.names[:count]
-    weights = np.ones(count) if options.mix == "uniform" else 1 / np.arange(1, count + 1)
-    random, lock, programs = np.random.default_rng(0), threading.Lock(), server.programs
-    crop = random.integers(0, 256, (server.image_size, server.image_size, 3), dtype=np.uint8)
-    batcher = Batcher(server)
-    latencies: list[float] = []
-    left = [2 * options.batch_size, options.batches * options.batch_size]  # those that fill the memory, those that count
-    began = [0.0]
-
-    def client() -> None:
-        while True:
-            with lock:
-                counted = left[0] <= 0
-                if counted and not began[0]:
-                    began[0] = time.perf_counter()
-                left[counted] -= 1
-                if left[1] < 0:
-                    return
-                name = names[random.choice(count, p=weights / weights.sum())]
-            start = time.perf_counter()
-            adapter = server.shelf.get(name)
-            batcher.submit([(crop, adapter)], name).result()
-            if counted:
-                latencies.append(time.perf_counter() - start)
-
-    with ThreadPoolExecutor(2 * options.batch_size) as pool:
-        for one in [pool.submit(client) for _ in range(2 * options.batch_size)]:
-            one.result()
-    seconds = time.perf_counter() - began[0]
-    batcher.close()
-    return {
-        "adapters": count,
-        "mix": options.mix,
-        "rank": options.rank,
-        "method": options.method,
-        "images_per_second": len(latencies) / seconds,
-        "p50_seconds": median(latencies),
-        "p99_seconds": float(np.percentile(latencies, 99)),
-        "loads": sum(server.shelf.loads.values()),
-        "compiled_while_serving": server.programs - programs,
-        "megabytes_an_adapter": server.shelf.get(names[0]).bytes / 1e6,
-    }
-
-
-def measure_merged(options: Options, folder: Path, count: int) -> dict[str, Any]:
-    """A batch of faces answered by a merged model for each adapter, all of them ready in memory; each has its own rows of the batch."""
-    trained = load_trained(folder / "a00000")
-    arrays, structure = flatten(trained.merged())
-    predict, held = make_predict(structure), replicate(arrays)
-    share = min(count, options.batch_size)
-    rows = np.zeros((1, -(-options.batch_size // share), trained.image_size, trained.image_size, 3), np.uint8)
-    took = []
-    for turn in range(options.batches + 1):
-        start = time.perf_counter()
-        for _ in range(share):
-            jax.block_until_ready(predict(held, jnp.asarray(rows)))
-        took += [time.perf_counter() - start] if turn else []
-    return {
-        "adapters": count,
-        "mix": "uniform",
-        "rank": options.rank,
-        "method": "merged, switched",
-        "images_per_second": options.batch_size / median(took),
-        "p50_seconds": median(took),
-        "p99_seconds": max(took),
-        "megabytes_an_adapter": sum(leaf.nbytes for leaf in arrays.values()) / 1e6,
-    }
-
-
-def cases(options: Options) -> Iterator[dict[str, Any]]:
-    """A row for each number of adapters."""
-    first = 0.0
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_adapters(options, folder, max(options.adapters))
-        for count in options.adapters:
-            kinds = (measure, measure_merged) if options.merged else (measure,)
-            for kind in kinds:
-                row = kind(options, folder, count)
-                first = first or row["images_per_second"]
-                yield row | {"of_one_adapter": first / row["images_per_second"]}
+    with ExitStack() as stack:
+        takes = make_cases(options, server, stack)
+        track.total = len(takes) * (1 + options.rounds)
+        windows: dict[tuple[str, int], list[Window]] = {key: [] for key in takes}
+        loads: dict[tuple[str, int], int] = dict.fromkeys(takes, 0)
+        programs = server.programs
+        for turn in range(1 + options.rounds):
+            for key, case in takes.items():
+                track.note(f"{key[1]} adapters, {key[0]}")
+                before = server.shelf.loads.total()
+                window = case()
+                if turn:
+                    windows[key].append(window)
+                    loads[key] += server.shelf.loads.total() - before
+                track.advance()
+    first = windows[OURS, options.adapters[0]]
+    memory, own = peak_memory(), server.shelf.get(server.names[0]).bytes
+    for (kind, count), found in windows.items():
+        joined = whole(found)
+        row = {
+            "case": kind,
+            "adapters": count,
+            "mix": options.mix,
+            "rank": options.rank,
+            "method": options.method,
+            "images_per_second": median(one.faces / one.seconds for one in found),
+            "p50_seconds": median(joined.latencies),
+            "p99_seconds": float(np.percentile(joined.latencies, 99)),
+            "of_one_adapter": median(a.seconds / a.faces / (b.seconds / b.faces) for a, b in zip(found, first, strict=True)),
+        }
+        if kind == OURS:
+            row |= {"loads": loads[kind, count], "compiled_while_serving": server.programs - programs}
+            row |= {"megabytes_an_adapter": own / 1e6, "peak_memory_bytes": memory}
+        yield row
 
 
 def main(arguments: list[str]) -> None:
     """The command."""
     options = parse(Options, args=arguments, prog="python -m jaxface.bench serve")
-    table = Table("adapters", "method", "images/s", "time of the first", "p50, s", "p99, s", "read from disk", "MB each")
-    table.title = f"{options.variant}, rank {options.rank}, batch {options.batch_size}, {options.mix}"
-    for row in cases(options):
-        if options.json:
-            print(json.dumps(row), flush=True)
-        figures = [
-            f"{row['images_per_second']:.1f}",
-            f"{row['of_one_adapter']:.2f}",
-            f"{row['p50_seconds']:.3f}",
-            f"{row['p99_seconds']:.3f}",
-        ]
-        table.add_row(str(row["adapters"]), row["method"], *figures, str(row.get("loads", "")), f"{row['megabytes_an_adapter']:.1f}")
+    columns = ("adapters", "", "images/s", "time of the first", "p50, s", "p99, s", "read from disk", "MB each")
+    table = Table(*columns, title=f"{options.variant}, {options.method} of rank {options.rank}, batch {options.batch_size}, {options.mix}")
+    with tempfile.TemporaryDirectory() as temporary, Track("serve", 0, unit="turns") as track:
+        cases.write_adapters(Path(temporary), max(options.adapters), options.variant, options.method, options.rank)
+        for row in measure(options, Path(temporary), track):
+            if options.json:
+                print(json.dumps(row), flush=True)
+            forms = {"images_per_second": ".1f", "of_one_adapter": ".2f", "p50_seconds": ".3f", "p99_seconds": ".3f"}
+            figures = [format(row[key], form) for key, form in forms.items()]
+            own = [str(row["loads"]), f"{row['megabytes_an_adapter']:.1f}"] if row["case"] == OURS else []
+            table.add_row(str(row["adapters"]), row["case"], *figures, *own)
     if not options.json:
         Console(width=150).print(table)
