@@ -62,8 +62,11 @@ def random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:
 def find_bases(config: Config, folder: Path, info: Mapping[str, Any], places: Sequence[Path] = ()) -> Iterator[Path | None]:
     """Where a run's base weights may lie: `places`, the environment, beside the run as when it was trained, the path given; None for none.
 
-    Raises UserError if there is nothing at any of these places.
+    Raises UserError if there is nothing at any of these places, or nothing at one that was named.
     """
+    missing = next((place for place in places if not place.exists()), None)
+    if missing is not None:
+        raise UserError(f"{missing}: no such file or folder: expected base weights of {folder}")
     if config.encoder.weights in (None, RANDOM):
         yield None
         return
