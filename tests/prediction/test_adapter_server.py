@@ -96,7 +96,7 @@ def test_an_export_to_peft_answers_beside_the_run_that_it_was_made_of(folder, cr
     for task, found in logits[0].items():
         expected = np.asarray(alone["lora"][task])[:1]
         assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
-    with pytest.raises(UserError, match="without a manifest.json"):
+    with pytest.raises(UserError, match=r"without a manifest\.json"):
         server.shelf.put("bare")
     data = bytearray((tmp_path / "exported/heads.safetensors").read_bytes())
     data[-5] ^= 8
