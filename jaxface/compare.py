@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from jaxface.cli import parse
+from jaxface.data.framing import PLAIN
 from jaxface.errors import UserError, run_command, tell
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Items, Known, Range, Where, Word, ranged
@@ -95,18 +96,18 @@ class Options:
 SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old", "two dogs on a beach, in the rain")
 
 
-def read_pixels(options: Options, size: int, count: int) -> np.ndarray:
+def read_pixels(options: Options, size: int, count: int, framing: str = PLAIN) -> np.ndarray:
     """Up to `count` photos as uint8 [B, size, size, 3], or so many random images."""
     from jaxface.data.photos import find_photos, read_photos
 
     if not options.photos:
         return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
-    return read_photos(find_photos(options.photos)[:count], size)
+    return read_photos(find_photos(options.photos)[:count], size, framing)
 
 
-def read_images(options: Options, size: int) -> np.ndarray:
+def read_images(options: Options, size: int, framing: str = PLAIN) -> np.ndarray:
     """The images [B, size, size, 3] in -1..1."""
-    return read_pixels(options, size, options.batch_size).astype(np.float32) / 127.5 - 1
+    return read_pixels(options, size, options.batch_size, framing).astype(np.float32) / 127.5 - 1
 
 
 def check(
@@ -176,7 +177,7 @@ def compare_towers(options: Options) -> tuple[Certificate, Any, str, Any]:
     checkpoint = read_checkpoint(options.weights, config=options.variant, heads=Heads(vision=options.heads))
     towers, other = checkpoint.towers, options.their_weights
     theirs = checkpoint if other is None else read_checkpoint(other, config=towers, heads=Heads(vision=options.heads))
-    images = read_images(options, options.image_size or towers.vision.image_size)
+    images = read_images(options, options.image_size or towers.vision.image_size, towers.vision.framing)
     original = build_original(options.against, towers, theirs.tensors, options.meta_code)
     native = towers.vision.image_size
     if not original.any_size and images.shape[1:3] != (native, native):
@@ -230,7 +231,7 @@ def trained(options: Options, found: Certificate, towers: Any) -> Certificate:
     assert options.weights is not None
     encoder = load_encoder(options.weights, config=towers)
     size = options.train_size or towers.vision.image_size
-    photos = read_pixels(options, size, min(options.train * options.batch_size, 1000))
+    photos = read_pixels(options, size, min(options.train * options.batch_size, 1000), towers.vision.framing)
     rules = {"methods": options.methods, "batch_size": options.batch_size, "rank": options.rank}
     return found.with_training(
         compare_training(at_size(encoder, size), photos, options.train, **rules, told=lambda method: tell(f"training: {method}"))

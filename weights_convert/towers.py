@@ -78,7 +78,10 @@ class Towers:
         if not isinstance(value, dict) or "vision" not in value:
             return None
         try:
-            return Towers(EncoderConfig(**value["vision"]), TextConfig(**value["text"]) if value.get("text") else None)
+            vision = EncoderConfig(**value["vision"])
+            if vision.to_json().keys() - value["vision"].keys() == {"framing"}:  # written before it was part of a configuration
+                vision = next((c for c in VARIANTS.values() if replace(c, framing=vision.framing) == vision), vision)
+            return Towers(vision, TextConfig(**value["text"]) if value.get("text") else None)
         except (TypeError, ValueError) as error:
             raise UserError(f"the metadata's configuration cannot be read: {str(error)[:200]}") from None
 

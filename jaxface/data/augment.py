@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from jaxface.data.framing import FRAMINGS, PLAIN, resize
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.ranges import RISING, Range, Share, ranged
 
@@ -110,21 +111,25 @@ def _draw_hole(augment: Augment, rng: np.random.Generator) -> tuple[float, float
     return None
 
 
-def apply(image: np.ndarray, numbers: Draw, size: int, out: np.ndarray | None = None, *, exact: bool = False) -> np.ndarray:
+def apply(
+    image: np.ndarray, numbers: Draw, size: int, out: np.ndarray | None = None, *, exact: bool = False, framing: str = PLAIN
+) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [size, size, 3], changed by the drawn numbers; written into `out` where that is given."""
     height, width = image.shape[:2]
     shift = round(numbers.shift[0] * width) / width, round(numbers.shift[1] * height) / height  # whole pixels, as torchvision
     if min(height, width) > size and not exact:  # a warp does not antialias
-        image = resize(image, size)
+        image = resize(image, size, framing=framing)
     for name, value in numbers.operations:
         image = OPERATIONS[name].change(image, value)
     for index in numbers.order:
         image = JITTER[index](image, numbers.factors[index])
     target = (width, height) if exact else (size, size)
-    image = affine(image, numbers.angle, shift, numbers.zoom, target, flip=numbers.flip, nearest=exact, out=None if exact else out)
+    way = FRAMINGS[framing]
+    flag = cv2.INTER_NEAREST if exact else way.warp if min(height, width) < size else cv2.INTER_LINEAR
+    image = affine(image, numbers.angle, shift, numbers.zoom, target, flip=numbers.flip, how=flag, out=None if exact else out)
     if exact:
         out = np.empty((size, size, 3), np.uint8) if out is None else out
-        out[:] = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        out[:] = Image.fromarray(image).resize((size, size), way.pillow)
         image = out
     return image if numbers.hole is None else erase(image, numbers.hole, numbers.place)
 
@@ -140,10 +145,10 @@ def affine(
     size: tuple[int, int],
     *,
     flip: bool = False,
-    nearest: bool = False,
+    how: int = cv2.INTER_LINEAR,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Mirror, turn and zoom about the centre, a shift, the squash to a width and height: one warp, bilinear or not, black outside."""
+    """Mirror, turn and zoom about the centre, a shift, the squash to a width and height: one warp by OpenCV's flag, black outside."""
     height, width = image.shape[:2]
     cos, sin = zoom * math.cos(math.radians(angle)), zoom * math.sin(math.radians(angle))
     # pixel centres lie at half numbers: p' = squash (turn mirror (p + 1/2 - centre) + centre + shift) - 1/2
@@ -156,7 +161,6 @@ def affine(
             [sy * sin * mirror, sy * cos, sy * (sin * x + cos * y + dy) - 0.5],
         ]
     )
-    how = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
     return cv2.warpAffine(image, matrix, size, dst=out, flags=how, borderMode=cv2.BORDER_CONSTANT)
 
 
@@ -167,9 +171,3 @@ def erase(image: np.ndarray, hole: tuple[float, float], place: tuple[float, floa
     top, left = int(place[0] * (rows - height + 1)), int(place[1] * (columns - width + 1))
     image[top : top + height, left : left + width] = ERASED
     return image
-
-
-def resize(image: np.ndarray, size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Squashes to [size, size, 3]: area mean where it shrinks (PIL's bilinear filter antialiases too), bilinear where it grows."""
-    shrinks = min(image.shape[:2]) >= size
-    return cv2.resize(image, (size, size), dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxface.data import decoding
-from jaxface.data.augment import resize
 from jaxface.data.formats import suffixes
+from jaxface.data.framing import PLAIN, frame
 from jaxface.data.images import Unreadable
 from jaxface.data.tasks import MISSING
 from jaxface.errors import UserError, tell
@@ -34,23 +34,25 @@ def find_photos(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_photo(path: Path, size: int) -> np.ndarray:
-    """A photo as uint8 [size, size, 3] RGB, squashed to the square. Raises Unreadable."""
-    return resize(decoding.read_photo(path).pixels, size)
+def read_photo(path: Path, size: int, framing: str = PLAIN) -> np.ndarray:
+    """A whole photo as uint8 [size, size, 3] RGB, as an encoder of that framing takes it. Raises Unreadable."""
+    return frame(decoding.read_photo(path).pixels, size, framing)
 
 
-def read_photos(paths: Sequence[Path], size: int) -> np.ndarray:
+def read_photos(paths: Sequence[Path], size: int, framing: str = PLAIN) -> np.ndarray:
     """Photos as uint8 [B, size, size, 3] RGB. Raises UserError that names the first one that cannot be read."""
     images = np.empty((len(paths), size, size, 3), np.uint8)
     for row, path in enumerate(paths):
         try:
-            images[row] = read_photo(path, size)
+            images[row] = read_photo(path, size, framing)
         except Unreadable as error:
             raise UserError(f"{path}: {error}") from None
     return images
 
 
-def photo_batches(photos: Sequence[Path], tasks: Sequence[str], *, image_size: int, batch_size: int) -> Iterator[dict[str, Any]]:
+def photo_batches(
+    photos: Sequence[Path], tasks: Sequence[str], *, image_size: int, batch_size: int, framing: str = PLAIN
+) -> Iterator[dict[str, Any]]:
     """Photos without labels in full batches, like those of `jaxface.data.pipeline.eval_batches`; unreadable ones are not valid."""
     for start in range(0, len(photos), batch_size):
         paths = photos[start : start + batch_size]
@@ -58,7 +60,7 @@ def photo_batches(photos: Sequence[Path], tasks: Sequence[str], *, image_size: i
         valid = np.zeros(batch_size, bool)
         for row, path in enumerate(paths):
             try:
-                images[row], valid[row] = read_photo(path, image_size), True
+                images[row], valid[row] = read_photo(path, image_size, framing), True
             except Unreadable as error:
                 tell(f"left out {path}: {error}")
         names = np.array([*map(str, paths), *[""] * (batch_size - len(paths))], object)

@@ -12,7 +12,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxface.data.augment import Augment, apply, draw, resize
+from jaxface.data.augment import Augment, apply, draw
+from jaxface.data.framing import PLAIN, resize
 from jaxface.data.images import Unreadable, decode
 from jaxface.data.mixing import mix_pairs
 from jaxface.data.records import Records, open_records, read_labels, splits
@@ -107,8 +108,9 @@ class TrainBatches:
         sampling: str,
         max_repeat: float = 0.0,
         share: tuple[int, int] = (0, 1),
+        framing: str = PLAIN,
     ) -> None:
-        self.records, self.image_size, self.batch_size = records, image_size, batch_size
+        self.records, self.image_size, self.batch_size, self.framing = records, image_size, batch_size, framing
         self.seed, self.augment, self.share = seed, augment, share
         self.order = make_order(sampling, records.labels, len(records), seed, max_repeat)
         self.user_files = imported_files()
@@ -147,9 +149,9 @@ class TrainBatches:
                 skipped.append(_warn(self.records.name(index), error))
                 continue
             if self.augment is None:
-                resize(image, self.image_size, out=out)
+                resize(image, self.image_size, out, self.framing)
             else:
-                apply(image, draw(self.augment, rng), self.image_size, out=out, exact=self.augment.exact)
+                apply(image, draw(self.augment, rng), self.image_size, out=out, exact=self.augment.exact, framing=self.framing)
             return record
         raise UserError(f"{TRIES} records in a row cannot be read; the last: {skipped[-1]}")
 
@@ -157,8 +159,8 @@ class TrainBatches:
 class EvalBatches:
     """Every record once, in order; unreadable ones and those past the end are marked as not valid."""
 
-    def __init__(self, records: Joined, *, image_size: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> None:
-        self.records, self.image_size, self.batch_size, self.share = records, image_size, batch_size, share
+    def __init__(self, records: Joined, *, image_size: int, batch_size: int, share: tuple[int, int] = (0, 1), framing: str = PLAIN) -> None:
+        self.records, self.image_size, self.batch_size, self.share, self.framing = records, image_size, batch_size, share, framing
 
     def __len__(self) -> int:
         return -(-len(self.records) // (self.batch_size * self.share[1]))
@@ -173,7 +175,7 @@ class EvalBatches:
             if position < len(self.records):
                 try:
                     record = self.records[position]
-                    resize(decode(record["image"]), self.image_size, out=batch.image[row])
+                    resize(decode(record["image"]), self.image_size, batch.image[row], self.framing)
                     valid[row] = True
                 except Unreadable as error:
                     batch.skipped.append(_warn(self.records.name(position), error))
@@ -225,6 +227,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     start: int = 0,
+    framing: str = PLAIN,
 ) -> grain.DatasetIterator:
     """An endless iterator of training batches, with `get_state()` and `set_state(state)` (JSON) for exact resume.
 
@@ -236,6 +239,7 @@ def train_batches(
       max_repeat: how often "balanced" may draw a record in an epoch at most, on average; 0 for any number.
       workers: processes that decode and augment; 0 does it in threads.
       start: batches that are left out at the beginning: a run that goes on after so many steps, on any number of processes.
+      framing: how images come to their size, see `jaxface.data.framing`.
     """
     batches = TrainBatches(
         Joined(folders, "train", tasks),
@@ -246,6 +250,7 @@ def train_batches(
         sampling=sampling,
         max_repeat=max_repeat,
         share=(process_index, process_count),
+        framing=framing,
     )
     return iter(_read(grain.MapDataset.source(batches)[start:], workers))
 
@@ -260,6 +265,7 @@ def eval_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    framing: str = PLAIN,
 ) -> Iterator[dict[str, Any]]:
     """The records of a split, each once and in order, in full batches: rows with `valid` False fill the last one up.
 
@@ -269,7 +275,7 @@ def eval_batches(
     Raises UserError, between two batches, where one of those processes is gone.
     """
     records, share = Joined(folders, split, tasks), (process_index, process_count)
-    batches = EvalBatches(records, image_size=image_size, batch_size=batch_size, share=share)
+    batches = EvalBatches(records, image_size=image_size, batch_size=batch_size, share=share, framing=framing)
     workers = min(workers, len(records) // WORTH_A_READER)
     read = iter(_read(grain.MapDataset.source(batches), workers))
     return _while_all_live(read) if workers else read

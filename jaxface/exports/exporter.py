@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxface.data.framing import FRAMINGS, PLAIN
 from jaxface.data.task_files import task_to
 from jaxface.digests import check_digest, file_digest, record_digests
 from jaxface.errors import UserError, tell
@@ -38,7 +39,7 @@ OWN_READER = "jaxface"
 
 PREPROCESSING = (
     "RGB face crop (square around the face, enlarged by the margin of `jaxface.prepare` and `jaxface.predict`), squashed to the input's "
-    "size (OpenCV: INTER_AREA where it shrinks, else INTER_LINEAR); pixels as x / 127.5 - 1 (mean 0.5, standard deviation 0.5 of 0..1)"
+    "size ({filter}); pixels as x / 127.5 - 1 (mean 0.5, standard deviation 0.5 of 0..1)"
 )
 
 Exporter = Callable[[Trained, Path], tuple[Answer, dict[str, Any]]]
@@ -235,7 +236,8 @@ def _describe(trained: Trained, name: str) -> dict[str, Any]:
         "temperatures": dict(trained.temperatures),
         "input": {"images": {"dtype": "uint8", "shape": ["batch", side, side, 3], "layout": "NHWC, RGB"}},
         "output": {task.name: {"dtype": "float32", "shape": ["batch", task.width], "what": task.of.what(task)} for task in trained.tasks},
-        "preprocessing": PREPROCESSING,
+        "preprocessing": PREPROCESSING.format(filter=FRAMINGS[trained.framing].words),
+        **({} if trained.framing == PLAIN else {"framing": trained.framing}),
         "versions": {package: importlib.metadata.version(package) for package in ("jaxface", "jax")},
     }
 

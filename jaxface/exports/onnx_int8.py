@@ -184,7 +184,7 @@ def answers(answer: Answer, images: np.ndarray, title: str) -> dict[str, np.ndar
 
 def records_of(trained: Trained) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Validation images of the run, uint8 [N, S, S, 3], and their labels. Raises UserError for fewer than three."""
-    from jaxface.data.augment import resize
+    from jaxface.data.framing import resize
     from jaxface.data.images import Unreadable, decode
     from jaxface.data.pipeline import Joined
     from jaxface.runs.data import sets_of_run
@@ -197,7 +197,7 @@ def records_of(trained: Trained) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     images, kept = [], []
     for index in map(int, order):
         with suppress(Unreadable):
-            images.append(resize(decode(records[index]["image"]), trained.image_size))
+            images.append(resize(decode(records[index]["image"]), trained.image_size, framing=trained.framing))
             kept.append(index)
     if len(images) < 3:
         raise UserError(f"int8 takes its scales from validation records: {len(images)} can be read, expected 3 at least")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
+from jaxface.data.framing import FRAMINGS, PLAIN
 from jaxface.errors import UserError
 from jaxface.models.rope import ROPES
 from jaxface.ranges import Known, Range, Word, ranged
@@ -65,6 +66,7 @@ class EncoderConfig:
       gate: whether it is multiplied by a second linear layer's result (SwiGLU), which has a kernel of its own or shares one ("packed").
       epsilon: of the layer norms.
       pixels: how pixels are normalised, one of `PIXELS`.
+      framing: how pictures come to its size, one of `jaxface.data.framing.FRAMINGS`.
     """
 
     width: Size
@@ -94,6 +96,7 @@ class EncoderConfig:
     gate: Literal["none", "separate", "packed"] = "none"
     epsilon: Epsilon = 1e-5
     pixels: Annotated[str, Known(PIXELS)] = "half"
+    framing: Annotated[str, Known(FRAMINGS)] = PLAIN
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -135,7 +138,8 @@ class EncoderConfig:
     def to_json(self) -> dict[str, Any]:
         """Its values by name, the Perception Encoder's in short: what other families brought is left out where it is as usual."""
         fields = dataclasses.fields(self)
-        return {field.name: value for field in fields if (value := getattr(self, field.name)) != field.default or field.name in FIRST}
+        found = {field.name: value for field in fields if (value := getattr(self, field.name)) != field.default or field.name in FIRST}
+        return found if set(found) <= set(FIRST) else found | {"framing": self.framing}
 
 
 FIRST = tuple(field.name for field in dataclasses.fields(EncoderConfig))[:13]

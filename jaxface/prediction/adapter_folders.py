@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from jaxface.adapters.peft_config import CONFIG
 from jaxface.adapters.peft_format import TENSORS, load_peft
+from jaxface.data.framing import PLAIN
 from jaxface.data.task_files import task_from
 from jaxface.data.tasks import Task
 from jaxface.errors import UserError
@@ -23,7 +24,7 @@ from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier, with_torch_heads
 from jaxface.models.tree import arrays_of
 from jaxface.registry import Registry
-from jaxface.runs.base import Base
+from jaxface.runs.base import Base, framing_of
 from jaxface.runs.config import RANDOM, Config, EncoderOptions
 from jaxface.runs.folder import read_config
 from jaxface.runs.model import load_base, load_on, load_trained
@@ -74,8 +75,9 @@ class AdapterFolder(NamedTuple):
       fingerprint: folder -> that of the base weights that it needs.
       kind: folder -> a text that is the same for those that differ in nothing but their arrays.
       load: (folder, what is below it) -> its model.
+      framing: folder -> how it sees faces, see `jaxface.data.framing`.
 
-    All raise UserError for a folder that is not whole, and read nothing that was trained, but for the last.
+    All raise UserError for a folder that is not whole, and read nothing that was trained, but for `load`.
     """
 
     files: tuple[str, ...]
@@ -84,6 +86,7 @@ class AdapterFolder(NamedTuple):
     fingerprint: Callable[[Path], object]
     kind: Callable[[Path], str]
     load: Callable[[Path, Below], Loaded]
+    framing: Callable[[Path], str] = lambda folder: PLAIN
 
 
 def _run_base(folder: Path, weights: Path | None) -> tuple[Config, Base]:
@@ -178,6 +181,7 @@ FOLDERS: Registry[AdapterFolder] = Registry(
             fingerprint=lambda folder: read_object(folder / "best" / "info.json").get("base_sha256"),
             kind=lambda folder: run_kind(read_config(folder)),
             load=_load_run,
+            framing=lambda folder: framing_of(read_object(folder / "best" / "info.json")),
         ),
         "peft": AdapterFolder(
             files=(CONFIG, TENSORS, HEADS, MANIFEST),
@@ -186,6 +190,7 @@ FOLDERS: Registry[AdapterFolder] = Registry(
             fingerprint=lambda folder: _manifest(folder)["base_sha256"],
             kind=_peft_kind,
             load=_load_peft,
+            framing=lambda folder: framing_of(_manifest(folder)),
         ),
     },
 )

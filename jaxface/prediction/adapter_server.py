@@ -104,7 +104,7 @@ class AdapterServer:
 
     def find(self, image: np.ndarray) -> Photo:
         """Finds and crops the faces of an image, uint8 [H, W, 3] RGB. Any thread may call it."""
-        return self.finder(image, self.image_size)
+        return self.finder(image, self.image_size, framing=self.shared.framing)
 
     def warm_up(self) -> None:
         """Compiles every program that the adapters may need: one of each kind is read for it."""

@@ -75,6 +75,7 @@ class Shared:
       base: the loaded base weights.
       encoder: as it computes: its dtype, its frozen kernels in fewer bits, its kernels.
       image_size: side in pixels of a crop.
+      framing: how crops come to that size, see `jaxface.data.framing`.
     """
 
     def __init__(self, config: Config, base: Base) -> None:
@@ -82,7 +83,7 @@ class Shared:
         probe = replace(config, method=MethodOptions("lp", AdapterOptions()))
         self.encoder: Encoder = make_parts(probe, base, self.dtype).build().encoder
         self.encoder.loop = "scan"
-        self.image_size = config.encoder.image_size or self.encoder.config.image_size
+        self.image_size, self.framing = config.encoder.image_size or self.encoder.config.image_size, self.encoder.config.framing
         self._parts: dict[str, Parts] = {}
 
     @classmethod
@@ -117,6 +118,8 @@ class Shared:
             self.require_alike(kind.config(folder))
         except UserError as error:
             raise error if str(folder) in str(error) else UserError(f"{folder}: {error}") from error
+        if (framing := kind.framing(folder)) != self.framing:
+            raise UserError(f"{folder}: it sees faces as {framing}, this server as {self.framing}: serve it with others of its own")
         return kind
 
     def kind_of(self, folder: Path) -> str:

@@ -10,19 +10,21 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from jaxface.data.augment import resize
 from jaxface.data.decoding import read_photo
 from jaxface.data.faces import Detector, Face, crop, enlarged, get_detector
+from jaxface.data.framing import PLAIN, resize
 from jaxface.data.images import Unreadable
 from jaxface.data.task_files import described
 from jaxface.data.tasks import BUILT_IN, Task
 from jaxface.digests import file_digest
 from jaxface.errors import UserError
 from jaxface.evaluation.trust import Caution
+from jaxface.files import read_object
 from jaxface.prediction import engines
 from jaxface.prediction.doubt import Doubt
 from jaxface.prediction.options import AUTO, FaceOptions
 from jaxface.ranges import Count, Place, Share, Where, ranged
+from jaxface.runs.base import framing_of
 from jaxface.runs.best import model_digest
 from jaxface.runs.folder import read_config
 from jaxface.runs.temperatures import read_temperatures
@@ -66,22 +68,23 @@ class Finder:
             return 0
         return size if self.options.faces == "whole" else getattr(self._detector(), "least", 0)
 
-    def __call__(self, image: np.ndarray, size: int, full: tuple[int, int] | None = None) -> Any:
+    def __call__(self, image: np.ndarray, size: int, full: tuple[int, int] | None = None, *, framing: str = PLAIN) -> Any:
         """The faces of an image, uint8 [H, W, 3] RGB, each cropped to [size, size, 3]: a `Photo`.
 
         Args:
           full: width and height of the photo that this is a smaller picture of: boxes are in its pixels; then None for a face whose crop
             has fewer pixels than the model looks at.
+          framing: how crops come to their size, see `jaxface.data.framing`.
         """
         height, width = image.shape[:2]
         faces = self._detector()(image)[: self.options.most_faces]
         if self.options.faces == "whole":  # as evaluation sees a prepared face: squashed, nothing added
-            crops = [resize(image, size) for _ in faces]
+            crops = [resize(image, size, framing=framing) for _ in faces]
         else:
             crops = [crop(image, face.box, self.options.margin) for face in faces]
             if full and any(len(one) < size for one in crops):
                 return None
-            crops = [resize(one, size) for one in crops]
+            crops = [resize(one, size, framing=framing) for one in crops]
         if full is None:
             return Photo(width, height, faces, crops)
         return Photo(*full, [enlarged(face, full[0] / width, full[1] / height) for face in faces], crops)
@@ -150,6 +153,7 @@ class Predictor:
         self.temperatures = read_temperatures(folder, self.digest)
         self.doubt = Doubt(folder, self.digest, self.tasks, self.caution) if self.caution.asked else None
         self.engine, self.model = engines.open_engine(self.engine, engines.Place(folder, self.digest, self.weights), self.most_loss)
+        self.framing = framing_of(read_object(folder / "best" / "info.json"))
         multiple = self.model.multiple
         powers = [2**i for i in range(self.batch_size.bit_length())]
         sizes = sorted({-(-size // multiple) * multiple for size in (*powers, self.batch_size) if size <= self.batch_size})
@@ -181,6 +185,7 @@ class Predictor:
             **({"tasks": own} if (own := described(self.tasks)) else {}),
             "temperatures": dict(self.temperatures),
             "image_size": self.image_size,
+            **({} if self.framing == PLAIN else {"framing": self.framing}),
             **self.finder.about(),
         }
 
@@ -191,7 +196,7 @@ class Predictor:
 
     def find(self, image: np.ndarray, full: tuple[int, int] | None = None) -> Any:
         """Finds and crops the faces of an image, uint8 [H, W, 3] RGB, as `Finder` does: a `Photo`. Any thread may call it."""
-        return self.finder(image, self.image_size, full)
+        return self.finder(image, self.image_size, full, framing=self.framing)
 
     def classify(self, crops: Sequence[np.ndarray]) -> Mapping[str, Any]:
         """Logits of every task for at most `batch_size` crops; does not wait for them. Rows past the crops are padding."""

@@ -12,7 +12,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from jaxface.data.augment import Augment, resize
+from jaxface.data.augment import Augment
+from jaxface.data.framing import resize
 from jaxface.data.images import Unreadable, decode, encode
 from jaxface.data.pipeline import Joined, train_batches
 from jaxface.data.records import joined_tasks, open_records, read_summary

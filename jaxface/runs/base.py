@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxface.data.framing import PLAIN
 from jaxface.digests import combined
 from jaxface.errors import UserError
 from jaxface.files import DIGESTS
@@ -54,6 +55,7 @@ def is_run(path: Path) -> bool:
 
 def random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:
     """Of the random bits that the weights are made of, which are the same on every device."""
+    variant = {name: value for name, value in variant.items() if name != "framing"}  # which is no part of any weights
     with jax.ensure_compile_time_eval():  # where only shapes are asked for, too
         bits = np.asarray(jax.jit(lambda seed: jax.random.bits(jax.random.key(seed), (64,)))(seed))  # one program
     return combined({"variant": json.dumps(variant, sort_keys=True), "bits": fingerprint({"bits": bits})})
@@ -95,6 +97,14 @@ def _places(recorded: Path, folder: Path, info: Mapping[str, Any], places: Seque
 
 
 def base_info(config: Config, base: Base, folder: Path) -> dict[str, Any]:
-    """What `best/info.json` of a run folder says of its base weights: the path as given, the same from the folder, the fingerprint."""
+    """What `best/info.json` of a run folder says of its base weights: the path as given, the same from the folder, the fingerprint; and
+    how it sees pictures, where that is not as usual."""
     relative = None if base.path is None else os.path.relpath(base.path.resolve(), folder.resolve())
-    return {"base": config.encoder.weights, "base_relative": relative, "base_sha256": base.fingerprint}
+    framing = base.encoder.config.framing
+    seen = {} if framing == PLAIN else {"framing": framing}
+    return {"base": config.encoder.weights, "base_relative": relative, "base_sha256": base.fingerprint} | seen
+
+
+def framing_of(info: Mapping[str, Any]) -> str:
+    """How a run sees pictures, as its `best/info.json` says, or an export's manifest."""
+    return str(info.get("framing", PLAIN))

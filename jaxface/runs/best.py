@@ -29,7 +29,7 @@ class Best(NamedTuple):
     Attributes:
       arrays: what trained and the batch statistics, by name.
       info: step, epoch, accuracy; `base` (path of the base weights as it was given), `base_relative` (the same from the run folder),
-        `base_sha256` (see `jaxface.runs.base`), `data_sha256` (of each prepared set), `format`.
+        `base_sha256` (see `jaxface.runs.base`), `data_sha256` (of each prepared set), `format`, `framing` where it is not as usual.
     """
 
     arrays: dict[str, np.ndarray]

@@ -61,9 +61,10 @@ class Batches(Protocol):
 
 
 class Images:
-    """Batches of images; their side in pixels is the encoder's, which is known later than the data."""
+    """Batches of images; their side in pixels and their framing are the encoder's, which is known later than the data."""
 
     image_size: int
+    framing: str
 
     def __init__(self, config: Config, sets: tuple[str, ...]) -> None:
         self.config, self.sets = config, sets
@@ -104,6 +105,7 @@ class Images:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             start=start,
+            framing=self.framing,
         )
 
     def evaluation(self, split: str) -> Iterable[dict[str, Any]]:
@@ -115,4 +117,5 @@ class Images:
             image_size=self.image_size,
             batch_size=self.config.batch_size // jax.process_count(),
             workers=self.config.data.workers,
+            framing=self.framing,
         )

@@ -60,7 +60,8 @@ def answer(
     total = count_records(sets, split)
     devices = jax.local_device_count()
     size = -(-min(batch_size, total) // devices) * devices
-    batches = eval_batches(sets, split, trained.config.tasks, image_size=trained.image_size, batch_size=size, workers=workers)
+    sizes: Json = {"image_size": trained.image_size, "batch_size": size, "framing": trained.framing}
+    batches = eval_batches(sets, split, trained.config.tasks, **sizes, workers=workers)
     if isinstance(model, Classifier):
         arrays, structure = flatten(model)
         arrays, predict = replicate(arrays), make_predict(structure, trained.config.known)
@@ -186,7 +187,7 @@ def stands(out: Path, about: Json, *, features: bool) -> bool:
 
 def write_hardest(path: Path, sets: Sequence[str], split: str, predictions: Predictions, size: int) -> None:
     """Images of each task's hardest records, uint8 [K, size, size, 3], for the report."""
-    from jaxface.data.augment import resize
+    from jaxface.data.framing import resize
     from jaxface.data.images import Unreadable, decode
     from jaxface.data.pipeline import Joined
 

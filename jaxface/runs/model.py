@@ -28,7 +28,7 @@ from jaxface.models.tree import arrays_of, flatten, in_one_program, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked
-from jaxface.runs.base import Base, find_bases, is_run, random_fingerprint
+from jaxface.runs.base import Base, find_bases, framing_of, is_run, random_fingerprint
 from jaxface.runs.best import Best, model_digest, read_best
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
@@ -132,6 +132,7 @@ class Trained:
       base_fingerprint: of these, see `jaxface.runs.base`.
       places: where else base weights were looked for.
       temperatures: of `jaxface.evaluate`, per task; empty before it ran.
+      framing: how it sees pictures, see `jaxface.data.framing`.
     """
 
     folder: Path
@@ -143,6 +144,7 @@ class Trained:
     base_fingerprint: str
     places: tuple[Path, ...]
     temperatures: Mapping[str, float]
+    framing: str
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -216,7 +218,8 @@ def _trained(folder: Path, config: Config, best: Best, parts: Parts, base: Base,
     model.encoder.loop = "scan"  # nothing is kept for a backward pass
     digest = model_digest(folder)
     identity = combined({"trained": fingerprint(best.arrays), "base": base.fingerprint})
-    return Trained(folder, config, model, digest, identity, base.path, base.fingerprint, tuple(places), read_temperatures(folder, digest))
+    found = read_temperatures(folder, digest)
+    return Trained(folder, config, model, digest, identity, base.path, base.fingerprint, tuple(places), found, framing_of(best.info))
 
 
 def _on_its_base(config: Config, folder: Path, best: Best, places: Sequence[Path], dtype: DTypeLike | None) -> tuple[Parts, Base]:

@@ -66,7 +66,8 @@ class Setup:
         base = load_base(config)
         self.parts = make_parts(config, base)
         check_tokens(self.folder, config, self.parts)
-        self.images.image_size = config.encoder.image_size or self.parts.build().encoder.config.image_size
+        encoder = self.parts.build().encoder.config
+        self.images.image_size, self.images.framing = config.encoder.image_size or encoder.image_size, encoder.framing
         self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
         options = config.optimizer
         self._tell_long_warm_up()

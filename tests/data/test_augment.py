@@ -11,7 +11,8 @@ from faces import noise
 from scipy.stats import ks_2samp
 
 from jaxface.cli import parse
-from jaxface.data.augment import Augment, affine, apply, draw, erase, resize
+from jaxface.data.augment import Augment, affine, apply, draw, erase
+from jaxface.data.framing import frame, resize
 from jaxface.data.operations import OPERATIONS, brightness, contrast, draw_operations, saturation
 from jaxface.data.synthetic import draw_face
 from jaxface.originals.reference import import_torch
@@ -178,6 +179,24 @@ def test_evaluation_resizes_as_pil_does():
         image = cv2.GaussianBlur(noise(height, width), (0, 0), 1.5)
         expected = np.asarray(Image.fromarray(image).resize((36, 36), Image.BILINEAR)).astype(int)
         assert np.abs(resize(image, 36) - expected).mean() < most
+
+
+@pytest.mark.parametrize("shape", [(96, 72), (37, 101), (20, 31), (64, 64)])
+def test_faces_and_photos_of_a_bicubic_family_are_torchvisions_of_a_pillow_image(vision, shape):
+    from PIL import Image
+
+    f, bicubic, image = vision.functional, vision.InterpolationMode.BICUBIC, noise(*shape)
+    photo = Image.fromarray(image)
+    squashed, middle = f.resize(photo, [36, 36], bicubic), f.center_crop(f.resize(photo, [36], bicubic), [36])
+    for framing in ("bicubic-squash", "bicubic-middle"):
+        assert np.array_equal(resize(image, 36, framing=framing), squashed)
+    assert np.array_equal(frame(image, 36, "bicubic-squash"), squashed)
+    assert np.array_equal(frame(image, 36, "bicubic-middle"), middle)
+    assert np.array_equal(frame(image, 36), resize(image, 36))
+    still = draw(Augment(flip=0, jitter=0, degrees=0, translate=0, scale=(1, 1), erase=0), np.random.default_rng(0))
+    assert np.array_equal(apply(image, still, 36, exact=True, framing="bicubic-squash"), squashed)
+    if min(shape) > 36:
+        assert np.array_equal(apply(image, still, 36, framing="bicubic-middle"), squashed)
 
 
 def test_solarize_turns_over_the_levels_from_the_threshold_on(vision):

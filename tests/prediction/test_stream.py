@@ -8,8 +8,8 @@ import pytest
 from faces import write_photo
 
 import jaxface
-from jaxface.data.augment import resize
 from jaxface.data.faces import DETECTORS, Face
+from jaxface.data.framing import resize
 from jaxface.errors import UserError
 from jaxface.models.encoder import normalize_images
 from jaxface.prediction.items import Item

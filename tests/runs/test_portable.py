@@ -1,6 +1,7 @@
 """A run that is handed on: to another folder, another precision, a later version, with or without its base weights."""
 
 import hashlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -10,21 +11,26 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 from trained_run import write_trained_run
 
 from jaxface.adapters.places import linears
+from jaxface.data.records import open_records
+from jaxface.data.synthetic import DrawnSet
 from jaxface.errors import UserError
 from jaxface.exports import export_run, load_exported
 from jaxface.models.encoder import normalize_images, random_encoder
 from jaxface.models.variants import VARIANTS
+from jaxface.prediction.adapter_server import AdapterServer
+from jaxface.prediction.predictor import Predictor
 from jaxface.runs.base import PLACES
 from jaxface.runs.best import read_best, save_best
-from jaxface.runs.config import EncoderOptions, HeadOptions
+from jaxface.runs.config import DataOptions, EncoderOptions, HeadOptions
 from jaxface.runs.data import sets_of_run
 from jaxface.runs.folder import changed_options, read_config
 from jaxface.runs.model import load_base, load_encoder, load_trained, make_parts
-from jaxface.training.setup import check_tokens
+from jaxface.training.setup import Setup, check_tokens
 from jaxface.weights import load_encoder as read_encoder
 from jaxface.weights import save_weights
 from small_models import KINDS
@@ -248,3 +254,30 @@ def test_a_small_update_in_bfloat16_keeps_its_effect_when_the_run_is_opened(tmp_
     kept = np.sum((features["merged"] - before) * effect) / np.sum(effect * effect)
     assert 0.98 < kept < 1.02
     assert all(not hasattr(linear.kernel, "merge") for _, linear in linears(load_encoder(run)))
+
+
+def test_a_run_sees_faces_as_its_encoders_family_does_from_training_to_prediction(tmp_path):
+    encoder = tiny_encoder()
+    encoder.config = replace(TINY, framing="bicubic-middle")
+    save_weights(encoder, tmp_path / "theirs.safetensors")
+    data = DataOptions(drawn=DrawnSet("paint", count=24, test_count=12, size=24), augment=False)
+    run = write_trained_run(tmp_path, "lora", encoder=EncoderOptions(weights=str(tmp_path / "theirs.safetensors")), data=data)
+    photo = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    seen = np.asarray(Image.fromarray(photo).resize((16, 16), Image.Resampling.BICUBIC))
+    predictor = Predictor(run)
+    assert np.array_equal(predictor.find(photo).crops[0], seen)
+    assert predictor.about()["framing"] == "bicubic-middle"
+    assert np.array_equal(AdapterServer(tmp_path, options=predictor.options).find(photo).crops[0], seen)
+    assert load_trained(run).framing == "bicubic-middle"
+    config = read_config(run)
+    images = Setup(replace(config, name="again")).images
+    for batch, split in ((next(iter(images.evaluation("test"))), "test"), (next(images.train(0)), "train")):
+        records = open_records(sets_of_run(config, run)[0], split)
+        by_name = {record["id"]: record["image"] for record in map(records.__getitem__, range(len(records)))}
+        for name, got in zip(batch["id"], batch["image"], strict=True):
+            if name:
+                face = Image.open(io.BytesIO(by_name[name])).resize((16, 16), Image.Resampling.BICUBIC)
+                assert np.array_equal(got, face), split
+    info = json.loads((run / "best" / "info.json").read_text())
+    save_best(run, read_best(run).arrays, {key: value for key, value in info.items() if key != "framing"})
+    assert load_trained(run).framing == "bilinear-squash"  # what a run was trained with that does not say

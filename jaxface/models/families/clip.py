@@ -24,6 +24,7 @@ def _vit(width: int, depth: int, heads: int, hidden: int, patch: int, size: int,
         rope="none",
         activation=activation,
         pixels="clip",
+        framing="bicubic-middle",
     )
 
 

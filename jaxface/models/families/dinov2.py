@@ -28,6 +28,7 @@ def _vit(width: int, depth: int, heads: int, hidden: int, registers: int, gated:
         gate="packed" if gated else "none",
         epsilon=1e-6,
         pixels="imagenet",
+        framing="bicubic-middle",
     )
 
 

@@ -30,6 +30,7 @@ def _vit(width: int, depth: int, heads: int, hidden: int = 0, *, gated: bool = F
         activation="silu" if gated else "gelu",
         gate="separate" if gated else "none",
         pixels="imagenet",
+        framing="bicubic-middle",
     )
 
 

@@ -25,6 +25,7 @@ def _vit(width: int, depth: int, heads: int, hidden: int, patch: int, size: int)
         patch_bias=True,
         activation="gelu_tanh",
         epsilon=1e-6,
+        framing="bicubic-squash",
     )
 
 
