@@ -19,6 +19,7 @@ from jaxface.progress import Track
 from jaxface.ranges import Known, Where, ranged
 from weights_convert.checkpoint import Checkpoint, convert
 from weights_convert.layouts import LAYOUTS
+from weights_convert.tensor_parts import some
 from weights_convert.towers import HeadCount, Heads
 
 DTYPES = {"keep": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -99,6 +100,8 @@ def _summary(checkpoint: Checkpoint, arguments: Arguments, count: int, seconds: 
     ]
     if checkpoint.file.taken:
         lines.append(f"{arguments.src}: {checkpoint.file.taken}")
+    if checkpoint.left_out:
+        lines.append(f"left out: {some('of what trained it', list(checkpoint.left_out), 3)}")
     if towers.text and arguments.layout == "timm":
         lines.append("left out: the text tower, which timm's layout has no place for")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig
-from weights_convert.inference import Ambiguous, other_variant, require_size, settle_towers
+from weights_convert.inference import Ambiguous, Unlike, other_variant, require_size, settle_towers
 from weights_convert.layouts import (
     LAYOUTS,
     LOGIT_BIAS,
@@ -46,12 +46,14 @@ class Checkpoint:
       layout: the layout it is in.
       towers: the shape of the model.
       tensors: every tensor under our name, blocks counted, as a view of the mapped file.
+      left_out: the names of those that are of what trained the model, and are not read.
     """
 
     file: TensorFile
     layout: Layout
     towers: Towers
     tensors: dict[str, np.ndarray]
+    left_out: tuple[str, ...] = ()
 
     def not_finite(self) -> UserError:
         """The error that names the tensors with NaN or infinity in them, as the file spells them."""
@@ -90,14 +92,20 @@ def read_checkpoint(
     if whole:
         raise UserError(f"{path}: {some('of whole numbers, which no weights are', whole)}")
     rows = table(layout, form)
-    if layout.left_out:
-        file.tensors = {name: array for name, array in file.tensors.items() if not re.fullmatch(layout.left_out, name)}
+    left_out = tuple(name for name in file.tensors if layout.left_out and re.fullmatch(layout.left_out, name))
+    file.tensors = {name: array for name, array in file.tensors.items() if name not in left_out}
+    surplus: set[str] = set()
     try:
-        settle_classifier(file, form[0], classifier)
+        refused = settle_classifier(file, form[0], classifier)
         ours, surplus = decode(rows, file.tensors)
         towers = settle_towers(config, file, ours, heads, layout)
+        if refused:  # of a model that is none of the known ones it matters no longer
+            raise UserError(refused)
     except Ambiguous as error:
         raise Ambiguous(error.names, error.fields, f"{path}: ") from None
+    except Unlike as error:
+        foreign = some("that no encoder here has", sorted(surplus), 3) if surplus else ""
+        raise UserError(f"{path}: {Unlike(error.differ, foreign)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     theirs = file.tensors
@@ -125,7 +133,7 @@ def read_checkpoint(
     bias = None if towers.vision.output_bias else ours.pop(ZERO, None)
     if bias is not None and bias.any():
         raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
-    return Checkpoint(file, layout, towers, ours)
+    return Checkpoint(file, layout, towers, ours, left_out)
 
 
 def _expected(layout: Layout, rows: tuple[Row, ...], towers: Towers) -> Shapes:

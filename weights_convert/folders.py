@@ -34,6 +34,14 @@ def weights_in(folder: Path) -> Path | None:
     return next((path for name in WEIGHTS if (path := folder / name).is_file()), None)
 
 
+def weight_file(path: Path) -> Path:
+    """A checkpoint's file, or that of a folder. Raises UserError for a folder without one."""
+    found = weights_in(path) if path.is_dir() else path
+    if found is None:
+        raise UserError(f"{path}: a folder with none of {', '.join(WEIGHTS)}; expected a checkpoint")
+    return found
+
+
 def told_activation(folder: Path) -> str | None:
     """The activation of the model that a folder's configuration names, timm's or transformers', where it does.
 
@@ -72,3 +80,9 @@ def shards(index: Path) -> dict[str, list[str]]:
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: the shard {name} is missing: fetch every file that the index names")
     return files
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold a checkpoint: the one named, those of a folder, those that an index names. Raises UserError as `shards`."""
+    path = weight_file(path)
+    return [path, *(path.parent / name for name in sorted(shards(path)))] if path.name.endswith(INDEX) else [path]

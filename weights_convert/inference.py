@@ -23,8 +23,18 @@ BUILD = (
     *("norm_pre", "patch_bias", "qkv_bias", "gate"),
 )
 """What the names of tensors tell."""
-UNTOLD = ("rope", "activation", "epsilon", "pixels", "resize", "readout")
+UNTOLD = ("rope", "activation", "epsilon", "pixels", "resize", "readout", "framing")
 """What no tensor tells, beside head counts and an image size without absolute positions."""
+WORDS = {
+    **{"class_token": "a class token", "pool": "an attention pool", "layer_scale": "LayerScale", "norm_post": "a norm behind the blocks"},
+    **{"positions": "learned positions", "norm_pre": "a norm before the blocks", "patch_bias": "a bias of the patch embedding"},
+}
+"""For those of them that are there or not."""
+BIASES = {
+    "all": "biases of queries, keys and values",
+    "no key": "biases of queries and values alone",
+    "none": "no biases of queries, keys and values",
+}
 SIZES = ("width", "depth", "mlp_width", "patch", "pool_mlp_width")
 
 
@@ -38,6 +48,20 @@ class Ambiguous(UserError):
         self.names, self.fields = names, fields
 
 
+class Unlike(UserError):
+    """Tensors that are built as no variant's are; the message begins with what the nearest one does not have, or has not."""
+
+    advice = (
+        "; where that is all (a plain ViT, say), what no tensor tells (heads, activation, normalisation, readout, rotary positions) is "
+        "told by an EncoderConfig: `config`, or a row of VARIANTS from --import FILE.py"
+    )
+
+    def __init__(self, differ: str, foreign: str = "") -> None:
+        more = f", and with {foreign}" if foreign else self.advice
+        super().__init__(f"its tensors are of no family that is known: as {differ}{more}")
+        self.differ = differ
+
+
 def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, projected: bool = False) -> Towers:
     """The towers that tensors with our names belong to, each number read off where most tensors agree on it.
 
@@ -46,7 +70,7 @@ def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, project
       heads: head counts, for shapes that no variant has.
       projected: a variant's pooled tower has its projection for certain, so that a missing one is missed.
 
-    Raises Ambiguous where variants that differ have these tensors, UserError where too much is missing, or no variant is alike.
+    Raises Ambiguous where variants that differ have these tensors, Unlike where no variant is alike, UserError where too much is missing.
     """
     heads = heads or Heads()
     shapes = {name: tuple(array.shape) for name, array in tensors.items()}
@@ -84,7 +108,7 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
         alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in kind)]
         untold = UNTOLD
     if not alike:
-        raise UserError("no known encoder is built of such tensors: expected one of a variant's kind, or a configuration beside the file")
+        raise Unlike(_unlike(told, shapes))
     first = VARIANTS[alike[0]]
     differing = [field for field in untold if len({getattr(VARIANTS[name], field) for name in alike}) > 1]
     if differing:
@@ -99,6 +123,21 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
     found = EncoderConfig(**told, **rest, output=output)
     given = {"heads": heads.vision or found.heads, "pool_heads": heads.pool or found.pool_heads}
     return replace(found, **given) if told["pool"] else replace(found, heads=given["heads"])
+
+
+def _unlike(told: Mapping[str, Any], shapes: Shapes) -> str:
+    """What sets tensors that are built as no variant's apart from the nearest one's."""
+    told = {**told, "class_token": _has(shapes, "class_token")}
+
+    def unlike(name: str) -> list[str]:
+        near = VARIANTS[name]
+        found = [f"{'with' if told[field] else 'without'} {word}" for field, word in WORDS.items() if getattr(near, field) != told[field]]
+        found += [f"with {told['registers']} registers"] * (near.registers != told["registers"])
+        found += [f"with {BIASES[told['qkv_bias']]}"] * (near.qkv_bias != told["qkv_bias"])
+        return found + [f"{'without' if told['gate'] == 'none' else 'with'} a gate in the MLPs"] * (near.gate != told["gate"])
+
+    nearest = min(VARIANTS, key=lambda name: (len(unlike(name)), VARIANTS[name].width != told["width"]))
+    return f"{nearest}'s, but {', '.join(unlike(nearest)) or 'with other positions'}"
 
 
 def _nearest(shapes: Shapes, width: int, depth: int) -> EncoderConfig | None:

@@ -42,23 +42,23 @@ def require_alone(path: str | Path, names: Iterable[str]) -> None:
         raise UserError(f"{path}: beside the encoder ({prefix}...) stand {some('of something else', others)}: save the encoder alone")
 
 
-def settle_classifier(file: TensorFile, prefix: str, classifier: Classifier) -> None:
-    """Keeps or drops timm's `head` where it is a classifier and no projection. Raises UserError where that is not said.
+def settle_classifier(file: TensorFile, prefix: str, classifier: Classifier) -> str:
+    """Keeps or drops timm's `head` where it is a classifier and no projection. Returns why it is refused, if it is.
 
     A projection has a bias of zeros, or none; only towers with an attention pool, or with norms before and behind their blocks as CLIP's
     have, project.
     """
     weight, bias = (f"{prefix}head.{part}" for part in ("weight", "bias"))
     if weight not in file.tensors:
-        return
+        return ""
     trained = bias in file.tensors and bool(np.any(file.tensors[bias]))
     norms = all(f"{prefix}{name}.weight" in file.tensors for name in ("norm_pre", "norm"))
     pooled = norms or any(name.startswith(f"{prefix}attn_pool.") for name in file.tensors)
-    if not trained and pooled:
-        return
-    if classifier == "refuse" or (classifier == "keep" and not pooled):
-        why = "its bias is not zero" if trained else "the tower has no feature to project"
-        hint = "drop leaves it out" + (", keep takes it as the projection with its bias" if pooled else "")
-        raise UserError(f"{prefix}head is a trained classifier, not the projection ({bias}: {why}): say classifier: {hint}")
+    if pooled and (not trained or classifier == "keep"):
+        return ""
+    file.tensors = {name: array for name, array in file.tensors.items() if name not in (weight, bias)}
     if classifier == "drop":
-        file.tensors = {name: array for name, array in file.tensors.items() if name not in (weight, bias)}
+        return ""
+    why = "its bias is not zero" if trained else "the tower has no feature to project"
+    hint = "drop leaves it out" + (", keep takes it as the projection with its bias" if pooled else "")
+    return f"{prefix}head is a trained classifier, not the projection ({bias}: {why}): say classifier: {hint}"

@@ -20,7 +20,7 @@ from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.files import aside
 from weights_convert import torch_format
-from weights_convert.folders import INDEX, WEIGHTS, shards, told_activation, weights_in
+from weights_convert.folders import INDEX, shards, told_activation, weight_file
 from weights_convert.tensor_parts import Parts, as_bytes, joined_shape, target_dtype
 
 SAFETENSORS_DTYPES = {
@@ -73,11 +73,7 @@ def open_tensors(path: str | Path, *, averaged: bool | None = None) -> TensorFil
     """
     path, activation = Path(path), None
     if path.is_dir():
-        found = weights_in(path)
-        if found is None:
-            raise UserError(f"{path}: a folder with none of {', '.join(WEIGHTS)}; expected a checkpoint")
-        activation = told_activation(path)
-        path = found
+        path, activation = weight_file(path), told_activation(path)
     opened = _open_shards(path) if path.name.endswith(INDEX) else _open_file(path, averaged)
     opened.activation = activation
     for name in opened.tensors:

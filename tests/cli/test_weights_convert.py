@@ -1,9 +1,11 @@
 """`python -m weights_convert` as a user calls it, on whole and on broken checkpoints."""
 
 import os
+import re
 import struct
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import safetensors.numpy
 
 from jaxface.errors import UserError, run_command
 from jaxface.originals.reference import import_torch, state_dict
-from small_models import KINDS, random_tensors
+from small_models import FAMILIES, KINDS, random_tensors
 from weights_convert.__main__ import main
 from weights_convert.checkpoint import convert, read_checkpoint, write_checkpoint
 from weights_convert.tensor_files import open_tensors, write_tensors
@@ -99,6 +101,28 @@ def test_what_is_written_torch_and_safetensors_read(tmp_path):
         loaded = load(tmp_path / f"a{suffix}")
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "foreign", "says"),
+    [
+        ("DINOv2", {"layer_scale": False}, (), r"as DINOv2-\w+'s, but without LayerScale; where that is all .* EncoderConfig"),
+        ("DINOv2", {"layer_scale": False}, ("head.weight", "head.bias"), "but without LayerScale; where that is all"),
+        (
+            "DINOv2",
+            {"layer_scale": False},
+            ("dist_token",),
+            "LayerScale, and with 1 tensor that no encoder here has: dist_token",
+        ),
+        ("SigLIP", {"pool": False}, (), r"as SigLIP2?-\w+-\d+'s, but without an attention pool; where"),
+        ("DINOv3", {"qkv_bias": "all"}, ("blocks.0.attn.freqs",), "with biases of queries, keys and values, and with 1 tensor that"),
+        ("CLIP", {"gate": "packed"}, (), "with a gate in the MLPs; where"),
+    ],
+)
+def test_a_vit_of_no_family_is_told_from_the_nearest_one(kind, changes, foreign, says, tmp_path):
+    towers = replace(FAMILIES[kind], vision=replace(FAMILIES[kind].vision, **changes))
+    state = state_dict("timm", towers, random_tensors(towers)) | {name: torch.ones(64) for name in foreign}
+    assert re.search(says, complaint(saved(tmp_path / "a.pt", state)))
 
 
 def test_dtypes_are_kept_or_converted(meta, tmp_path):

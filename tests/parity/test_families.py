@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 from parity.test_parity import assert_as_exact_as_the_original, relative_error, run
 
+from jaxface.data.framing import FRAMINGS
+from jaxface.models.config import PIXELS
 from jaxface.models.tree import arrays_of
+from jaxface.models.variants import VARIANTS
 from jaxface.originals.reference import build_original, import_torch
 from jaxface.weights import load_encoder
 from small_models import FAMILIES, random_images, random_tensors
-from weights_convert.checkpoint import convert, write_checkpoint
+from weights_convert.checkpoint import convert, read_checkpoint, write_checkpoint
+from weights_convert.names import timm_name
 
 torch = import_torch()[0]
 METAS = {"DINOv3": "eva", "DINOv3+": "eva", "DINOv2": "vision_transformer", "DINOv2 g": "vision_transformer"}
@@ -51,6 +55,16 @@ def test_every_block_the_tokens_and_the_features_equal_timms_at_any_size(kind, t
     assert relative_error(jax.jit(half.__call__, compiler_options=FEW)(images), results[side, side]) <= 2e-2
 
 
+def test_pixels_and_filters_are_those_that_timm_says_of_its_models():
+    models = import_torch("timm.models")[1]
+    other = {"OpenCLIP-L14-224", "OpenCLIP-L14-336"}  # whose weights differ in it, see `jaxface.models.families.clip`
+    for variant, c in VARIANTS.items():
+        if not variant.startswith("PE") and (name := timm_name(variant)) and variant not in other:
+            said = models.get_pretrained_cfg(name)
+            assert (tuple(said.mean), tuple(said.std)) == PIXELS[c.pixels], variant
+            assert FRAMINGS[c.framing].pillow.name == said.interpolation.upper(), variant
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_timms_files_are_recognised_and_come_back_to_the_byte(kind, tmp_path):
     towers = FAMILIES[kind]
@@ -82,6 +96,7 @@ def test_metas_own_files_are_read_by_timm_as_we_read_them_and_come_back_to_the_b
     if layout == "meta_dinov3":
         assert state["blocks.0.attn.qkv.bias"].shape == state["blocks.0.attn.qkv.bias_mask"].shape == (192,)
         torch.save(state | {"projectors.a.weight": torch.zeros(3)}, theirs)  # of a distillation's heads
+    assert read_checkpoint(theirs, config=towers).left_out == (("projectors.a.weight",) if layout == "meta_dinov3" else ())
     original = build_original("timm", FAMILIES[kind], random_tensors(FAMILIES[kind]))
     model = original.modules[0]
     model.load_state_dict(import_torch(f"timm.models.{module}")[1].checkpoint_filter_fn(state, model))
