@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jaxface.cli import parse
 from jaxface.data.records import SPLITS
 from jaxface.data.tasks import TASKS, get_task
 from jaxface.errors import UserError, run_command
 from jaxface.files import check_output
+from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Count, Items, Known, OneOf, Where, ranged
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Options:
       photos: or photos, and folders of them, each of one face.
       split: of the prepared folders.
       tasks: what is predicted.
+      variant: what the weights must be, for example CLIP-B16-224; by default whatever they are.
+      tokenizer: the `tokenizer.json` that belongs to them, for text towers of sentence pieces (SigLIP's).
       templates: a JSON file with other prompts: per task a sentence with {} for the class, or a list of them.
       batch_size: over all local devices.
       precision: of the towers; "auto" takes bf16 on accelerators and fp32 on CPUs.
@@ -37,6 +40,8 @@ class Options:
     photos: tuple[Where, ...] = ()
     split: Annotated[str, OneOf("split", SPLITS)] = "test"
     tasks: Annotated[tuple[str, ...], Known(TASKS), Items(least=1, once=True)] = ("age", "gender", "emotion")
+    variant: Annotated[str | None, Known(VARIANTS)] = None
+    tokenizer: Where | None = None
     templates: Where | None = None
     batch_size: Count = 32
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -66,14 +71,16 @@ def classify(options: Options) -> Predictions:
     templates = TEMPLATES | (read_templates(options.templates) if options.templates else {})
     photos, sets = find_photos(options.photos) if options.photos else [], [str(folder) for folder in options.data]
     total = len(photos) or count_records(sets, options.split)
-    run = None if options.run is None else ZeroShotRun(options.run, options.weights, options.tasks, templates, sets, options.split)
+    asked = (options.tasks, templates, sets, options.split, options.variant, options.tokenizer)
+    run = None if options.run is None else ZeroShotRun(options.run, options.weights, *asked)
     if run is not None and (stored := run.answers()) is not None:
         return stored
     wide = options.precision == "fp32" or (options.precision == "auto" and jax.default_backend() == "cpu")
-    clip = load_clip(options.weights, dtype=jnp.float32 if wide else jnp.bfloat16)
-    arrays, structure = flatten(zero_shot(clip, options.tasks, templates))
+    clip = load_clip(options.weights, dtype=jnp.float32 if wide else jnp.bfloat16, config=options.variant)
+    arrays, structure = flatten(zero_shot(clip, options.tasks, templates, options.tokenizer))
     devices = jax.local_device_count()
-    sizes = {"image_size": clip.visual.config.image_size, "batch_size": -(-min(options.batch_size, total) // devices) * devices}
+    c, batch_size = clip.visual.config, -(-min(options.batch_size, total) // devices) * devices
+    sizes: dict[str, Any] = {"image_size": c.image_size, "batch_size": batch_size, "framing": c.framing}
     if photos:
         batches = photo_batches(photos, options.tasks, **sizes)
     else:

@@ -19,7 +19,8 @@ import numpy as np
 import regex
 
 from jaxface.errors import UserError
-from jaxface.ranges import Range, checked
+from jaxface.models.sentence_pieces import SentencePieces
+from jaxface.ranges import PathLike, Range, checked
 
 MERGES = 48_894
 START, END = 49_406, 49_407
@@ -32,16 +33,22 @@ WORD = regex.compile(
 
 
 @checked
-def tokenize(texts: str | Sequence[str], context_length: Annotated[int, Range(2, 65_536)] = 32) -> np.ndarray:
+def tokenize(texts: str | Sequence[str], context_length: Annotated[int, Range(2, 65_536)] = 32, file: PathLike | None = None) -> np.ndarray:
     """Texts as ids [B, context_length], int32: start, text, end, zeros; a longer text is cut and its last id is the end.
 
     Text is repaired (ftfy), freed of HTML entities, put in lower case, and runs of white space become one blank.
-    Raises UserError if the context cannot hold start and end.
+
+    Args:
+      file: of a tokenizer of sentence pieces, SigLIP's, in CLIP's place: see `jaxface.models.sentence_pieces.SentencePieces`.
+
+    Raises UserError if the context cannot hold start and end, and as that does.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"texts: expected texts, got {type(text).__name__}")
+    if file is not None:
+        return SentencePieces(file)(texts, context_length)
     ids = np.zeros((len(texts), context_length), np.int32)
     for row, text in zip(ids, texts, strict=True):
         words = [START, *encode(text), END][:context_length]

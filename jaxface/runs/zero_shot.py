@@ -18,12 +18,14 @@ from jaxface.data.tasks import Task, get_task
 from jaxface.errors import UserError
 from jaxface.evaluation.predictions import Predictions
 from jaxface.files import alone_in, read_object, write_json
+from jaxface.models import sentence_pieces
 from jaxface.models.clip import Clip, unit
 from jaxface.models.encoder import Encoder
 from jaxface.models.tokenizer import tokenize
 from jaxface.runs.costs import count, encoder_flops, text_flops
 from jaxface.runs.evaluate_run import content, stands, write_scores
 from jaxface.runs.predictions_file import read_predictions, write_predictions
+from weights_convert.folders import files_of
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,27 @@ class ZeroShot(nnx.Module):
         return {task: scale * features @ text[...].T for task, text in self.texts.items()}
 
 
-def zero_shot(clip: Clip, tasks: Sequence[str], templates: Mapping[str, Template] = TEMPLATES) -> ZeroShot:
+def zero_shot(clip: Clip, tasks: Sequence[str], templates: Mapping[str, Template] = TEMPLATES, tokenizer: Path | None = None) -> ZeroShot:
     """The zero-shot classifier of the tasks; the text tower runs once, over all prompts.
 
-    Raises UserError if a task has no template.
+    Args:
+      tokenizer: the file of SigLIP's, see `jaxface.tokenize`.
+
+    Raises UserError if a task has no template, or for a tokenizer that is not the text tower's kind.
     """
     missing = [task for task in tasks if task not in templates]
     if missing:
         raise UserError(f"no prompt template for task {missing[0]!r}: give one with --templates FILE")
     prompts = {task: templates[task].prompts(get_task(task)) for task in tasks}
     sentences = [sentence for classes in prompts.values() for group in classes for sentence in group]
-    if clip.text.config.last:
-        raise UserError("its text tower reads sentence pieces, which this tokenizer does not make: take a model of CLIP's tokenizer")
-    ids = tokenize(sentences, clip.text.config.context)
+    text = clip.text.config
+    if text.last and tokenizer is None:
+        raise UserError("its text tower reads sentence pieces: --tokenizer FILE, the tokenizer.json that belongs to these weights")
+    if tokenizer is not None and not text.last:
+        raise UserError(f"--tokenizer {tokenizer}: its text tower reads CLIP's tokens, which need no file: leave that out")
+    ids = tokenize(sentences, text.context, tokenizer)
+    if ids.max() >= text.vocabulary:
+        raise UserError(f"{tokenizer}: ids up to {ids.max()}, and the text tower has {text.vocabulary}: it belongs to other weights")
     encode = jax.jit(lambda text, ids: unit(text(ids).astype(jnp.float32)))
     rows = iter(np.asarray(encode(clip.text, ids)))
     texts = {task: np.stack([np.mean([next(rows) for _ in group], 0) for group in classes]) for task, classes in prompts.items()}
@@ -145,6 +155,8 @@ class ZeroShotRun:
       templates: of each task.
       sets: prepared folders.
       split: of them.
+      variant: what the weights were said to be, or None.
+      tokenizer: of the text tower, or None for CLIP's.
     """
 
     folder: Path
@@ -153,11 +165,16 @@ class ZeroShotRun:
     templates: Mapping[str, Template]
     sets: Sequence[str]
     split: str
+    variant: str | None = None
+    tokenizer: Path | None = None
 
     def about(self) -> dict[str, Any]:
         """What the answers are answers to: the model by the content of its file and its prompts, and the records by theirs."""
-        with self.weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
+        digest = hashlib.sha256()
+        for path in (*files_of(self.weights), *(sentence_pieces.files_of(self.tokenizer) if self.tokenizer else ())):
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        digest.update((self.variant or "").encode())
         digest.update(json.dumps({task: asdict(self.templates[task]) for task in self.tasks}).encode())
         return {"sets": list(self.sets), "split": self.split, "model": digest.hexdigest(), "records": content(self.sets)}
 
@@ -166,7 +183,7 @@ class ZeroShotRun:
         config = self.folder / "config.json"
         if config.is_file() and read_object(config).get("method") != {"name": METHOD}:
             raise UserError(f"{self.folder} holds a run of another kind: choose another folder")
-        if not self.weights.is_file() or not stands(self.folder, self.about(), features=False):
+        if not self.weights.exists() or not stands(self.folder, self.about(), features=False):
             return None
         return read_predictions(self.folder / "predictions.parquet")
 
@@ -187,6 +204,6 @@ class ZeroShotRun:
         prompts = sum(len(group) for task in self.tasks for group in self.templates[task].prompts(get_task(task)))
         parts = encoder_flops(clip.visual.config), text_flops(clip.text.config, prompts)
         linear, attention = (sum(part[kind] for part in parts) / 1e9 for kind in ("linear", "attention"))
-        vision, text = count(clip.visual), count(clip.text) + 1  # the scale is counted with the text tower
+        vision, text = count(clip.visual), count(clip.text) + 1 + (clip.logit_bias is not None)  # of the similarities
         parameters = {"trained": 0, "inference": vision + text, "vision tower": vision, "text tower": text}
         return {"parameters": parameters, "gflops": {"all products": linear + attention, "linear": linear}}

@@ -17,7 +17,7 @@ from jaxface.report.console import write_rows
 from jaxface.runs.predictions_file import read_predictions
 from jaxface.runs.zero_shot import TEMPLATES, Template, ZeroShotRun, read_templates, zero_shot
 from jaxface.zeroshot import main
-from small_models import KINDS, random_tensors
+from small_models import FAMILIES, KINDS, random_tensors
 from weights_convert.checkpoint import write_checkpoint
 from weights_convert.towers import Towers
 
@@ -173,6 +173,55 @@ def test_a_run_folder_whose_configuration_is_damaged_is_one_line(tmp_path, check
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json: (no JSON|holds a list)"):
         ZeroShotRun(tmp_path, checkpoint, ("gender",), TEMPLATES, (), "test").answers()
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    """A small SigLIP, and a tokenizer of sentence pieces for it, with what is beside it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("siglip")
+    pieces = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+    pieces.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=90, special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"], show_progress=False)
+    pieces.train_from_iterator(["a photo of a male person", "a photo of a happy female person"], trainer)
+    pieces.post_processor = tokenizers.processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    pieces.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<pad>"}, "padding_side": "right"}))
+    vision = FAMILIES["SigLIP"].vision
+    text = TextConfig(
+        32, 1, 2, 16, vision.width, 96, causal=False, last=True, output_bias=True, logit_bias=True, activation="gelu_tanh", epsilon=1e-6
+    )
+    towers = Towers(vision, text)
+    write_checkpoint(folder / "model.safetensors", towers, random_tensors(towers))
+    return folder
+
+
+def test_siglip_classifies_by_the_ids_that_tokenizers_alone_gives(siglip):
+    clip = jaxface.load_clip(siglip / "model.safetensors")
+    sentences = ["A photo of a Male person", "A photo of a very happy and rather old female person"]
+    alone = __import__("tokenizers").Tokenizer.from_file(str(siglip / "tokenizer.json"))
+    ids = [[*alone.encode(sentence.lower(), add_special_tokens=False).ids[:15], 1] for sentence in sentences]
+    assert len(ids[0]) < 16 == len(ids[1])
+    ids = [row + [0] * (16 - len(row)) for row in ids]
+    assert jaxface.tokenize(sentences, 16, siglip / "tokenizer.json").tolist() == ids
+    templates = {"gender": Template(("{}",), tuple(sentences))}
+    model = zero_shot(clip, ("gender",), templates, siglip)
+    texts = jax.jit(lambda clip, ids: clip.encode_text(ids, normalize=True))(clip, np.array(ids))
+    np.testing.assert_allclose(model.texts["gender"][...], texts, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tokenizer_file_that_does_not_fit_is_one_line(siglip, checkpoint, command, photos, tmp_path):
+    (tmp_path / "bad.json").write_text("{}")
+    (tmp_path / "alone.json").write_bytes((siglip / "tokenizer.json").read_bytes())
+    for weights, file, message in (
+        (siglip, None, "reads sentence pieces: --tokenizer FILE"),
+        (siglip, "none.json", "none.json: no such file"),
+        (siglip, "bad.json", "bad.json: no tokenizer"),
+        (siglip, "alone.json", "alone.json: its padding token is none"),
+        (checkpoint, siglip, "reads CLIP's tokens, which need no file"),
+    ):
+        status, _, printed = command("--weights", weights, "--photos", photos, *(("--tokenizer", file) if file else ()))
+        assert (status, message in printed, len(printed.strip().splitlines())) == (2, True, 1), printed
 
 
 def test_a_checkpoint_without_text_tower_is_refused(command, photos, tmp_path):
