@@ -127,16 +127,16 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
 
 def _unlike(told: Mapping[str, Any], shapes: Shapes) -> str:
     """What sets tensors that are built as no variant's apart from the nearest one's."""
-    told = {**told, "class_token": _has(shapes, "class_token")}
+    there: dict[str, Any] = {**told, "class_token": _has(shapes, "class_token")}
 
     def unlike(name: str) -> list[str]:
         near = VARIANTS[name]
-        found = [f"{'with' if told[field] else 'without'} {word}" for field, word in WORDS.items() if getattr(near, field) != told[field]]
-        found += [f"with {told['registers']} registers"] * (near.registers != told["registers"])
-        found += [f"with {BIASES[told['qkv_bias']]}"] * (near.qkv_bias != told["qkv_bias"])
-        return found + [f"{'without' if told['gate'] == 'none' else 'with'} a gate in the MLPs"] * (near.gate != told["gate"])
+        found = [f"{'with' if there[field] else 'without'} {word}" for field, word in WORDS.items() if getattr(near, field) != there[field]]
+        found += [f"with {there['registers']} registers"] * (near.registers != there["registers"])
+        found += [f"with {BIASES[there['qkv_bias']]}"] * (near.qkv_bias != there["qkv_bias"])
+        return found + [f"{'without' if there['gate'] == 'none' else 'with'} a gate in the MLPs"] * (near.gate != there["gate"])
 
-    nearest = min(VARIANTS, key=lambda name: (len(unlike(name)), VARIANTS[name].width != told["width"]))
+    nearest = min(VARIANTS, key=lambda name: (len(unlike(name)), VARIANTS[name].width != there["width"]))
     return f"{nearest}'s, but {', '.join(unlike(nearest)) or 'with other positions'}"
 
 
