@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from jaxface.errors import UserError
 
@@ -127,3 +128,14 @@ def _is_loaded(name: str, digest: str) -> bool:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Imported:
+    """What goes to worker processes: what the user's files register is known there, too."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"user_files": imported_files()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import_files(state["user_files"])
+        self.__dict__.update((name, value) for name, value in state.items() if name != "user_files")

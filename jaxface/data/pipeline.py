@@ -20,7 +20,7 @@ from jaxface.data.records import Records, open_records, read_labels, splits
 from jaxface.data.sampling import make_order
 from jaxface.data.tasks import blank_like
 from jaxface.errors import UserError
-from jaxface.imports import import_files, imported_files
+from jaxface.imports import Imported
 
 cv2.setNumThreads(1)  # the images are small, and each core has a thread or a process of ours
 
@@ -90,7 +90,7 @@ class Joined:
         return {"id": self.name(index), "source": "", "person": "", "labels": self._of(index)}
 
 
-class TrainBatches:
+class TrainBatches(Imported):
     """The endless stream of training batches as random access: batch k is a function of (seed, k), whoever asks for it.
 
     Args:
@@ -113,12 +113,6 @@ class TrainBatches:
         self.records, self.image_size, self.batch_size, self.framing = records, image_size, batch_size, framing
         self.seed, self.augment, self.share = seed, augment, share
         self.order = make_order(sampling, records.labels, len(records), seed, max_repeat)
-        self.user_files = imported_files()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """In a worker process: what the user's files register is known there, too."""
-        import_files(state["user_files"])
-        self.__dict__.update(state)
 
     def __len__(self) -> int:
         return 2**40
@@ -156,7 +150,7 @@ class TrainBatches:
         raise UserError(f"{TRIES} records in a row cannot be read; the last: {skipped[-1]}")
 
 
-class EvalBatches:
+class EvalBatches(Imported):
     """Every record once, in order; unreadable ones and those past the end are marked as not valid."""
 
     def __init__(self, records: Joined, *, image_size: int, batch_size: int, share: tuple[int, int] = (0, 1), framing: str = PLAIN) -> None:
