@@ -2,6 +2,7 @@
 
 POST   /predict?adapter=a&adapter=b   the photo as each of them sees it: {"faces": [{"box", "score", "adapters": {"a": {...}, ...}}]}
 GET    /adapters          which there are
+GET    /adapters/NAME     one of them
 PUT    /adapters/NAME     takes in a run below the server's folder, the body's {"from": FOLDER} or the one of that name
 DELETE /adapters/NAME     takes it off; its folder stays
 """
@@ -113,10 +114,10 @@ def add_routes(app: FastAPI, server: AdapterServer, limits: Limits, token: str |
     async def listed() -> Json:
         return {"adapters": [about(name) for name in shelf.names if name in shelf]}
 
-    @app.api_route("/adapters/{name}", methods=["PUT", "DELETE"])
-    async def changed(request: Request, name: str) -> Response:
+    @app.api_route("/adapters/{name}", methods=[*READ, "PUT", "DELETE"])
+    async def named(request: Request, name: str) -> Response:
         try:
-            return JSONResponse(await change(request, name))
+            return JSONResponse(about(name) if request.method in READ else await change(request, name))
         except Refused as refused:
             return refusal(request, refused, limits)
         except UserError as error:

@@ -214,6 +214,7 @@ def test_requests_name_their_adapters_and_the_token_changes_them(server, port, t
     photo = (tmp_path / "a.jpg").read_bytes()
     status, listed = ask(port, "GET", "/adapters")
     assert (status, [row["name"] for row in listed["adapters"]]) == (200, sorted(KINDS))
+    assert ask(port, "GET", "/adapters/lora") == (200, next(row for row in listed["adapters"] if row["name"] == "lora"))
     status, answer = ask(port, "POST", "/predict?adapter=dora,pool&adapter=lora", photo)
     assert (status, list(answer["faces"][0]["adapters"])) == (200, ["dora", "pool", "lora"])
     ours = server([tmp_path / "a.jpg"], ["dora", "pool", "lora"])[0][0]["adapters"]
@@ -227,6 +228,7 @@ def test_requests_name_their_adapters_and_the_token_changes_them(server, port, t
         ("PUT", "/adapters/" + quote("x/../../y", safe=""), TOKEN, 404, ""),
         ("PUT", "/adapters/absent", TOKEN, 422, "expected a run folder"),
         ("DELETE", "/adapters/absent", TOKEN, 404, "no adapter"),
+        ("GET", "/adapters/absent", None, 404, "no adapter"),
     ):
         status, answer = ask(port, method, path, photo if method == "POST" else b"", token)
         assert (status, said in answer["error"]) == (expected, True), answer
