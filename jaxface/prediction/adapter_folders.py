@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
@@ -21,7 +22,7 @@ from jaxface.exports.exporter import read_manifest
 from jaxface.exports.tensors import HEADS
 from jaxface.files import read_object
 from jaxface.models.encoder import Encoder
-from jaxface.models.heads import Classifier, with_torch_heads
+from jaxface.models.heads import TOKENS, Classifier, with_torch_heads
 from jaxface.models.tree import arrays_of
 from jaxface.registry import Registry
 from jaxface.runs.base import Base, framing_of
@@ -30,6 +31,8 @@ from jaxface.runs.folder import read_config
 from jaxface.runs.model import load_base, load_on, load_trained
 from jaxface.runs.parts import Parts
 from jaxface.runs.saved_config import to_dict
+from jaxface.runs.temperatures import FILE as TEMPERATURES
+from jaxface.runs.temperatures import temperatures_from
 
 MANIFEST = "manifest.json"
 
@@ -147,35 +150,52 @@ def _peft_kind(folder: Path) -> str:
 def _load_peft(folder: Path, below: Below) -> Loaded:
     said = read_manifest(folder)  # every file is what was written
     below.require(folder, said.get("base_sha256"))
-    tasks = tuple(task_from(name, value) for name, value in said["tasks"].items())
-    tensors = load_file(folder / HEADS)
-    deep, batch_norm = (any(f".{part}." in name for name in tensors) for part in ("hidden", "norm"))
-    ranks = {task.name for task in tasks if len(tensors[f"{task.name}.out.bias"]) > len(tensors[f"{task.name}.out.weight"])}
-    encoder = load_peft(below.encoder, folder)
-    model = Classifier(
-        encoder,
-        {task.name: task.width for task in tasks},
-        deep=deep,
-        batch_norm=batch_norm,
-        dropout=0.0,
-        outputs=dict.fromkeys(ranks, "ranks"),
-        tokens=str(said.get("tokens") or "patches"),
-        rngs=nnx.Rngs(0),
-    )
+    tokens, digest = said.get("tokens", "patches"), said.get("model_sha256")
     try:
-        model = with_torch_heads(model, tensors)
-    except UserError as error:
-        raise UserError(f"{folder / HEADS}: {error}") from None
+        temperatures = temperatures_from(said.get("temperatures", {}))
+        if not isinstance(tokens, str) or not isinstance(digest, str) or not said["tasks"]:
+            raise ValueError("expected tasks, tokens and model_sha256")
+        TOKENS.get(tokens)
+        tasks = tuple(task_from(name, value) for name, value in said["tasks"].items())
+    except (ValueError, UserError) as error:
+        raise UserError(f"{folder / MANIFEST}: {error}: export the run again") from None
+    encoder = load_peft(below.encoder, folder)
+    model = _with_heads(encoder, tasks, tokens, folder / HEADS)
     shared = {id(array) for array in arrays_of(below.encoder).values()}
     frozen = frozenset(name for name, array in arrays_of(model).items() if id(array) in shared)
-    return Loaded(model, said["model_sha256"], tasks, said.get("temperatures") or {}, frozen)
+    return Loaded(model, digest, tasks, temperatures, frozen)
+
+
+def _with_heads(encoder: Encoder, tasks: Sequence[Task], tokens: str, path: Path) -> Classifier:
+    """The encoder with the heads of a file. Raises UserError where they are not those of the tasks."""
+    try:
+        tensors = load_file(path)
+        odd = next((name for name, array in tensors.items() if array.dtype != np.float32 or not np.isfinite(array).all()), None)
+        if odd is not None:
+            raise UserError(f"{odd}: expected finite numbers in float32")
+        deep, batch_norm = (any(f".{part}." in name for name in tensors) for part in ("hidden", "norm"))
+        # CORAL's head has one direction and a bias for each threshold
+        ranks = {name for name, (weights, biases) in _last_layers(tensors, tasks).items() if len(biases) > len(weights)}
+        classes, outputs = {task.name: task.width for task in tasks}, dict.fromkeys(ranks, "ranks")
+        heads: dict[str, Any] = {"deep": deep, "batch_norm": batch_norm, "dropout": 0.0, "outputs": outputs}
+        return with_torch_heads(Classifier(encoder, classes, **heads, tokens=tokens, rngs=nnx.Rngs(0)), tensors)
+    except (OSError, SafetensorError, UserError) as error:
+        raise UserError(f"{path}: {error}: export the run again") from None
+
+
+def _last_layers(tensors: Mapping[str, np.ndarray], tasks: Sequence[Task]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    for task in tasks:
+        for part in ("weight", "bias"):
+            if f"{task.name}.out.{part}" not in tensors:
+                raise UserError(f"no {task.name}.out.{part}")
+    return {task.name: (tensors[f"{task.name}.out.weight"], tensors[f"{task.name}.out.bias"]) for task in tasks}
 
 
 FOLDERS: Registry[AdapterFolder] = Registry(
     "folder of an adapter",
     {
         "run": AdapterFolder(
-            files=("config.json", "best/info.json", "best/trained.safetensors", "evaluation.json"),
+            files=("config.json", "best/info.json", "best/trained.safetensors", TEMPERATURES, "evaluation.json"),
             base=_run_base,
             config=read_config,
             fingerprint=lambda folder: read_object(folder / "best" / "info.json").get("base_sha256"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxface.digests import check_digest
 from jaxface.errors import UserError
@@ -37,7 +40,17 @@ def read_temperatures(folder: Path, model: str | None = None) -> dict[str, float
         return {}
     try:
         content = read_object(path)
-        temperatures = {str(task): float(value) for task, value in content["temperature"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        temperatures = temperatures_from(content["temperature"])
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: not a file of temperatures ({error}); `python -m jaxface.evaluate {folder}` writes it") from None
     return {} if model is not None and content.get("model") != model else temperatures
+
+
+def temperatures_from(said: Any) -> dict[str, float]:
+    """Temperatures by task, as a file says them. Raises ValueError for what is none: they are numbers above 0."""
+    if not isinstance(said, Mapping):
+        raise ValueError("expected numbers by task")
+    for task, value in said.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ValueError(f"temperature of {task}: expected a number above 0")
+    return {str(task): float(value) for task, value in said.items()}
