@@ -60,8 +60,8 @@ def test_temperatures_are_read_for_the_model_they_were_fitted_on(tmp_path):
         ("{", "no JSON"),
         ("[]", "holds a list"),
         (json.dumps({"temperature": {"age": "warm"}}), "not a file of temperatures"),
-        ('{"temperature": {"age": NaN}}', "expected a number above 0"),
-        ('{"temperature": {"age": 0}}', "expected a number above 0"),
+        ('{"temperature": {"age": NaN}}', r"not a file of temperatures \(temperature of age: expected a number above 0"),
+        ('{"temperature": {"age": 0}}', r"not a file of temperatures \(temperature of age: expected a number above 0"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, content, message):
