@@ -4,10 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from peft_on_timm import peft, torch
 
 import jaxface
+from jaxface.adapters.low_rank import LowRank
+from jaxface.adapters.mixed_batch import stack_adapters
 from jaxface.adapters.peft_format import MODULES, adapter_updates
+from jaxface.adapters.places import linears
+from jaxface.adapters.quantized import Quantized, quantize
 from jaxface.models.tree import flatten
 from jaxface.originals.reference import build_original
 from jaxface.weights import load_encoder
@@ -76,3 +81,34 @@ def test_outputs_and_gradients_of_a_written_folder_equal_pefts(kind, method, tmp
             assert difference(got.T, theirs[f"base_model.model.{module.format(i=i)}.{kinds[part]}"]) < 1e-5, (name, i)
     merged = jax.jit(lambda encoder, images: encoder(images))(jaxface.merge(jaxface.load_peft(plain, tmp_path / "adapter")), IMAGES)
     assert difference(merged, want) < 1e-5
+
+
+def dense(kernel):
+    """What an adapted kernel stands for, worked out on plain arrays: W + A B, its columns of DoRA's lengths."""
+    base = getattr(kernel, "base", kernel)
+    w = np.asarray(base.merge() if isinstance(base, Quantized) else base[...], np.float64)
+    if base is kernel:
+        return w
+    w = w + np.asarray(kernel.a[...], np.float64) @ np.asarray(kernel.b[...], np.float64)
+    return w if kernel.magnitude is None else w * (kernel.magnitude[...] / np.linalg.norm(w, axis=-2))[..., None, :]
+
+
+def test_images_of_one_batch_have_each_its_own_adapter_on_rounded_gated_kernels(tmp_path):
+    write_checkpoint(tmp_path / "model.safetensors", FAMILIES["DINOv3+"], random_tensors(FAMILIES["DINOv3+"]))
+    plain, random = load_encoder(tmp_path / "model.safetensors"), np.random.default_rng(0)
+    adapters = {name: jaxface.adapt(plain, name, rank=3) for name in ("lora", "dora")}
+    for encoder in adapters.values():
+        quantize(encoder, "int8")
+        for _, linear in linears(encoder):
+            if isinstance(linear.kernel, LowRank):
+                linear.kernel.b[...] = jnp.asarray(0.1 * random.normal(size=linear.kernel.b.shape), jnp.float32)
+    run = jax.jit(lambda encoder, images: encoder(images))
+    mixed = run(stack_adapters(adapters).pick(["dora", "lora", "dora"]), IMAGES)
+    for rows, name in ((np.array([0, 2]), "dora"), (np.array([1]), "lora")):
+        kernels = {path: linear.kernel for path, linear in linears(adapters[name])}
+        whole = load_encoder(tmp_path / "model.safetensors")
+        for path, linear in linears(whole):
+            linear.kernel = nnx.Param(jnp.asarray(dense(kernels[path]), jnp.float32))
+        assert sum(isinstance(kernel, LowRank) for kernel in kernels.values()) >= 4
+        want = np.asarray(run(whole, IMAGES))[rows]
+        assert np.abs(np.asarray(mixed)[rows] - want).max() < 2e-5 * np.abs(want).max()
