@@ -62,6 +62,8 @@ class SentencePieces:
         added = self.tokenizer.num_special_tokens_to_add(False)
         if added >= context:
             raise UserError(f"{self.path}: a context of {context} ids has no room for a text: it adds {added} to each")
+        if odd := next((text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text)), None):
+            raise UserError(f"texts: {odd[:60]!r} holds half a character (a lone surrogate)")
         self.tokenizer.enable_truncation(context)
         self.tokenizer.enable_padding(length=context, **self.pad)
         return np.array([found.ids for found in self.tokenizer.encode_batch([text.lower() for text in texts])], np.int32)
