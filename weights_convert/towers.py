@@ -79,7 +79,7 @@ class Towers:
             return None
         try:
             vision = EncoderConfig(**value["vision"])
-            if vision.to_json().keys() - value["vision"].keys() == {"framing"}:  # written before it was part of a configuration
+            if "framing" in vision.to_json().keys() - value["vision"].keys():  # written before it was part of a configuration
                 vision = next((c for c in VARIANTS.values() if replace(c, framing=vision.framing) == vision), vision)
             return Towers(vision, TextConfig(**value["text"]) if value.get("text") else None)
         except (TypeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """`python -m weights_convert` as a user calls it, on whole and on broken checkpoints."""
 
+import json
 import os
 import re
 import struct
@@ -12,13 +13,14 @@ import pytest
 import safetensors.numpy
 
 from jaxface.errors import UserError, run_command
+from jaxface.models.variants import VARIANTS
 from jaxface.originals.reference import import_torch, state_dict
 from small_models import FAMILIES, KINDS, random_tensors
 from weights_convert.__main__ import main
 from weights_convert.checkpoint import convert, read_checkpoint, write_checkpoint
 from weights_convert.tensor_files import open_tensors, write_tensors
 from weights_convert.tensor_parts import finite
-from weights_convert.towers import Heads
+from weights_convert.towers import Heads, Towers
 
 TOWERS = KINDS["core without class token, MLP not 4x"]
 HEADS = Heads(4, 8, 4)
@@ -123,6 +125,14 @@ def test_a_vit_of_no_family_is_told_from_the_nearest_one(kind, changes, foreign,
     towers = replace(FAMILIES[kind], vision=replace(FAMILIES[kind].vision, **changes))
     state = state_dict("timm", towers, random_tensors(towers)) | {name: torch.ones(64) for name in foreign}
     assert re.search(says, complaint(saved(tmp_path / "a.pt", state)))
+
+
+def test_a_file_of_before_framing_was_told_has_its_variants():
+    for name, framing in (("DINOv3-Mini-10-60", "bicubic-middle"), ("PE-Mini-10-60", "bilinear-squash")):
+        told = json.loads(Towers(VARIANTS[name]).to_json())
+        told["vision"].pop("framing", None)
+        assert Towers.from_metadata(json.dumps(told)) == Towers(VARIANTS[name])
+        assert VARIANTS[name].framing == framing
 
 
 def test_dtypes_are_kept_or_converted(meta, tmp_path):
