@@ -25,6 +25,7 @@ from weights_convert.layouts import (
     encode,
     is_carried,
     numbered,
+    of_other_rank,
     recognise,
     table,
 )
@@ -104,10 +105,10 @@ def read_checkpoint(
     except Ambiguous as error:
         raise Ambiguous(error.names, error.fields, f"{path}: ") from None
     except Unlike as error:
-        foreign = some("that no encoder here has", sorted(surplus), 3) if surplus else ""
-        raise UserError(f"{path}: {Unlike(error.differ, foreign)}") from None
+        raise UserError(f"{path}: {Unlike(error.differ, _odd(rows, file, surplus))}") from None
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        odd = _odd(rows, file, surplus)
+        raise UserError(f"{path}: {error}{odd and '; it has ' + odd}") from None
     theirs = file.tensors
     text = towers.text is not None
     if not text and any(name in (LOGIT_SCALE, LOGIT_BIAS) or name.startswith("text.") for name in ours):
@@ -134,6 +135,12 @@ def read_checkpoint(
     if bias is not None and bias.any():
         raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
     return Checkpoint(file, layout, towers, ours, left_out)
+
+
+def _odd(rows: tuple[Row, ...], file: TensorFile, surplus: set[str]) -> str:
+    """What stands in a file that no encoder has so, in words; nothing if all is as expected."""
+    found = {"that no encoder here has": sorted(surplus), "of another rank than is expected": of_other_rank(rows, file.tensors)}
+    return " and ".join(some(what, names, 3) for what, names in found.items() if names)
 
 
 def _expected(layout: Layout, rows: tuple[Row, ...], towers: Towers) -> Shapes:

@@ -224,6 +224,15 @@ def decode(rows: Iterable[Row], theirs: Mapping[str, np.ndarray]) -> tuple[dict[
     return ours | {name: joined for name, found in pieces.items() if (joined := _joined(found)) is not None}, surplus
 
 
+def of_other_rank(rows: Iterable[Row], theirs: Mapping[str, np.ndarray]) -> list[str]:
+    """The names, with shapes, of those that stay out for their rank."""
+    ranks: dict[str, set[int | None]] = {}
+    for row in rows:
+        ranks.setdefault(_pattern(row.theirs), set()).add(RANK.get(row.transform))
+    known = {name: ranks.get(_pattern_of(name), {None}) for name in theirs}
+    return [f"{name} {list(array.shape)}" for name, array in theirs.items() if not known[name] & {None, array.ndim}]
+
+
 def _joined(pieces: Mapping[tuple[int, int, int], np.ndarray]) -> np.ndarray | None:
     """The array that pieces of its last axis make up; None where one is missing or they do not fit."""
     for count in sorted({piece[2] for piece in pieces}, reverse=True):
