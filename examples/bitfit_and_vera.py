@@ -54,7 +54,7 @@ class Vera(nnx.Module):
     def __init__(self, base: jax.Array, rank: int) -> None:
         *front, _, outputs = base.shape
         self.base = nnx.Param(base)
-        self.d = nnx.Param(jnp.full((*front, rank), 0.1))
+        self.d = nnx.Param(jnp.full((*front, rank), 0.1, jnp.float32))
         self.b = nnx.Param(jnp.zeros((*front, outputs)))
 
     def _projections(self) -> tuple[jax.Array, jax.Array]:
@@ -116,8 +116,8 @@ def main(steps: int = 20, count: int = 32) -> dict[str, Classifier]:
     for method in ("bitfit", "vera"):
         models[method], trains, losses = fit(method, images, labels, steps=steps)
         print(f"{method}: {trains:,} parameters of the encoder train; loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-    features = models["vera"].encoder(normalize_images(images))
-    merged = jaxface.merge(models["vera"].encoder)(normalize_images(images))
+    encode = jax.jit(lambda encoder: encoder(normalize_images(images)))
+    features, merged = encode(models["vera"].encoder), encode(jaxface.merge(models["vera"].encoder))
     print(f"merged VeRA differs by {jnp.abs(merged - features).max() / jnp.abs(features).max():.1e} of the largest feature")
     return models
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 
 import pytest
 
@@ -42,10 +43,23 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+COMPILED = "/jax/core/compile/backend_compile_duration"
+PROGRAMS = 600
+"""Compiled ones, of one to three megabytes each, from which on all are let go at the end of a file."""
+_events = Counter()
+
+
 def pytest_runtest_teardown(item, nextitem):
-    """Lets a file's programs go at its end: those of the whole suite take gigabytes, and the folder gives back what two files share."""
-    if "jax" in sys.modules and (nextitem is None or nextitem.path != item.path):
-        sys.modules["jax"].clear_caches()
+    """Bounds memory: the programs of the whole suite take gigabytes, and the folder gives back what is asked for again."""
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return
+    if not _events:
+        jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: _events.update([event]))
+        _events["listens"] = 1
+    if (nextitem is None or nextitem.path != item.path) and _events[COMPILED] > PROGRAMS:
+        jax.clear_caches()
+        _events[COMPILED] = 0
 
 
 @pytest.fixture

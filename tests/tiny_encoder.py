@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxface.models.clip import Clip
 from jaxface.models.encoder import random_encoder
 from jaxface.models.tree import flatten
 from jaxface.models.variants import EncoderConfig
@@ -21,7 +21,7 @@ def randomized(module, seed=0, scale=0.1):
     arrays, structure = flatten(module)
     rng = np.random.default_rng(seed)
     changed = {
-        name: jnp.asarray(np.asarray(leaf) + scale * rng.normal(size=leaf.shape).astype(leaf.dtype))
+        name: jax.device_put(np.asarray(leaf) + scale * rng.normal(size=leaf.shape).astype(leaf.dtype))  # compiles nothing
         if issubclass(structure.kinds[name], nnx.Param)
         else leaf
         for name, leaf in arrays.items()
@@ -38,6 +38,11 @@ def tiny_encoder():
     """The encoder of `TINY`."""
     arrays, structure = _tiny_arrays()
     return structure.build(arrays)
+
+
+def tiny_clip(text):
+    """Both towers, new: that encoder's shape and a text tower's. One program draws all."""
+    return nnx.jit(lambda: Clip(TINY, text, rngs=nnx.Rngs(0)))()
 
 
 def random_images(count=4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -96,6 +97,14 @@ def column_norms_squared(w: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(w.astype(at_least_float32(w.dtype))), -2)
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def gaussian(key: jax.Array, shape: tuple[int, ...], groups: int, rank: int) -> tuple[jax.Array, jax.Array]:
+    """A [..., in, groups * rank] from N(0, std 1 / rank) and B [..., rank, out] of zeros, for a kernel of that shape."""
+    *front, inputs, outputs = shape
+    return jax.random.normal(key, (*front, inputs, groups * rank)) / rank, jnp.zeros((*front, rank, outputs))
+
+
+@partial(jax.jit, static_argnums=4, inline=True)
 def updated_lengths(w: jax.Array, norms: jax.Array, a: jax.Array, b: jax.Array, detach: bool) -> jax.Array:
     """||W + A B|| of each output feature, through products of width r only: ||W||^2 + 2 <W, A B> + ||A B||^2 is its square.
 
@@ -163,8 +172,7 @@ class LowRank(nnx.Module):
         self.dropout, self.keys, self.gains = dropout, nnx.data(None), nnx.data(None)
         self.base = base if isinstance(base, Frozen) else nnx.Param(base)
         if init == GAUSSIAN:
-            *front, inputs, outputs = kernel.shape
-            a, b = jax.random.normal(rngs.params(), (*front, inputs, groups * rank)) / rank, jnp.zeros((*front, rank, outputs))
+            a, b = gaussian(rngs.params(), kernel.shape, groups, rank)
         else:
             a, b = start_from(kernel.astype(jnp.float32), init, rank, groups, scaling)
         self.a, self.b = DownProjection(a), UpProjection(b)

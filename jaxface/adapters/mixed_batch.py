@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -133,10 +134,7 @@ class AdapterSet:
         for path, linear in linears(encoder):
             kernel = linear.kernel
             if isinstance(kernel, PerSample):
-                base = kernel.base[...].astype(jnp.float32)
-                merged = [part[path].merge() if isinstance(part[path], LowRank) else base for part in parts]
-                change = sum(weight * (w.astype(jnp.float32) - base) for weight, w in zip(weights.values(), merged, strict=True))
-                linear.kernel = nnx.Param(base + change)
+                linear.kernel = nnx.Param(_blended(kernel.base, [part[path] for part in parts], list(weights.values())))
         return encoder
 
     def _number(self, name: str) -> int:
@@ -199,7 +197,12 @@ def _plain_arrays(encoder: Encoder) -> dict[str, jax.Array]:
 
 
 def _same(a: jax.Array, b: jax.Array) -> bool:
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all()))
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and bool(_equal(a, b)))
+
+
+@jax.jit
+def _equal(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.all(a == b)
 
 
 def _kernels(encoder: Encoder) -> dict[str, Any]:
@@ -208,8 +211,23 @@ def _kernels(encoder: Encoder) -> dict[str, Any]:
 
 def _stack(base: Any, kernels: Sequence[Any], pooled: bool) -> PerSample:
     """One kernel with K updates, on the axis after those of stacked blocks."""
-    updates = [update_of(kernel) for kernel in kernels]
-    rank, axis = max(update.a.shape[-1] for update in updates), len(base.shape) - 2
-    a, b, gain = (jnp.stack(arrays, axis) for arrays in zip(*(padded(update, rank) for update in updates), strict=True))
+    axis = len(base.shape) - 2
+    a, b, gain = _stacked(kernels, axis)
     lengthened = any(isinstance(kernel, LowRank) and kernel.magnitude is not None for kernel in kernels)
     return PerSample(base, a, b, gain if lengthened else None, jnp.zeros((*base.shape[:axis], 1), jnp.int32), pooled)
+
+
+@partial(jax.jit, static_argnums=1)
+def _stacked(kernels: Sequence[Any], axis: int) -> tuple[jax.Array, ...]:
+    """The updates of kernels as `PerSample` has them: ranks filled up, one behind the other on an axis."""
+    updates = [update_of(kernel) for kernel in kernels]
+    rank = max(update.a.shape[-1] for update in updates)
+    return tuple(jnp.stack(arrays, axis) for arrays in zip(*(padded(update, rank) for update in updates), strict=True))
+
+
+@jax.jit
+def _blended(base: Any, kernels: Sequence[Any], weights: Sequence[float]) -> jax.Array:
+    """W + sum of weight * (what that kernel makes of W - W), float32."""
+    w = base[...].astype(jnp.float32)
+    changes = (weight * (kernel.merge() - w) for weight, kernel in zip(weights, kernels, strict=True) if isinstance(kernel, LowRank))
+    return sum(changes, start=w)

@@ -66,6 +66,7 @@ class Int8(Quantized):
         self.scale = Constant(scale)
         self.dtype = kernel.dtype
 
+    @partial(jax.jit, inline=True)
     def merge(self) -> jax.Array:
         return (self.values[...] * self.scale[...]).astype(self.dtype)
 
@@ -98,6 +99,7 @@ class NF4(Quantized):
         self.scale = Constant(scale[..., 0, :])
         self.dtype = kernel.dtype
 
+    @partial(jax.jit, inline=True)
     def merge(self) -> jax.Array:
         packed, scale = self.values[...], self.scale[...]
         codes = jnp.stack([packed & 15, packed >> 4], -2)
@@ -122,7 +124,7 @@ def quantize(encoder: Encoder, word: str, groups: Sequence[Group] = ()) -> None:
     if word == FULL:
         return
     kind: Callable[..., Quantized] = FORMATS.get(word)
-    quantizer = jax.jit(partial(_quantized, kind))
+    quantizer = partial(_quantized, kind)
     found = False
     for name, linear in linears(encoder):
         kernel = linear.kernel
@@ -144,5 +146,6 @@ def quantize_base(adapter: Any, quantizer: Callable[[jax.Array], Quantized]) -> 
         adapter.base_norms = Constant(column_norms_squared(adapter.base[...]))
 
 
+@partial(jax.jit, static_argnums=0)
 def _quantized(kind: Callable[..., Quantized], kernel: jax.Array) -> Quantized:
     return kind(kernel)

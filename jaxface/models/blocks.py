@@ -77,8 +77,8 @@ class Block(nnx.Module):
         self.attn = Attention(width, heads, qkv_bias=qkv_bias, halves=halves, rngs=rngs)
         self.norm2 = LayerNorm(width, epsilon)
         self.mlp = MLPS[gate](width, mlp_width, activation, rngs=rngs)
-        self.scale1 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
-        self.scale2 = nnx.Param(jnp.full(width, 0.1)) if layer_scale else None
+        self.scale1 = nnx.Param(jnp.full(width, 0.1, jnp.float32)) if layer_scale else None
+        self.scale2 = nnx.Param(jnp.full(width, 0.1, jnp.float32)) if layer_scale else None
 
     def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
         """[..., N, D] -> [..., N, D]"""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -211,7 +212,13 @@ def use_kernels(encoder: Any, choice: Mapping[str, str]) -> None:
 
 def random_encoder(config: EncoderConfig, seed: int) -> Encoder:
     """A new encoder. One program draws all its arrays: one for each leaves a hundred MB of compiled code behind."""
-    return nnx.jit(lambda: Encoder(config, rngs=nnx.Rngs(seed)))()
+    return _drawing(config, seed)()
+
+
+@lru_cache(maxsize=16)
+def _drawing(config: EncoderConfig, seed: int) -> Callable[[], Encoder]:
+    """The program that draws an encoder: traced once, however often it is asked for."""
+    return nnx.jit(lambda: Encoder(config, rngs=nnx.Rngs(seed)))
 
 
 def split_stages(tower: Any, *starts: int) -> None:

@@ -1,7 +1,6 @@
 """What is put together: adapters on one encoder after another, on kernels in fewer bits, on both towers, and several at once."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,12 +12,11 @@ from jaxface.adapters.methods import METHODS
 from jaxface.adapters.places import linears
 from jaxface.adapters.quantized import NF4, Int8, quantize
 from jaxface.errors import UserError
-from jaxface.models.clip import Clip
 from jaxface.models.encoder import Encoder
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.models.variants import TextConfig
 from small_models import KINDS
-from tiny_encoder import TINY, random_images, randomized, tiny_encoder
+from tiny_encoder import random_images, randomized, tiny_clip, tiny_encoder
 
 IMAGES = random_images(3)
 TEXT = TextConfig(width=32, depth=3, heads=4, context=6, output=24, vocabulary=40)
@@ -40,7 +38,9 @@ def changed(encoder, seed=0):
     arrays, structure = flatten(encoder)
     rng = np.random.default_rng(seed)
     noisy = {
-        n: v + 0.1 * jnp.asarray(rng.normal(size=v.shape), v.dtype) for n, v in arrays.items() if n.endswith((".a", ".b", ".magnitude"))
+        n: jax.device_put(np.asarray(v) + np.asarray(0.1 * rng.normal(size=v.shape), v.dtype))
+        for n, v in arrays.items()
+        if n.endswith((".a", ".b", ".magnitude"))
     }
     return structure.build(arrays, noisy)
 
@@ -114,7 +114,7 @@ def test_an_adapted_encoder_is_adapted_again_only_when_merged_and_gives_its_froz
 
 
 def test_both_towers_of_a_clip_are_adapted_or_one_of_them(tmp_path):
-    clip = randomized(Clip(TINY, TEXT, rngs=nnx.Rngs(0)))
+    clip = randomized(tiny_clip(TEXT))
     similarity = jax.jit(lambda clip: clip(IMAGES, IDS))
     both = jaxface.adapt(clip, "dora", rank=2, init="olora")
     assert close(similarity(both), similarity(clip))
@@ -126,7 +126,7 @@ def test_both_towers_of_a_clip_are_adapted_or_one_of_them(tmp_path):
         jaxface.adapt(clip.text, "ap")
     with pytest.raises(UserError, match=r"stages\.0\.attn\.out: a kernel of kind LowRank has no place in a checkpoint"):
         jaxface.save_weights(clip, tmp_path / "clip.safetensors")
-    tasks = jaxface.adapt(Clip(TINY, TEXT, rngs=nnx.Rngs(0)).text, "mtlora", rank=2, num_tasks=2)
+    tasks = jaxface.adapt(tiny_clip(TEXT).text, "mtlora", rank=2, num_tasks=2)
     assert forward(tasks, IDS).shape == (2, 2, 24)
 
 

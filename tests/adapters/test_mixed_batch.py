@@ -24,7 +24,7 @@ def adapted(seed, method, **options):
     rng = np.random.default_rng(seed)
     own = (".kernel.a", ".kernel.b", ".kernel.magnitude")
     return structure.build(
-        {n: jnp.asarray(v + 0.1 * rng.normal(size=v.shape), v.dtype) if n.endswith(own) else v for n, v in arrays.items()}
+        {n: jax.device_put(np.asarray(v + 0.1 * rng.normal(size=v.shape), v.dtype)) if n.endswith(own) else v for n, v in arrays.items()}
     )
 
 

@@ -13,11 +13,10 @@ from jaxface.adapters.adapt import unload
 from jaxface.adapters.places import linears
 from jaxface.adapters.quantized import quantize
 from jaxface.errors import UserError
-from jaxface.models.clip import Clip
 from jaxface.models.encoder import random_encoder
 from jaxface.models.tree import flatten
 from jaxface.models.variants import TextConfig
-from tiny_encoder import TINY, random_images, tiny_encoder
+from tiny_encoder import TINY, random_images, tiny_clip, tiny_encoder
 
 TASKS, IMAGES = 2, random_images(3)
 SMALL = replace(TINY, depth=2)
@@ -31,7 +30,7 @@ def adapted(seed=0, **options):
     random = np.random.default_rng(seed)
     return structure.build(
         {
-            name: value + 0.2 * jnp.asarray(random.normal(size=value.shape), value.dtype)
+            name: jax.device_put(np.asarray(value) + np.asarray(0.2 * random.normal(size=value.shape), value.dtype))
             if name.endswith(ADDED) or name.startswith("fusion.") or name == "pool.probe"
             else value
             for name, value in arrays.items()
@@ -122,7 +121,7 @@ def test_features_and_gradients_equal_those_of_dense_kernels_for_each_task(optio
             for run in (lambda e: e(IMAGES), lambda e: by_hand(e, IMAGES))
         ]
 
-    ((_, y), ours), ((_, wanted), theirs) = both(train)
+    ((_, y), ours), ((_, wanted), theirs) = jax.tree.map(np.asarray, both(train))
     assert np.abs(y - wanted).max() < 1e-5 * np.abs(wanted).max()
     for name, gradient in ours.items():
         assert np.abs(gradient - theirs[name]).max() <= 1e-5 * np.abs(theirs[name]).max(), name
@@ -158,7 +157,7 @@ def test_hidden_states_of_branching_blocks_are_the_tasks_and_what_cannot_be_is_r
     states = jax.jit(lambda encoder: encoder.hidden_states(IMAGES))(encoder)
     assert states.shape == (SMALL.depth + 1, TASKS, 3, 17, 32)
     assert [bool((state[0] == state[1]).all()) for state in states] == [True, False, True]
-    text = Clip(TINY, TextConfig(32, 3, 4, 6, 24, 40), rngs=nnx.Rngs(0)).text
+    text = tiny_clip(TextConfig(32, 3, 4, 6, 24, 40)).text
     with pytest.raises(UserError, match="fusion mlp: a text tower has one feature"):
         jaxface.adapt(text, "mtlora", fusion="mlp")
     with pytest.raises(UserError, match=r"no fusion 'sum'; known: attention, mlp, or none"):

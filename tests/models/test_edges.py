@@ -15,12 +15,11 @@ import jaxface
 from jaxface.adapters.low_rank import LowRank
 from jaxface.errors import UserError
 from jaxface.kernels.plain import derivatives
-from jaxface.models.clip import Clip
 from jaxface.models.text import Text
 from jaxface.models.tree import flatten
 from jaxface.models.variants import TextConfig
 from jaxface.weights import load_clip, save_weights
-from tiny_encoder import TINY, random_images, tiny_encoder
+from tiny_encoder import random_images, tiny_clip, tiny_encoder
 
 TEXT = TextConfig(width=32, depth=1, heads=4, context=6, output=24, vocabulary=40)
 
@@ -55,7 +54,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused_or_give_no_feature():
 
 
 def test_the_scale_of_similarities_is_not_rounded(tmp_path):
-    clip = Clip(TINY, TEXT, rngs=nnx.Rngs(0))
+    clip = tiny_clip(TEXT)
     save_weights(clip, tmp_path / "clip.safetensors")
     found = load_clip(tmp_path / "clip.safetensors", dtype=jnp.bfloat16)
     assert found.logit_scale.dtype == jnp.float32
