@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar, Unpack
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from jaxface.adapters.low_rank import LowRank
 from jaxface.adapters.methods import HEADS, METHODS, Group, get_method, require_taken
@@ -84,7 +85,7 @@ def _merged_tower(tower: Any) -> Any:
         if not hasattr(kernel, "merge"):
             return kernel
         merged = _merged(kernel)
-        if dtype != jnp.float32 and isinstance(kernel, LowRank):
+        if dtype != jnp.float32 and isinstance(kernel, LowRank) and not isinstance(merged, Tracer):  # which has no values to look at
             base = kernel.base[...].astype(jnp.float32)
             rounded = merged.astype(dtype).astype(jnp.float32) - base.astype(dtype).astype(jnp.float32)
             kept, whole = kept + jnp.sum(rounded * (merged - base)), whole + jnp.sum(jnp.square(merged - base))

@@ -38,9 +38,21 @@ Compute = Callable[[np.ndarray], Mapping[str, Any]]
 """uint8 [B, S, S, 3] -> logits of each task."""
 
 
+def ready(trained: Trained, model: Classifier | Compute) -> tuple[Callable[..., Any], Any]:
+    """What `predict_all` takes: a model as a program of JAX and its arrays on every device, or a function and None."""
+    from jaxface.devices import replicate
+    from jaxface.models.tree import flatten
+    from jaxface.runs.inference import make_predict
+
+    if not isinstance(model, Classifier):
+        return lambda _, images: (model(images.reshape(-1, *images.shape[2:])), None), None
+    arrays, structure = flatten(model)
+    return make_predict(structure, trained.config.known), replicate(arrays)
+
+
 def answer(
     trained: Trained,
-    model: Classifier | Compute,
+    model: tuple[Callable[..., Any], Any],
     sets: Sequence[str],
     split: str,
     *,
@@ -49,24 +61,17 @@ def answer(
     title: str,
     workers: int = 0,
 ) -> Predictions:
-    """A model's answers on a split of prepared sets, computed by JAX unless it is a function. Raises UserError if none of them has it."""
+    """The answers on a split of prepared sets of what `ready` gave. Raises UserError if none of them has it."""
     import jax
 
     from jaxface.data.pipeline import count_records, eval_batches
-    from jaxface.devices import replicate
-    from jaxface.models.tree import flatten
-    from jaxface.runs.inference import make_predict
 
     total = count_records(sets, split)
     devices = jax.local_device_count()
-    size = -(-min(batch_size, total) // devices) * devices
+    size = -(-batch_size // devices) * devices
     sizes: Json = {"image_size": trained.image_size, "batch_size": size, "framing": trained.framing}
     batches = eval_batches(sets, split, trained.config.tasks, **sizes, workers=workers)
-    if isinstance(model, Classifier):
-        arrays, structure = flatten(model)
-        arrays, predict = replicate(arrays), make_predict(structure, trained.config.known)
-    else:
-        arrays, predict = None, lambda _, images: (model(images.reshape(-1, *images.shape[2:])), None)
+    predict, arrays = model
     return predict_all(predict, arrays, batches, trained.tasks, title=title, total=total, keep_features=features)
 
 
@@ -113,6 +118,9 @@ def evaluate_run(
 
     Raises UserError for a folder that holds no trained model, or sets that do not hold the split.
     """
+    import jax
+
+    from jaxface.data.pipeline import count_records
     from jaxface.runs.data import sets_of_run
 
     out = out or folder
@@ -121,11 +129,9 @@ def evaluate_run(
     own = sets_of_run(trained.config, folder)
     sets = tuple(map(str, sets)) or own
     split = split or test_split(sets)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
-    name, model = engine or ("", trained.merged())
     if features and engine:
-        raise UserError(f"engine {name} gives no features: evaluate with jax for these")
-    about = ({"engine": name} if engine else {}) | {
+        raise UserError(f"engine {engine[0]} gives no features: evaluate with jax for these")
+    about = ({"engine": engine[0]} if engine else {}) | {
         "run": trained.config.name,
         "sets": list(sets),
         "split": split,
@@ -134,6 +140,8 @@ def evaluate_run(
     }
     if keep and stands(out, about, features=features):
         return evaluate_again(out, groups, caution)
+    options: dict[str, Any] = {"batch_size": min(batch_size, count_records(sets, split)), "workers": workers}  # for all: one program
+    model = ready(trained, engine[1] if engine else trained.merged())
     predictions = replace(answer(trained, model, sets, split, title=split, features=features, **options), about=about)
     for name, column in columns:
         predictions = with_groups(predictions, name, column)
@@ -150,9 +158,9 @@ def evaluate_run(
         write_json(out / "config.json", read_object(folder / "config.json"))  # the report asks for it
     write_predictions(out / "predictions.parquet", predictions)
     write_hardest(out / "hardest.npz", sets, split, predictions, trained.image_size)
-    write_json(out / "summary.json", run_costs(trained.plain(), trained_size(folder), trained.image_size))
+    write_json(out / "summary.json", run_costs(jax.eval_shape(trained.plain), trained_size(folder), trained.image_size))
     if features and trained.config.encoder.weights not in (None, RANDOM):
-        start = answer(trained, trained.before(), sets, split, title="before training", features=True, **options)
+        start = answer(trained, ready(trained, trained.before()), sets, split, title="before training", features=True, **options)
         write_predictions(out / "features_before.parquet", replace(start, about=about))
     return predictions, write_scores(out, predictions, read_temperatures(out, trained.digest), caution, groups)
 

@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ import pytest
 from published import write_published
 from shell import command_lines
 
+from jaxface import weights
 from jaxface.files import write_json
+from jaxface.models.tree import shallow_copy
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, EncoderConfig, TextConfig
 from jaxface.report.thesis_tables import THESIS
 from jaxface.runs.base import base_info
@@ -63,8 +66,8 @@ class Trained:
         }
         save_best(folder, changed, {"step": 2, "epoch": 1, "accuracy": 0.5, **base_info(config, base, folder)})
         write_json(folder / "config.json", to_dict(config))
-        weights = {f"weight/{task}": 0.5 for task in config.tasks}
-        rows = [{"step": step, "epoch": 0, "split": "train", "loss": 1.0, **weights} for step in (1, 2)]
+        shares = {f"weight/{task}": 0.5 for task in config.tasks}
+        rows = [{"step": step, "epoch": 0, "split": "train", "loss": 1.0, **shares} for step in (1, 2)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         write_json(folder / "baselines.json", {"majority": {}})
         write_json(folder / "result.json", {"split": "test", "test": {}})
@@ -89,6 +92,8 @@ def place(tmp_path_factory):
         TEXT_VARIANTS.add("tiny", TEXT)
         patch.chdir(folder)
         patch.setattr("jaxface.training.loop.Run", Trained)
+        read = cache(weights.load_encoder)
+        patch.setattr(weights, "load_encoder", lambda path, **options: shallow_copy(read(path, **options)))
         patch.setattr("jaxface.report.data_sheets.write_summary_picture", lambda folder: None)
         patch.setattr("jaxface.report.pictures.write_pictures", lambda *arguments: None)
         for name in ("confusion", "reliability_diagram", "before_after", "loss_curve", "weight_curve", "log_variance_curve"):
