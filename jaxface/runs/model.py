@@ -216,8 +216,7 @@ def _trained(folder: Path, config: Config, best: Best, parts: Parts, base: Base,
         raise UserError(f"{folder / 'best'}: its arrays do not fit the configuration in {folder / 'config.json'}")
     model = parts.build({name: jax.device_put(array) for name, array in best.arrays.items()})
     model.encoder.loop = "scan"  # nothing is kept for a backward pass
-    digest = model_digest(folder)
-    identity = combined({"trained": fingerprint(best.arrays), "base": base.fingerprint})
+    digest, identity = model_digest(folder), combined({"trained": fingerprint(best.arrays), "base": base.fingerprint})
     found = read_temperatures(folder, digest)
     return Trained(folder, config, model, digest, identity, base.path, base.fingerprint, tuple(places), found, framing_of(best.info))
 
