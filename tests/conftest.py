@@ -33,6 +33,7 @@ def pytest_configure(config):
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag, and end over it
         fast += " --xla_cpu_use_fusion_emitters=false"  # compiles three times as fast
     os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS_BEFORE_TESTS']} {fast}".strip()
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # torch's threads would wait for each other in tiny products
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # starting a command twice costs a short one more than large pages save
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -1,5 +1,8 @@
 """timm's model and PEFT, which adapts it: what tests of adapters in PEFT's format start from."""
 
+import copy
+from functools import cache
+
 import jax
 
 from jaxface.originals.reference import build_original, import_torch
@@ -38,5 +41,11 @@ def adapted_by_peft(**options):
     return model
 
 
-def timm_model():
+@cache
+def _built():
     return build_original("timm", TOWERS, random_tensors(TOWERS)).modules[0]
+
+
+def timm_model():
+    """A copy: PEFT puts its layers into the model."""
+    return copy.deepcopy(_built())
