@@ -217,7 +217,8 @@ rng = np.random.default_rng(0)  # an update of zero would drop out nothing
 drawn = {name: rng.normal(0, 0.1, x.shape).astype(x.dtype) if name.endswith(".kernel.b") else x for name, x in state.trained.items()}
 state = state._replace(trained=drawn)
 for devices in (1, 4):
-    copies = lambda tree: jax.tree.map(lambda x: np.stack([x] * devices), tree)
+    over = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], ("devices",)), jax.sharding.PartitionSpec("devices"))
+    copies = lambda tree: jax.device_put(jax.tree.map(lambda x: np.stack([x] * devices), tree), over)
     now, fixed = copies(state), copies(frozen)
     for k in range(10):
         batch = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), random_batch(16, seed=k))
