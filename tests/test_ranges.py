@@ -30,7 +30,7 @@ for package in (jaxface, weights_convert):
 
 NEEDED = {
     **{"run": "r", "runs": ("r",), "paths": ("p",), "source": "synthetic", "folder": "f", "out": "o", "look": ("l",), "to": "onnx"},
-    **{"weights": "w", "against": "timm", "src": "a", "dst": "b"},
+    **{"weights": "w", "against": "timm", "src": "a", "dst": "b", "together": "r", "single": ("a", "b")},
     **dict.fromkeys(("width", "depth", "mlp_width", "patch", "image_size", "context", "output"), 8),
     "heads": 2,
 }

@@ -309,7 +309,7 @@ def test_a_warm_up_that_outlasts_the_run_is_told(config, tmp_path, capsys):
 def test_evaluation_reads_with_as_many_processes_as_the_run_says(config, monkeypatch):
     monkeypatch.setattr("jaxface.runs.data.eval_batches", lambda *arguments, **options: options["workers"])
     images = Images(replace(config, data=replace(config.data, workers=3)), config.data.sets)
-    images.image_size = 12
+    images.image_size, images.framing = 12, "crop"
     assert images.evaluation("test") == 3
 
 
