@@ -17,13 +17,19 @@ def run(*words):
     return subprocess.run([sys.executable, "-m", "jaxface.prepare", *map(str, words)], capture_output=True, text=True, timeout=120)
 
 
-def test_a_prepared_set_is_summed_up_in_a_table_and_a_file(tmp_path):
+def called(monkeypatch, *words):
+    """The same in this process."""
+    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, words)])
+    return main()
+
+
+def test_a_prepared_set_is_summed_up_in_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     write_raf_db(tmp_path / "raf")
     (tmp_path / "raf/basic/Image/aligned/train_00002_aligned.jpg").write_bytes(b"x")
-    done = run("raf_db", tmp_path / "raf", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "surprise" in done.stdout
-    assert "left out train_00002.jpg: cannot be decoded as an image" in done.stderr
+    called(monkeypatch, "raf_db", tmp_path / "raf", "--out", tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "surprise" in printed.out
+    assert "left out train_00002.jpg: cannot be decoded as an image" in printed.err
     assert json.loads((tmp_path / "out/summary.json").read_text())["dropped"]["count"] == 1
     assert cv2.imread(str(tmp_path / "out/summary.png")).shape[1] > 800
 
@@ -72,10 +78,10 @@ def test_wrong_input_ends_the_command_with_status_two_and_one_line(tmp_path):
     assert re.fullmatch(r"error: no folder .*nowhere; expected basic[^\n]*\n", done.stderr)
 
 
-def test_drawn_faces_can_be_prepared_by_command(tmp_path):
-    done = run("synthetic", "charcoal", "--out", tmp_path / "out", "--drawn.count", 12, "--drawn.test-count", 4, "--drawn.size", 16)
-    assert done.returncode == 0, done.stderr
-    assert "4 test" in done.stdout
+def test_drawn_faces_can_be_prepared_by_command(tmp_path, monkeypatch, capsys):
+    drawn = ("--drawn.count", 12, "--drawn.test-count", 4, "--drawn.size", 16)
+    called(monkeypatch, "synthetic", "charcoal", "--out", tmp_path / "out", *drawn)
+    assert "4 test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,4 @@ def test_other_weights_take_the_place_of_the_run_to_start_from(workplace, tmp_pa
 
 def test_a_config_with_a_mistake_names_the_file(tmp_path):
     (tmp_path / "c.py").write_text("from jaxface.runs.config import *\nconfig = Config(epoch=3)\n")
-    words = [sys.executable, "-m", "jaxface.train", "--config", str(tmp_path / "c.py")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
-    assert f"{tmp_path / 'c.py'}: TypeError: " in one_line_error(done)
+    assert f"{tmp_path / 'c.py'}: TypeError: " in one_line_error(run("--config", tmp_path / "c.py"))

@@ -16,7 +16,7 @@ from jaxface.cluster import connect, end_together, from_first, maximum, of_first
 from jaxface.errors import UserError
 from jaxface.training.stopping import StopRequest
 
-cluster.SILENCE, cluster.PATIENCE = 10, 0.1  # seconds: they are waited for
+cluster.SILENCE, cluster.PATIENCE = 6, 0.1  # seconds: they are waited for
 
 def refuse():
     time.sleep(0.5)
