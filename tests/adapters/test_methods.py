@@ -23,7 +23,8 @@ def run(encoder, images):
 
 
 def relative(a, b):
-    return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+    a, b = np.asarray(a), np.asarray(b)
+    return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 def with_consistent_norms(encoder):
