@@ -39,8 +39,13 @@ from tiny_encoder import TINY, tiny_encoder
 IMAGES = normalize_images(jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)))
 
 
+@jax.jit
+def forward(model, images=IMAGES):
+    return model(images)
+
+
 def logits(trained):
-    return {task: np.asarray(values, np.float32) for task, values in trained.merged()(IMAGES).items()}
+    return {task: np.asarray(values, np.float32) for task, values in forward(trained.merged()).items()}
 
 
 def assert_close(a, b, tolerance):
@@ -112,7 +117,7 @@ def test_a_run_that_was_moved_has_its_faces_drawn_beside_it(run, tmp_path, monke
 
 
 def test_other_weights_of_the_same_shape_are_refused(run):
-    save_weights(jax.tree.map(lambda leaf: 1.01 * leaf, tiny_encoder()), run.parent / "base.safetensors")
+    save_weights(jax.tree.map(lambda leaf: np.float32(1.01) * np.asarray(leaf), tiny_encoder()), run.parent / "base.safetensors")
     with pytest.raises(UserError, match="was trained on other base weights than those at"):
         load_trained(run)
 
@@ -218,9 +223,10 @@ def test_a_run_from_before_tokens_could_be_chosen_reads_the_mean_of_all_as_it_di
     (run / "config.json").write_text(json.dumps(config))
     model, images = load_trained(run).model, IMAGES[:, :32, :32]
     assert model.tokens == "all"
-    pooled = np.asarray(model.encoder(jnp.tile(images, (1, 2, 2, 1))))
+    images = jnp.tile(images, (1, 2, 2, 1))
+    pooled = np.asarray(forward(model.encoder, images))
     expected = pooled.mean(1) if kind == "spatial" else pooled
-    np.testing.assert_allclose(model.features(jnp.tile(images, (1, 2, 2, 1))), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda model: model.features(images))(model), expected, atol=1e-5)
     now = replace(read_config(run), head=HeadOptions(dropout=0.0))
     assert not changed_options(run, now)
     parts = make_parts(now)
@@ -247,8 +253,8 @@ def test_a_small_update_in_bfloat16_keeps_its_effect_when_the_run_is_opened(tmp_
     save_best(run, best.arrays, best.info | {"base_sha256": base.fingerprint})
     features = {}
     for name, encoder in {"merged": load_encoder(run), "unmerged": load_trained(run, dtype=jnp.float32).model.encoder}.items():
-        features[name] = np.asarray(encoder(IMAGES))
-    before = np.asarray(load_trained(run, dtype=jnp.float32).before().encoder(IMAGES))
+        features[name] = np.asarray(forward(encoder))
+    before = np.asarray(forward(load_trained(run, dtype=jnp.float32).before().encoder))
     effect = features["unmerged"] - before
     assert 0 < np.abs(effect).max() < 0.1 * np.abs(before).max()
     kept = np.sum((features["merged"] - before) * effect) / np.sum(effect * effect)
