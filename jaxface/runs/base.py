@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +57,13 @@ def is_run(path: Path) -> bool:
 def random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:
     """Of the random bits that the weights are made of, which are the same on every device."""
     variant = {name: value for name, value in variant.items() if name != "framing"}  # which is no part of any weights
+    return combined({"variant": json.dumps(variant, sort_keys=True), "bits": fingerprint({"bits": _random_bits(seed)})})
+
+
+@lru_cache(maxsize=64)
+def _random_bits(seed: int) -> np.ndarray:
     with jax.ensure_compile_time_eval():  # where only shapes are asked for, too
-        bits = np.asarray(jax.jit(lambda seed: jax.random.bits(jax.random.key(seed), (64,)))(seed))  # one program
-    return combined({"variant": json.dumps(variant, sort_keys=True), "bits": fingerprint({"bits": bits})})
+        return np.asarray(jax.jit(lambda seed: jax.random.bits(jax.random.key(seed), (64,)))(seed))  # one program
 
 
 def find_bases(config: Config, folder: Path, info: Mapping[str, Any], places: Sequence[Path] = ()) -> Iterator[Path | None]:

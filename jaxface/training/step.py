@@ -73,7 +73,7 @@ def start_state(
         step=zero,
         trained=trained,
         statistics=statistics,
-        optimizer=optimizer.init(trained),
+        optimizer=jax.jit(optimizer.init)(trained),  # one program
         balance=balancer.state(tasks),
         scale=np.ones((), np.float32),
         average={**trained, **statistics} if average else {},
