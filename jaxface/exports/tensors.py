@@ -108,7 +108,12 @@ def export_peft(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
     That is where the base is another run, and at another image size than the encoder's, whose positions timm would make otherwise.
     """
     require_one_pool(trained)
-    weights = trained.config.encoder.weights
+    weights, kernels = trained.config.encoder.weights, trained.config.encoder.base
+    if kernels != "full":
+        raise UserError(
+            f"{trained.folder}: its frozen kernels are {kernels}, and PEFT's folder stands on the weights as they are, which would answer "
+            "otherwise: export to run, safetensors, onnx or stablehlo"
+        )
     base = load_base(trained.config, trained.base, trained.places).encoder
     own_base = trained.image_size != base.config.image_size or (trained.base is not None and is_run(trained.base))
     (folder / BASE).unlink(missing_ok=True)  # an earlier export's

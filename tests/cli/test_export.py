@@ -7,10 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from trained_run import write_trained_run
 
 from jaxface.errors import UserError, run_command
 from jaxface.export import main
 from jaxface.exports import export_run, exporter
+from jaxface.runs.config import EncoderOptions
 
 
 def sample(folder):
@@ -33,8 +35,6 @@ def shares(logits):
 @pytest.fixture(scope="module")
 def specific(tmp_path_factory):
     """An MTLoRA run with ordinal ages: features and updates per task, and a head of ranks."""
-    from trained_run import write_trained_run
-
     return write_trained_run(tmp_path_factory.mktemp("specific"), "mtlora", losses={"age": "coral"})
 
 
@@ -278,3 +278,10 @@ def test_wrong_input_is_one_line_and_exit_status_2(trained_run, monkeypatch, cap
     assert printed.startswith("error: ")
     assert says in printed
     assert "\n" not in printed
+
+
+def test_an_adapter_of_rounded_kernels_is_not_exported_as_one_of_the_weights_as_they_are(tmp_path):
+    run = write_trained_run(tmp_path, "lora", encoder=EncoderOptions(str(tmp_path / "base.safetensors"), base="int8"))
+    with pytest.raises(UserError, match="its frozen kernels are int8"):
+        export_run(run, "peft", tmp_path / "out")
+    assert not (tmp_path / "out/manifest.json").exists()
