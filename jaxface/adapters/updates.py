@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxface.adapters.low_rank import LowRank
-from jaxface.adapters.methods import as_base, is_adapted, linears
 from jaxface.adapters.mixed_batch import PerSample, Update, padded, update_of
+from jaxface.adapters.places import as_base, is_adapted, linears
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder
 from jaxface.models.tree import shallow_copy

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from jaxface.adapters.options import Rank
 from jaxface.benchmarks import _serving_cases as cases
-from jaxface.benchmarks._serving_cases import Case, Window, whole
+from jaxface.benchmarks._serving_cases import Case, Window
 from jaxface.benchmarks._step_cases import TIMM_NAMES
 from jaxface.benchmarks._worker import peak_memory
 from jaxface.cli import parse
@@ -106,7 +106,7 @@ def measure(options: Options, folder: Path, track: Track) -> Iterator[dict[str, 
     first = windows[OURS, options.adapters[0]]
     memory, own = peak_memory(), server.shelf.get(server.names[0]).bytes
     for (kind, count), found in windows.items():
-        joined = whole(found)
+        latencies = [took for one in found for took in one.latencies]
         row = {
             "case": kind,
             "adapters": count,
@@ -114,8 +114,8 @@ def measure(options: Options, folder: Path, track: Track) -> Iterator[dict[str, 
             "rank": options.rank,
             "method": options.method,
             "images_per_second": median(one.faces / one.seconds for one in found),
-            "p50_seconds": median(joined.latencies),
-            "p99_seconds": float(np.percentile(joined.latencies, 99)),
+            "p50_seconds": median(latencies),
+            "p99_seconds": float(np.percentile(latencies, 99)),
             "of_one_adapter": median(a.seconds / a.faces / (b.seconds / b.faces) for a, b in zip(found, first, strict=True)),
         }
         if kind == OURS:

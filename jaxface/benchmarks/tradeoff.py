@@ -70,7 +70,8 @@ def measure(options: Options) -> Iterator[dict[str, Any]]:
                 f"{', '.join(map(str, options.single))}: expected runs on the same base weights that are adapters of LoRA or DoRA"
             )
         adapters = [server.shelf.get(name) for name in server.names]
-        count, alone, one = len(singles), [_accuracy(folder) for folder in options.single], _accuracy(options.together)
+        count, alone = len(singles), {task: right for folder in options.single for task, right in _accuracy(folder).items()}
+        rights = (_accuracy(options.together), alone, alone)
         crops = np.zeros((options.batch_size, server.image_size, server.image_size, 3), np.uint8)
         cases: dict[str, Case] = {
             "one run of all tasks": _whole([together], crops),
@@ -78,9 +79,8 @@ def measure(options: Options) -> Iterator[dict[str, Any]]:
             f"{count} whole models": _whole(singles, crops),
         }
         costs = [_costs([together]), _served_costs(server, adapters), _costs(singles)]
-        rights = [one, {task: value for row in alone for task, value in row.items()}]
         seconds = medians(interleaved(cases, options.rounds))
-    for (name, took), cost, right in zip(seconds.items(), costs, [*rights, rights[1]], strict=True):
+    for (name, took), cost, right in zip(seconds.items(), costs, rights, strict=True):
         mean = sum(right.values()) / len(right)
         yield {"case": name, **cost, "images_per_second": options.batch_size / took, "accuracy": right, "mean_accuracy": mean}
 
@@ -109,9 +109,10 @@ def _served(server: AdapterServer, adapters: Sequence[Adapter], crops: np.ndarra
 
 
 def _costs(of: Sequence[Trained]) -> dict[str, Any]:
-    each = [run_costs(trained.plain(), 0, trained.image_size) for trained in of]
-    held = [sum(array.nbytes for array in arrays_of(trained.plain()).values()) for trained in of]
-    return _row(sum(one["parameters"]["inference"] for one in each), sum(one["gflops"]["all products"] for one in each), sum(held))
+    models = [trained.plain() for trained in of]
+    each = [run_costs(model, 0, trained.image_size) for model, trained in zip(models, of, strict=True)]
+    held = sum(array.nbytes for model in models for array in arrays_of(model).values())
+    return _row(sum(one["parameters"]["inference"] for one in each), sum(one["gflops"]["all products"] for one in each), held)
 
 
 def _served_costs(server: AdapterServer, adapters: Sequence[Adapter]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from jaxface.models.heads import TOKENS, Classifier, with_torch_heads
 from jaxface.models.tree import arrays_of
 from jaxface.registry import Registry
 from jaxface.runs.base import Base, framing_of
-from jaxface.runs.config import RANDOM, Config, EncoderOptions
+from jaxface.runs.config import Config, EncoderOptions
 from jaxface.runs.folder import read_config
 from jaxface.runs.model import load_base, load_on, load_trained
 from jaxface.runs.parts import Parts
@@ -61,11 +61,6 @@ class Below(NamedTuple):
     base: Base
     encoder: Encoder
     parts_of: Callable[[Config], Parts]
-
-    def require(self, folder: Path, fingerprint: object) -> None:
-        """Raises UserError for a folder that stands on base weights with another fingerprint."""
-        if fingerprint != self.base.fingerprint:
-            raise UserError(f"{folder} was trained on other base weights than those at {self.base.path or RANDOM}")
 
 
 class AdapterFolder(NamedTuple):
@@ -149,7 +144,7 @@ def _peft_kind(folder: Path) -> str:
 
 def _load_peft(folder: Path, below: Below) -> Loaded:
     said = read_manifest(folder)  # every file is what was written
-    below.require(folder, said.get("base_sha256"))
+    below.base.require(folder, said.get("base_sha256"))
     tokens, digest = said.get("tokens", "patches"), said.get("model_sha256")
     try:
         temperatures = temperatures_from(said.get("temperatures", {}))
@@ -174,21 +169,17 @@ def _with_heads(encoder: Encoder, tasks: Sequence[Task], tokens: str, path: Path
         if odd is not None:
             raise UserError(f"{odd}: expected finite numbers in float32")
         deep, batch_norm = (any(f".{part}." in name for name in tensors) for part in ("hidden", "norm"))
+        classes = {task.name: task.width for task in tasks}
+
+        def rows(task: str, part: str) -> tuple[int, ...]:
+            return tensors.get(f"{task}.out.{part}", np.empty(())).shape[:1]
+
         # CORAL's head has one direction and a bias for each threshold
-        ranks = {name for name, (weights, biases) in _last_layers(tensors, tasks).items() if len(biases) > len(weights)}
-        classes, outputs = {task.name: task.width for task in tasks}, dict.fromkeys(ranks, "ranks")
+        outputs = {task: "ranks" for task in classes if rows(task, "bias") > rows(task, "weight")}
         heads: dict[str, Any] = {"deep": deep, "batch_norm": batch_norm, "dropout": 0.0, "outputs": outputs}
         return with_torch_heads(Classifier(encoder, classes, **heads, tokens=tokens, rngs=nnx.Rngs(0)), tensors)
     except (OSError, SafetensorError, UserError) as error:
         raise UserError(f"{path}: {error}: export the run again") from None
-
-
-def _last_layers(tensors: Mapping[str, np.ndarray], tasks: Sequence[Task]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    for task in tasks:
-        for part in ("weight", "bias"):
-            if f"{task.name}.out.{part}" not in tensors:
-                raise UserError(f"no {task.name}.out.{part}")
-    return {task.name: (tensors[f"{task.name}.out.weight"], tensors[f"{task.name}.out.bias"]) for task in tasks}
 
 
 FOLDERS: Registry[AdapterFolder] = Registry(
@@ -217,14 +208,20 @@ FOLDERS: Registry[AdapterFolder] = Registry(
 """By name; of two that a folder could be, the one registered first."""
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder is of a kind that is known."""
-    return any((folder / kind.files[0]).is_file() for _, kind in FOLDERS.items())
+def _known_kind(folder: Path) -> AdapterFolder | None:
+    return next((kind for _, kind in FOLDERS.items() if (folder / kind.files[0]).is_file()), None)
 
 
 def folder_kind(folder: Path) -> AdapterFolder:
     """The kind of a folder. Raises UserError for one of none."""
-    for _, kind in FOLDERS.items():
-        if (folder / kind.files[0]).is_file():
-            return kind
-    raise UserError(f"{folder}: not a run folder, nor one that `python -m jaxface.export RUN --to peft` wrote")
+    if (kind := _known_kind(folder)) is None:
+        raise UserError(f"{folder}: not a run folder, nor one that `python -m jaxface.export RUN --to peft` wrote")
+    return kind
+
+
+def adapters_in(folder: Path) -> list[Path]:
+    """The folders below a folder that are of a known kind, by name. Raises UserError for what is no folder."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if _known_kind(path)]
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder of run folders ({error.strerror})") from None

@@ -18,7 +18,7 @@ from jaxface.data.faces import Face
 from jaxface.errors import UserError
 from jaxface.evaluation.trust import Caution
 from jaxface.models.tree import flatten
-from jaxface.prediction.adapter_folders import is_adapter
+from jaxface.prediction.adapter_folders import adapters_in
 from jaxface.prediction.adapters import Adapter, Shared, run_tail
 from jaxface.prediction.doubt import Doubt
 from jaxface.prediction.options import FaceOptions
@@ -228,12 +228,8 @@ def size_of_rank(rank: int) -> int:
 
 def _shared(folder: Path, base: Path | None) -> Shared:
     """The encoder below the first adapter in a folder that can be opened. Raises UserError where there is none."""
-    try:
-        found = [path for path in sorted(folder.iterdir()) if is_adapter(path)]
-    except OSError as error:
-        raise UserError(f"{folder}: expected a folder of run folders ({error.strerror})") from None
     wrong: UserError | None = None
-    for one in found:
+    for one in adapters_in(folder):
         try:
             return Shared.of(one, base)
         except UserError as error:

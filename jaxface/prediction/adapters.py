@@ -109,7 +109,7 @@ class Shared:
     def check(self, folder: Path) -> None:
         """Raises UserError for an adapter that cannot stand on the shared encoder, as far as that shows without reading what it trained."""
         kind = self._fitting(folder)
-        Below(self.base, self.encoder, self.parts_of).require(folder, kind.fingerprint(folder))
+        self.base.require(folder, kind.fingerprint(folder))
 
     def _fitting(self, folder: Path) -> AdapterFolder:
         """The kind of a folder whose encoder computes as this one."""

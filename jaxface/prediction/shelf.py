@@ -15,7 +15,7 @@ from typing import Any
 from jaxface.digests import stamp_of
 from jaxface.errors import UserError, tell
 from jaxface.files import read_object, write_json
-from jaxface.prediction.adapter_folders import folder_kind, is_adapter
+from jaxface.prediction.adapter_folders import adapters_in, folder_kind
 from jaxface.prediction.adapters import Adapter
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -179,10 +179,7 @@ class Shelf:
 
     def _on_disk(self) -> Iterator[tuple[str, str]]:
         """Names and run folders: the subfolders', and what was put under other names."""
-        try:
-            found = {path.name: path.name for path in sorted(self.folder.iterdir()) if is_adapter(path)}
-        except OSError as error:
-            raise UserError(f"{self.folder}: expected a folder of run folders ({error.strerror})") from None
+        found = {path.name: path.name for path in adapters_in(self.folder)}
         for name, source in (found | self._sources).items():
             if name not in self._removed and NAME.fullmatch(name):
                 yield name, source

@@ -48,6 +48,11 @@ class Base(NamedTuple):
     fingerprint: str
     path: Path | None
 
+    def require(self, folder: Path, fingerprint: object) -> None:
+        """Raises UserError for a folder that stands on base weights with another fingerprint."""
+        if fingerprint != self.fingerprint:
+            raise UserError(f"{folder} was trained on other base weights than those at {self.path or RANDOM}")
+
 
 def is_run(path: Path) -> bool:
     """Whether a path is a run folder, and no checkpoint: these are folders, too, as Hugging Face's libraries write them."""

@@ -201,8 +201,7 @@ def load_on(folder: Path, base: Base, parts_of: Callable[[Config], Parts]) -> Tr
     config, best = read_config(folder), read_best(folder)
     if best.info.get("format", 1) < 2:
         raise UserError(f"{folder}: an old run, which does not say what it stands on as runs do now: train it again")
-    if best.info.get("base_sha256") != base.fingerprint:
-        raise UserError(f"{folder} was trained on other base weights than those at {base.path or RANDOM}")
+    base.require(folder, best.info.get("base_sha256"))
     try:
         parts = parts_of(config)
     except UserError as error:
