@@ -61,6 +61,9 @@ def measure(options: Options) -> Iterator[dict[str, Any]]:
     asked, answered = [task.name for task in together.tasks], [task.name for one in singles for task in one.tasks]
     if sorted(asked) != sorted(answered):
         raise UserError(f"{options.together} answers {', '.join(asked)}, the others {', '.join(answered)}: expected one run for each task")
+    for one in singles:
+        if one.base_fingerprint != together.base_fingerprint:
+            raise UserError(f"{one.folder} stands on other base weights than {options.together}: expected the same below all")
     with tempfile.TemporaryDirectory() as temporary:
         for number, folder in enumerate(options.single):
             (Path(temporary) / f"adapter-{number}").symlink_to(folder.resolve())
