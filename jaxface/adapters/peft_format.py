@@ -84,6 +84,9 @@ def save_peft(encoder: Encoder, folder: PathLike, *, base: str | None = None) ->
     with_magnitude = {update.magnitude is not None for update in updates.values()}
     if len(with_magnitude) > 1:
         raise UserError("some kernels have LoRA and some DoRA: PEFT's folder holds one of the two")
+    dropouts = {linear.kernel.dropout for _, linear in linears(encoder) if isinstance(linear.kernel, LowRank)}
+    if len(dropouts) > 1:
+        raise UserError(f"adapters with dropouts {', '.join(map(str, sorted(dropouts)))}: PEFT's folder has one lora_dropout for all of them")
     ranks = {module: update.a.shape[0] for module, update in updates.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     pattern = {module: rank for module, rank in ranks.items() if rank != common}
@@ -99,7 +102,7 @@ def save_peft(encoder: Encoder, folder: PathLike, *, base: str | None = None) ->
         "target_modules": list(updates),
         "use_dora": True in with_magnitude,
         "use_rslora": False,
-        "lora_dropout": max((linear.kernel.dropout for _, linear in linears(encoder) if isinstance(linear.kernel, LowRank)), default=0.0),
+        "lora_dropout": dropouts.pop(),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

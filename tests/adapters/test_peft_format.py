@@ -140,6 +140,9 @@ def test_what_cannot_be_read_or_written_is_one_line(plain, tmp_path):
         save_peft(plain, tmp_path / "none")
     with pytest.raises(UserError, match=r"TaskLowRank has no place in PEFT"):
         save_peft(jaxface.adapt(plain, "mtlora", rank=2, num_tasks=2), tmp_path / "none")
+    two = jaxface.adapt(plain, "lora", rank=2, dropout=0.1, targets=r".*\.attn\.out")
+    with pytest.raises(UserError, match=r"dropouts 0\.1, 0\.2: PEFT's folder has one"):
+        save_peft(jaxface.adapt(two, "lora", rank=2, dropout=0.2, targets=r".*\.mlp\.fc"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with pytest.raises(UserError, match=r"adapter_config\.json: cannot be read"):
         load_peft(plain, tmp_path)
