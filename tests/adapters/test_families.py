@@ -93,12 +93,13 @@ def dense(kernel):
     return w if kernel.magnitude is None else w * (kernel.magnitude[...] / np.linalg.norm(w, axis=-2))[..., None, :]
 
 
-def test_images_of_one_batch_have_each_its_own_adapter_on_rounded_gated_kernels(tmp_path):
-    write_checkpoint(tmp_path / "model.safetensors", FAMILIES["DINOv3+"], random_tensors(FAMILIES["DINOv3+"]))
+@pytest.mark.parametrize(("kind", "base"), [("DINOv3+", "int8"), ("SigLIP", "nf4")])
+def test_images_of_one_batch_have_each_its_own_adapter_on_rounded_kernels(kind, base, tmp_path):
+    write_checkpoint(tmp_path / "model.safetensors", FAMILIES[kind], random_tensors(FAMILIES[kind]))
     plain, random = load_encoder(tmp_path / "model.safetensors"), np.random.default_rng(0)
     adapters = {name: jaxface.adapt(plain, name, rank=3) for name in ("lora", "dora")}
     for encoder in adapters.values():
-        quantize(encoder, "int8")
+        quantize(encoder, base)
         for _, linear in linears(encoder):
             if isinstance(linear.kernel, LowRank):
                 linear.kernel.b[...] = jnp.asarray(0.1 * random.normal(size=linear.kernel.b.shape), jnp.float32)
