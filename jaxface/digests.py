@@ -71,14 +71,22 @@ def check_digest(path: Path) -> None:
         return
     if not path.is_file():
         raise UserError(f"{path} is missing: copy the whole folder again")
-    stat = path.stat()
-    if _cached(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) != expected:
+    if not is_whole(path, expected):
         raise UserError(
             f"{path}: damaged or changed: its content is not what was written; copy it again, or, if the change is yours, "
             f"delete its entry in {path.with_name(DIGESTS)}"
         )
 
 
-@lru_cache(maxsize=256)
+def is_whole(path: Path, expected: str) -> bool:
+    """Whether a file is there and has that SHA-256; one that stands as it stood is hashed once in a process."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    return path.is_file() and _cached(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) == expected
+
+
+@lru_cache(maxsize=4096)
 def _cached(path: Path, size: int, changed: int, inode: int) -> str:
     return file_digest(path)

@@ -86,7 +86,9 @@ def save_peft(encoder: Encoder, folder: PathLike, *, base: str | None = None) ->
         raise UserError("some kernels have LoRA and some DoRA: PEFT's folder holds one of the two")
     dropouts = {linear.kernel.dropout for _, linear in linears(encoder) if isinstance(linear.kernel, LowRank)}
     if len(dropouts) > 1:
-        raise UserError(f"adapters with dropouts {', '.join(map(str, sorted(dropouts)))}: PEFT's folder has one lora_dropout for all of them")
+        raise UserError(
+            f"adapters with dropouts {', '.join(map(str, sorted(dropouts)))}: PEFT's folder has one lora_dropout for all of them"
+        )
     ranks = {module: update.a.shape[0] for module, update in updates.items()}
     common = max(set(ranks.values()), key=list(ranks.values()).count)
     pattern = {module: rank for module, rank in ranks.items() if rank != common}

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxface.data.framing import FRAMINGS, PLAIN
 from jaxface.data.task_files import task_to
-from jaxface.digests import check_digest, file_digest, record_digests
+from jaxface.digests import check_digest, file_digest, is_whole, record_digests
 from jaxface.errors import UserError, tell
 from jaxface.evaluation.metrics import probabilities
 from jaxface.files import DIGESTS, alone_in, aside, read_object, write_json
@@ -115,8 +115,11 @@ def export_run(
     return manifest
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path, needed: Sequence[str] | None = None) -> dict[str, Any]:
     """An export's manifest, once every file of the folder is what was written. Says when JAX's promise to read it is over.
+
+    Args:
+      needed: the files that are looked at, where those are not all.
 
     Raises UserError if the folder is no export, or names the first file that is missing, damaged or changed.
     """
@@ -128,7 +131,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = read_object(path)
         until, by = manifest.get("readable_until", ""), manifest["versions"]["jax"]
-        damaged = [name for name, digest in manifest["files"].items() if not _is_whole(folder / name, digest)]
+        files = manifest["files"]
+        damaged = [name for name in needed or files if not is_whole(folder / name, files[name])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a manifest ({error}): copy the folder again, or export the run again") from None
     if damaged:
@@ -152,10 +156,6 @@ def load_exported(folder: str | Path) -> Answer:
     except Exception as error:  # of the reader, whatever it was given
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: cannot be read by JAX {jax.__version__} ({reason}): export the run again") from None
-
-
-def _is_whole(path: Path, digest: str) -> bool:
-    return path.is_file() and file_digest(path) == digest
 
 
 def model_answer(model: Any) -> Answer:

@@ -143,7 +143,7 @@ def _peft_kind(folder: Path) -> str:
 
 
 def _load_peft(folder: Path, below: Below) -> Loaded:
-    said = read_manifest(folder)  # every file is what was written
+    said = read_manifest(folder, (CONFIG, TENSORS, HEADS))  # which are what was written; base weights may lie beside them
     below.base.require(folder, said.get("base_sha256"))
     tokens, digest = said.get("tokens", "patches"), said.get("model_sha256")
     try:

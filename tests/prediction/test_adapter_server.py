@@ -16,6 +16,7 @@ from faces import write_photo
 from running_server import PATIENCE, running
 from trained_run import write_trained_run
 
+from jaxface import digests
 from jaxface.adapters.options import AdapterOptions
 from jaxface.errors import UserError
 from jaxface.exports import export_run
@@ -81,7 +82,7 @@ def test_python_answers_each_photo_by_every_adapter_named(server, crops, alone):
         server(list(crops), ["nobody"])
 
 
-def test_an_export_to_peft_answers_beside_the_run_that_it_was_made_of(folder, crops, alone, tmp_path):
+def test_an_export_to_peft_answers_beside_the_run_that_it_was_made_of(folder, crops, alone, tmp_path, monkeypatch):
     os.link(folder / "base.safetensors", tmp_path / "base.safetensors")
     export_run(folder / "lora", "peft", tmp_path / "exported")
     with pytest.raises(UserError, match="--base FILE says which weights"):
@@ -98,6 +99,12 @@ def test_an_export_to_peft_answers_beside_the_run_that_it_was_made_of(folder, cr
         assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
     with pytest.raises(UserError, match=r"without a manifest\.json"):
         server.shelf.put("bare")
+    shutil.copytree(tmp_path / "exported", tmp_path / "fresh")
+    hashed = []
+    monkeypatch.setattr(digests, "file_digest", lambda path, whole=digests.file_digest: hashed.append(path.name) or whole(path))
+    for _ in range(2):
+        server.shelf.put("fresh")
+    assert sorted(hashed) == ["adapter_config.json", "adapter_model.safetensors", "heads.safetensors", "manifest.json"]  # each once
     data = bytearray((tmp_path / "exported/heads.safetensors").read_bytes())
     data[-5] ^= 8
     (tmp_path / "exported/heads.safetensors").write_bytes(data)
