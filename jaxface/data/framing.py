@@ -62,6 +62,11 @@ FRAMINGS: Registry[Framing] = Registry(
 )
 
 
+def noted(framing: str) -> dict[str, str]:
+    """What files say of a framing: nothing of the usual one, which files of earlier versions do not name."""
+    return {} if framing == PLAIN else {"framing": framing}
+
+
 def resize(image: np.ndarray, size: int, out: np.ndarray | None = None, framing: str = PLAIN) -> np.ndarray:
     """A face, uint8 [H, W, 3], as an encoder of that framing sees it: squashed to [size, size, 3], written into `out` where given."""
     return FRAMINGS[framing].resample(image, (size, size), out)

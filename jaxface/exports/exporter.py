@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxface.data.framing import FRAMINGS, PLAIN
+from jaxface.data.framing import FRAMINGS, noted
 from jaxface.data.task_files import task_to
 from jaxface.digests import check_digest, file_digest, is_whole, record_digests
 from jaxface.errors import UserError, tell
@@ -237,7 +237,7 @@ def _describe(trained: Trained, name: str) -> dict[str, Any]:
         "input": {"images": {"dtype": "uint8", "shape": ["batch", side, side, 3], "layout": "NHWC, RGB"}},
         "output": {task.name: {"dtype": "float32", "shape": ["batch", task.width], "what": task.of.what(task)} for task in trained.tasks},
         "preprocessing": PREPROCESSING.format(filter=FRAMINGS[trained.framing].words),
-        **({} if trained.framing == PLAIN else {"framing": trained.framing}),
+        **noted(trained.framing),
         "versions": {package: importlib.metadata.version(package) for package in ("jaxface", "jax")},
     }
 

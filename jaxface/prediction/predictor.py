@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxface.data.decoding import read_photo
 from jaxface.data.faces import Detector, Face, crop, enlarged, get_detector
-from jaxface.data.framing import PLAIN, resize
+from jaxface.data.framing import PLAIN, noted, resize
 from jaxface.data.images import Unreadable
 from jaxface.data.task_files import described
 from jaxface.data.tasks import BUILT_IN, Task
@@ -185,7 +185,7 @@ class Predictor:
             **({"tasks": own} if (own := described(self.tasks)) else {}),
             "temperatures": dict(self.temperatures),
             "image_size": self.image_size,
-            **({} if self.framing == PLAIN else {"framing": self.framing}),
+            **noted(self.framing),
             **self.finder.about(),
         }
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.files import alone_in, write_json
-from jaxface.runs.base import base_info
+from jaxface.runs.base import base_info, framing_of
 from jaxface.runs.best import read_best, save_best
 from jaxface.runs.config import Config
 from jaxface.runs.folder import read_config
@@ -68,6 +68,9 @@ def _write(configs: dict[Path, Config], config: Config, out: Path) -> None:
         place = sorted(config.tasks).index(own.tasks[0])
         for name, array in best.arrays.items():
             arrays[name.replace("encoder.pool.", f"encoder.pool.pools.{place}.")] = array
+    framing = framing_of(infos[0])
+    if any(framing_of(info) != framing for info in infos):
+        raise UserError(f"{', '.join(map(str, configs))}: they see faces in different ways ({', '.join(map(framing_of, infos))})")
     if len(bases) > 1:
         raise UserError(f"{', '.join(map(str, configs))}: they were trained on different base weights")
     base = load_base(config, *bases.values())
@@ -78,5 +81,5 @@ def _write(configs: dict[Path, Config], config: Config, out: Path) -> None:
     with alone_in(out):
         write_json(out / "config.json", to_dict(config))
         info = {"step": max(info["step"] for info in infos), "epoch": max(info["epoch"] for info in infos)}
-        info |= {"accuracy": float(np.mean([info["accuracy"] for info in infos])), **base_info(config, base, out)}
+        info |= {"accuracy": float(np.mean([info["accuracy"] for info in infos])), **base_info(config, base, out, framing)}
         save_best(out, arrays, info | {"of": [str(folder) for folder in configs]})

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxface.data.framing import PLAIN
+from jaxface.data.framing import PLAIN, noted
 from jaxface.digests import combined
 from jaxface.errors import UserError
 from jaxface.files import DIGESTS
@@ -106,13 +106,13 @@ def _places(recorded: Path, folder: Path, info: Mapping[str, Any], places: Seque
     yield from (folder / recorded.name, folder.parent / recorded.name)
 
 
-def base_info(config: Config, base: Base, folder: Path) -> dict[str, Any]:
+def base_info(config: Config, base: Base, folder: Path, framing: str | None = None) -> dict[str, Any]:
     """What `best/info.json` of a run folder says of its base weights: the path as given, the same from the folder, the fingerprint; and
-    how it sees pictures, where that is not as usual."""
+    how it sees pictures, which is its encoder's way if None."""
     relative = None if base.path is None else os.path.relpath(base.path.resolve(), folder.resolve())
-    framing = base.encoder.config.framing
-    seen = {} if framing == PLAIN else {"framing": framing}
-    return {"base": config.encoder.weights, "base_relative": relative, "base_sha256": base.fingerprint} | seen
+    return {"base": config.encoder.weights, "base_relative": relative, "base_sha256": base.fingerprint} | noted(
+        framing or base.encoder.config.framing
+    )
 
 
 def framing_of(info: Mapping[str, Any]) -> str:

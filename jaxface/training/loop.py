@@ -285,6 +285,8 @@ class Run(Setup):
             stack.callback(checkpoints.close)
             saved = checkpoints.restore(self.initial)
             progress = Progress.start(self.config) if saved is None else Progress.from_json(saved.host)
+            if saved is not None:
+                self.go_on_from(progress)
             of_first(lambda: self.take_folder(None if saved is None else int(saved.state.step), progress))
             training = Training(self, checkpoints, saved, progress)
             stack.callback(training.close)

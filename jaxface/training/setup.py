@@ -10,13 +10,14 @@ import jax
 
 from jaxface.adapters.methods import get_method
 from jaxface.cluster import from_first, of_first, say
+from jaxface.data.framing import noted
 from jaxface.data.records import set_digest
 from jaxface.devices import replicate
 from jaxface.digests import record_digests
 from jaxface.errors import UserError
 from jaxface.files import write_json
 from jaxface.objectives.balancing import get_balancer
-from jaxface.runs.base import Base, base_info
+from jaxface.runs.base import Base, base_info, framing_of
 from jaxface.runs.best import read_best
 from jaxface.runs.config import Config, HeadOptions, check_run
 from jaxface.runs.data import Images, prepared_sets
@@ -80,7 +81,7 @@ class Setup:
         self.frozen = replicate(self.parts.frozen)
         self.predict = make_predict(self.parts.structure, kinds)
         self.input = self._cached() or self.images
-        self.identity = of_first(lambda: identity_of(config, base, self.images.sets))
+        self.identity = of_first(lambda: identity_of(config, base, self.images))
         self.stop = StopRequest()
 
     def _cached(self) -> Features | None:
@@ -91,6 +92,14 @@ class Setup:
         arrays = replicate({**self.parts.statistics, **self.parts.trained}) | self.frozen
         encode, self.predict = self.predict, make_classify(self.parts.structure, config.known)
         return Features(self.images, lambda images: encode(arrays, images)[1])
+
+    def go_on_from(self, progress: Progress) -> None:
+        """Sees faces as the run did so far: those of earlier versions came to every encoder's size by one filter."""
+        framing = framing_of(progress.identity)
+        if framing != self.images.framing:
+            say(f"{self.folder}: faces come to their size as when it began ({framing}), in a new run as {self.images.framing}")
+            self.images.framing = framing
+            self.identity = {name: value for name, value in self.identity.items() if name != "framing"} | noted(framing)
 
     def take_folder(self, done: int | None, progress: Progress) -> None:
         """Makes the folder that of a run that is not done and goes on.
@@ -177,6 +186,7 @@ def check_identity(folder: Path, before: dict[str, Any], now: dict[str, Any]) ->
             raise UserError(f"{folder} was trained on other {what} so far than are there now: put those back, or choose another --name")
 
 
-def identity_of(config: Config, base: Base, sets: tuple[str, ...]) -> dict[str, Any]:
+def identity_of(config: Config, base: Base, images: Images) -> dict[str, Any]:
     """What tells base weights and records apart wherever they lie, for `best/info.json` and for those who go on."""
-    return base_info(config, base, config.folder) | {"data_sha256": [set_digest(folder) for folder in sets]}
+    about = base_info(config, base, config.folder, images.framing)
+    return about | {"data_sha256": [set_digest(folder) for folder in images.sets]}

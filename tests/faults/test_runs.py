@@ -293,6 +293,18 @@ def test_more_epochs_than_a_finished_run_had_go_on_from_its_last_state(config, u
         Run(short)
 
 
+def test_a_run_that_began_with_another_filter_goes_on_with_it(config, undisturbed, tmp_path, capsys):
+    short = replace(config, out=str(tmp_path), epochs=1)
+    Run(short).run()
+    with VARIANTS.temporarily():
+        VARIANTS.add("tiny", replace(VARIANTS["tiny"], framing="bicubic-squash"))
+        new = Run(replace(config, out=str(tmp_path / "new")))
+        assert (new.images.framing, new.identity["framing"]) == ("bicubic-squash", "bicubic-squash")
+        assert_same(Run(replace(short, epochs=2)).run(), undisturbed)
+    assert "faces come to their size as when it began (bilinear-squash)" in capsys.readouterr().err
+    assert "framing" not in json.loads((tmp_path / "run/best/info.json").read_text())
+
+
 def test_more_epochs_of_a_cosine_are_told_what_becomes_of_the_rates(config, tmp_path, capsys):
     cosine = replace(config, out=str(tmp_path), epochs=1, optimizer=OptimizerOptions(head=1e-2, cosine=True))
     write_json(cosine.folder / "config.json", to_dict(cosine))
