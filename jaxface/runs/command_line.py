@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from jaxface.cli import parse
 from jaxface.errors import UserError, tell
 from jaxface.imports import imported, take_imports
 from jaxface.runs.config import CONFIGS, RANDOM, Config, load_configs, with_method
+from jaxface.runs.idle_options import given_options
 from jaxface.runs.own_tasks import settled, tasks_in
 
 QUICKSTART = CONFIGS / "quickstart.py"
@@ -46,8 +46,7 @@ def read_command_line(arguments: list[str], prog: str = "python -m jaxface.train
 def _changed(config: Config, words: list[str], prog: str) -> Config:
     """A configuration with the values that the options give in place of its own, those of its grid too."""
     description = "--config FILE names the experiment (default: the quickstart); the options below change single values."
-    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
-    given |= {re.sub(r"(^|\.)no_", r"\1", option) for option in given}  # --data.no-augment
+    given = given_options(words)
     if {"seed", "seeds"} <= given:
         raise UserError("--seed and --seeds: give one of them")
     if "seed" in given:

@@ -101,11 +101,12 @@ def _shapes(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
 
 
-def shapes_of(config: Config) -> Parts:
-    """The parts of `make_parts` for random weights as shapes, nothing computed."""
+def shapes_of(config: Config, base: Base | None = None) -> Parts:
+    """The parts of `make_parts` as shapes, nothing computed: of the variant that is named, or on a base."""
     made: list[Parts] = []
-    config = replace(config, encoder=replace(config.encoder, weights=RANDOM))
-    jax.eval_shape(lambda: made.append(make_parts(config)))
+    if base is None:
+        config = replace(config, encoder=replace(config.encoder, weights=RANDOM))
+    jax.eval_shape(lambda: made.append(make_parts(config, base)))
     return replace(made[0], **{field: _shapes(getattr(made[0], field)) for field in ("trained", "statistics", "frozen")})
 
 

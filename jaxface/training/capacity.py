@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxface.adapters.methods import get_method
 from jaxface.errors import UserError
 from jaxface.objectives.balancing import get_balancer
-from jaxface.runs.config import Config
+from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
-from jaxface.runs.model import shapes_of
+from jaxface.runs.model import load_base, shapes_of
+from jaxface.runs.parts import Parts
 from jaxface.training.optimizer import make_optimizer
 from jaxface.training.step import make_step, start_state
 
@@ -27,13 +28,14 @@ MOST = 4096
 """Images of a device that the search ends at."""
 
 
-def step_of(config: Config, images: int, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, tuple[Any, ...]]:
+def step_of(config: Config, images: int, mesh: jax.sharding.Mesh | None = None, parts: Parts | None = None) -> tuple[Any, tuple[Any, ...]]:
     """The training step of a configuration for that many images on one device, and the shapes of its arguments; nothing is computed.
 
     Args:
       mesh: of devices that are not here; over this process's devices if None.
+      parts: the model as shapes; of the variant that is named if None.
     """
-    parts = shapes_of(config)
+    parts = parts or shapes_of(config)
     encoder = parts.build().encoder.config
     side = config.encoder.image_size or encoder.image_size
     balancer, optimizer = get_balancer(config.balancing), make_optimizer(config.optimizer, parts.groups, config.optimizer.warmup_steps + 1)
@@ -51,9 +53,9 @@ def step_of(config: Config, images: int, mesh: jax.sharding.Mesh | None = None) 
     return step, jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), (state, parts.frozen, batch))
 
 
-def compile_step(config: Config, images: int) -> Any:
+def compile_step(config: Config, images: int, parts: Parts | None = None) -> Any:
     """The compiled step for that many images on one device."""
-    step, shapes = step_of(config, images)
+    step, shapes = step_of(config, images, parts=parts)
     return step.lower(*shapes).compile()
 
 
@@ -125,8 +127,10 @@ def settle_batch_size(config: Config) -> Config:
     if jax.process_count() > 1:
         raise UserError("--batch-size auto: several processes may see different memory; name the size that it finds on one of them")
 
+    parts = shapes_of(config, None if config.encoder.weights in (None, RANDOM) else load_base(config))
+
     def needs(images: int) -> int:
-        found = step_bytes(compile_step(config, images))
+        found = step_bytes(compile_step(config, images, parts))
         print(f"batch size: {images} images need {found / 2**30:.2f} of {free / 2**30:.2f} GiB", file=sys.stderr, flush=True)
         return found
 

@@ -47,7 +47,7 @@ def test_the_memory_of_a_step_is_that_of_its_arrays_at_least():
 
 def test_auto_takes_what_fits_and_a_run_that_goes_on_keeps_its_size(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(capacity, "compile_step", lambda config, images: images)
+    monkeypatch.setattr(capacity, "compile_step", lambda config, images, parts: images)
     monkeypatch.setattr(capacity, "step_bytes", lambda images: asked.append(images) or 1000 + 10 * images)
     monkeypatch.setattr(capacity, "free_bytes", lambda: int(1089 / capacity.SHARE) + 1)
     config = replace(CONFIG, out=str(tmp_path))
