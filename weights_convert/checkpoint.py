@@ -29,7 +29,7 @@ from weights_convert.layouts import (
     recognise,
     table,
 )
-from weights_convert.surroundings import Classifier, require_alone, settle_classifier, without_prefix
+from weights_convert.surroundings import Classifier, require_alone, require_one_resolution, settle_classifier, without_prefix
 from weights_convert.tensor_files import TensorFile, open_tensors, write_tensors
 from weights_convert.tensor_parts import NotFinite, finite, is_floating, joined_shape, some
 from weights_convert.towers import CONFIG, Heads, Shapes, Towers
@@ -84,6 +84,7 @@ def read_checkpoint(
     """
     file = open_tensors(path, averaged=averaged)
     file.tensors = without_prefix(file.tensors)
+    require_one_resolution(path, file.tensors)
     layout, form, known = recognise(file.tensors)
     if not known or (5 * known < len(file.tensors) and CONFIG not in file.metadata):
         require_alone(path, file.tensors)
@@ -113,8 +114,10 @@ def read_checkpoint(
     text = towers.text is not None
     if not text and any(name in (LOGIT_SCALE, LOGIT_BIAS) or name.startswith("text.") for name in ours):
         surplus |= {row.theirs for row in rows if row.ours in (LOGIT_SCALE, LOGIT_BIAS)} & set(theirs)
-    if file.activation not in (None, towers.vision.activation) and towers.vision.gate == "none":
-        raise UserError(f"{path}: its configuration says activation {file.activation}, and {towers.name} has {towers.vision.activation}")
+    for field in ("activation", "pixels") if towers.vision.gate == "none" else ("pixels",):
+        said, has = getattr(file.told, field), getattr(towers.vision, field)
+        if said not in (None, has):
+            raise UserError(f"{path}: its configuration says {field} {said}, and {towers.name} has {has}")
     optional = carried(rows)
     needed = {name: array for name, array in theirs.items() if not optional(name)}
     expected = _expected(layout, table(layout, form, (towers.vision, towers.text)), towers)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxface.errors import UserError
 from jaxface.files import read_object
+from jaxface.models.config import PIXELS
 from jaxface.models.variants import VARIANTS
 from weights_convert.names import of_timm
 
@@ -42,6 +46,53 @@ def weight_file(path: Path) -> Path:
     return found
 
 
+class Told(NamedTuple):
+    """What the configurations of a folder say of its model that no tensor does; None where they say nothing.
+
+    Attributes:
+      activation: of the MLPs.
+      pixels: how they are normalised, a name of `PIXELS`.
+      middle: whether of a whole photo the middle is taken; else it is squashed.
+    """
+
+    activation: str | None = None
+    pixels: str | None = None
+    middle: bool | None = None
+
+
+PREPROCESSING = (
+    ("config.json", "pretrained_cfg", "mean", "std", "crop_mode"),
+    ("open_clip_config.json", "preprocess_cfg", "mean", "std", "resize_mode"),
+    ("preprocessor_config.json", "", "image_mean", "image_std", ""),
+)
+"""Where timm, open_clip and transformers have it: the file, the part of it, and the keys."""
+
+
+def told_by(folder: Path) -> Told:
+    """What a folder says. Raises UserError for what is none of the known ways, and as `told_activation`."""
+    pixels = middle = None
+    for name, part, mean, deviation, crop in PREPROCESSING:
+        if (folder / name).is_file():
+            found = read_object(folder / name, limit=LIMIT)
+            found = found.get(part) if part else found
+            said: dict[str, Any] = found if isinstance(found, dict) else {}
+            if said.get(mean) is not None and said.get(deviation) is not None and said.get("do_normalize") is not False:
+                pixels = _statistics(folder / name, [said[mean], said[deviation]])
+            middle = {"squash": False, "center": True, "shortest": True}.get(str(said.get(crop)), middle)
+    return Told(told_activation(folder), pixels, middle)
+
+
+def _statistics(path: Path, said: Any) -> str:
+    """The name of a mean and a deviation. Raises UserError for none of the known ones."""
+    for name, known in PIXELS.items():
+        try:
+            if np.allclose(np.asarray(said, float), known, atol=1e-3):
+                return name
+        except (TypeError, ValueError):
+            break
+    raise UserError(f"{path}: pixels of mean and deviation {str(said)[:100]}, which are none of {', '.join(PIXELS)}")
+
+
 def told_activation(folder: Path) -> str | None:
     """The activation of the model that a folder's configuration names, timm's or transformers', where it does.
 
@@ -62,7 +113,10 @@ def told_activation(folder: Path) -> str | None:
                 raise UserError(f"{folder / name}: the model is {str(found)[:60]!r}, of none of the kinds that are known")
             own = config.get("vision_config", config)
             hugging = ACTIVATIONS.get(str(own.get("hidden_act"))) if isinstance(own, dict) else None
-            told = VARIANTS[variant].activation if variant else hugging or told
+            whole = config.get("model_cfg")
+            native = isinstance(whole, dict) and isinstance(whole.get("vision_cfg"), dict) and found is None  # open_clip's own towers
+            clip = ("quick_gelu" if whole.get("quick_gelu") else "gelu") if native else None
+            told = VARIANTS[variant].activation if variant else clip or hugging or told
     return told
 
 

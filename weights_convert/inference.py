@@ -14,6 +14,7 @@ import numpy as np
 from jaxface.errors import UserError
 from jaxface.models.config import EncoderConfig, TextConfig
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS, get_variant
+from weights_convert.folders import Told
 from weights_convert.layouts import LOGIT_BIAS, ZERO, Layout
 from weights_convert.tensor_files import TensorFile
 from weights_convert.towers import CONFIG, Heads, Shapes, Towers
@@ -62,13 +63,14 @@ class Unlike(UserError):
         self.differ = differ
 
 
-def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, projected: bool = False) -> Towers:
+def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, projected: bool = False, said: Told | None = None) -> Towers:
     """The towers that tensors with our names belong to, each number read off where most tensors agree on it.
 
     Args:
       tensors: by our names; some may be missing or have wrong shapes.
       heads: head counts, for shapes that no variant has.
       projected: a variant's pooled tower has its projection for certain, so that a missing one is missed.
+      said: what stands beside the file.
 
     Raises Ambiguous where variants that differ have these tensors, Unlike where no variant is alike, UserError where too much is missing.
     """
@@ -78,7 +80,7 @@ def infer(tensors: Mapping[str, np.ndarray], heads: Heads | None = None, project
     text = {name.removeprefix("text."): shape for name, shape in shapes.items() if name.startswith("text.")}
     if not vision:
         raise UserError("no vision tower in it")
-    found = _infer_vision(vision, heads, projected)
+    found = _infer_vision(vision, heads, projected, said or Told())
     return Towers(found, infer_text(tensors, found, heads) if text else None)
 
 
@@ -96,7 +98,7 @@ def _has(shapes: Shapes, pattern: str) -> bool:
     return any(re.fullmatch(pattern, name) for name in shapes)
 
 
-def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfig:
+def _infer_vision(shapes: Shapes, heads: Heads, projected: bool, said: Told) -> EncoderConfig:
     width = _majority(shapes, r"norm_pre.*|.*norm\d\.\w+|class_token|positions", what="width")
     depth = _depth(shapes)
     near = _nearest(shapes, width, depth)
@@ -109,11 +111,19 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool) -> EncoderConfi
         untold = UNTOLD
     if not alike:
         raise Unlike(_unlike(told, shapes))
+    alike = [name for name in alike if VARIANTS[name].image_size == told["image_size"]] or alike
+    for field in ("activation", "pixels"):
+        alike = [name for name in alike if getattr(VARIANTS[name], field) == getattr(said, field)] or alike
     first = VARIANTS[alike[0]]
-    differing = [field for field in untold if len({getattr(VARIANTS[name], field) for name in alike}) > 1]
+    # how whole photos are framed is of the weights, and a shape of no variant has what most have
+    asked = [field for field in untold if "heads" in untold or field not in ("framing", "pixels")]
+    differing = [field for field in asked if len({getattr(VARIANTS[name], field) for name in alike}) > 1]
     if differing:
-        raise Ambiguous([name for name in alike if VARIANTS[name].image_size == told["image_size"]] or alike, differing)
+        raise Ambiguous(alike, differing)
     rest: dict[str, Any] = {field: getattr(first, field) for field in untold}
+    rest |= {} if said.pixels is None else {"pixels": said.pixels}
+    if said.middle is not None and first.framing.startswith("bicubic"):
+        rest["framing"] = "bicubic-middle" if said.middle else "bicubic-squash"
     if "heads" not in untold:
         widths = {c.width: c.heads for c in (*VARIANTS.values(), *(VARIANTS[name] for name in alike))}
         rest |= {"heads": heads.vision or _by_width(width, widths, "heads"), "pool_heads": 8}
@@ -237,13 +247,7 @@ def settle_towers(
         return told
     biased = ZERO in ours and bool(np.any(ours[ZERO]))
     if config is None:
-        try:
-            found = infer(ours, heads, projected=layout.name != "timm")
-        except Ambiguous as error:
-            known = [name for name in error.names if VARIANTS[name].activation == file.activation]
-            if error.fields != ["activation"] or not known:
-                raise
-            return settle_towers(known[0], file, ours, heads, layout)
+        found = infer(ours, heads, projected=layout.name != "timm", said=file.told)
         found = replace(found, vision=replace(found.vision, output_bias=biased))
         _require_told(found, heads or Heads())
         return found

@@ -17,8 +17,8 @@ _TIMM = (
     (rf"DINOv3-{_SIZE}(-qkvb)?", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}_dinov3{'_qkvb' if m[3] else ''}"),
     (rf"EUPE-{_SIZE}", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}_dinov3_qkvb"),
     (rf"DINOv2-{_SIZE}(-reg4)?", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}{'_reg4' if m[3] else ''}_dinov2"),
-    (rf"OpenCLIP-{_SIZE}-(\d+)", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}_clip_{m[3]}"),
-    (rf"(?:Meta)?CLIP-{_SIZE}-(\d+)", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}_clip_quickgelu_{m[3]}"),
+    (rf"(?:OpenCLIP|LAION2B)-{_SIZE}-(\d+)", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}_clip_{m[3]}"),
+    (rf"(?:CLIP|MetaCLIP|DFN)-{_SIZE}-(\d+)", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}_clip_quickgelu_{m[3]}"),
     (rf"SigLIP2?-{_SIZE}-(\d+)", lambda m: f"vit_{_WORDS[m[1]]}_patch{m[2]}_siglip_{m[3]}"),
 )
 

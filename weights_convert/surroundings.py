@@ -42,6 +42,16 @@ def require_alone(path: str | Path, names: Iterable[str]) -> None:
         raise UserError(f"{path}: beside the encoder ({prefix}...) stand {some('of something else', others)}: save the encoder alone")
 
 
+def require_one_resolution(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError for a NaFlex model's tensors: its patch embedding takes patches that were cut out, of pictures of any shape."""
+    for name, array in tensors.items():
+        if re.search(r"(^|\.)embeds\.proj\.weight$", name) or (name.endswith("embeddings.patch_embedding.weight") and array.ndim == 2):
+            raise UserError(
+                f"{path}: a model of several resolutions at once (NaFlex, by its {name[:80]} {list(array.shape)}), which is not carried: "
+                "take the weights of one resolution"
+            )
+
+
 def settle_classifier(file: TensorFile, prefix: str, classifier: Classifier) -> str:
     """Keeps or drops timm's `head` where it is a classifier and no projection. Returns why it is refused, if it is.
 

@@ -20,7 +20,7 @@ from jaxface.digests import check_digest
 from jaxface.errors import UserError
 from jaxface.files import aside
 from weights_convert import torch_format
-from weights_convert.folders import INDEX, shards, told_activation, weight_file
+from weights_convert.folders import INDEX, Told, shards, told_by, weight_file
 from weights_convert.tensor_parts import Parts, as_bytes, joined_shape, target_dtype
 
 SAFETENSORS_DTYPES = {
@@ -47,7 +47,7 @@ class TensorFile:
       metadata: what a safetensors file says beside its tensors.
       mapped: the mapped files; none where the tensors are in memory.
       taken: which of several sets of weights in the file it is, in words, or nothing.
-      activation: of the model, where the folder's configuration tells it.
+      told: what the folder's configurations say of the model.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class TensorFile:
     metadata: dict[str, str] = field(default_factory=dict)
     mapped: list[mmap.mmap] = field(default_factory=list)
     taken: str = ""
-    activation: str | None = None
+    told: Told = field(default_factory=Told)
 
     def release(self) -> None:
         """Lets go of the pages read so far; they are read again when needed."""
@@ -71,11 +71,11 @@ def open_tensors(path: str | Path, *, averaged: bool | None = None) -> TensorFil
 
     Raises UserError if there is none, or it is broken, or it wants to run code.
     """
-    path, activation = Path(path), None
+    path, told = Path(path), Told()
     if path.is_dir():
-        path, activation = weight_file(path), told_activation(path)
+        path, told = weight_file(path), told_by(path)
     opened = _open_shards(path) if path.name.endswith(INDEX) else _open_file(path, averaged)
-    opened.activation = activation
+    opened.told = told
     for name in opened.tensors:
         if not name.isprintable() or len(name) > 300:
             raise UserError(f"{path}: a tensor's name is {name[:60]!r}: expected up to 300 characters that can be printed")

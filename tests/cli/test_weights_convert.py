@@ -127,6 +127,56 @@ def test_a_vit_of_no_family_is_told_from_the_nearest_one(kind, changes, foreign,
     assert re.search(says, complaint(saved(tmp_path / "a.pt", state)))
 
 
+HALF, CLIPS = {"mean": [0.5] * 3, "std": [0.5] * 3}, {"mean": [0.4815, 0.4578, 0.4082], "std": [0.2686, 0.2613, 0.2758]}
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (
+            {"config": {"architecture": "vit_base_patch16_clip_224", "pretrained_cfg": HALF | {"crop_mode": "squash"}}},
+            ("gelu", "half", "bicubic-squash"),
+        ),
+        (
+            {
+                "open_clip_config": {
+                    "model_cfg": {"quick_gelu": True, "vision_cfg": {}},
+                    "preprocess_cfg": CLIPS | {"resize_mode": "shortest"},
+                }
+            },
+            ("quick_gelu", "clip", "bicubic-middle"),
+        ),
+        ({"open_clip_config": {"model_cfg": {"vision_cfg": {}}}}, ("gelu", "clip", "bicubic-middle")),
+        (
+            {"config": {"hidden_act": "quick_gelu"}, "preprocessor_config": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}},
+            ("quick_gelu", "half", "bicubic-middle"),
+        ),
+        (
+            {"config": {"hidden_act": "gelu"}, "preprocessor_config": {"image_mean": [0.1] * 3, "image_std": [1] * 3}},
+            "none of half, imagenet",
+        ),
+    ],
+)
+def test_what_a_folder_says_of_its_preprocessing_is_taken_or_refused(files, says, tmp_path):
+    state = state_dict("timm", FAMILIES["OpenCLIP"], random_tensors(FAMILIES["OpenCLIP"]))
+    saved(tmp_path / "pytorch_model.bin", state)
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    if isinstance(says, str):
+        assert says in complaint(tmp_path)
+        return
+    vision = read_checkpoint(tmp_path, heads=HEADS).towers.vision
+    assert (vision.activation, vision.pixels, vision.framing) == says
+    if says[:2] == ("gelu", "half"):
+        assert "its configuration says pixels half" in complaint(tmp_path, config=FAMILIES["OpenCLIP"].vision)
+
+
+def test_a_model_of_several_resolutions_is_named(tmp_path):
+    state = state_dict("timm", FAMILIES["SigLIP"], random_tensors(FAMILIES["SigLIP"]))
+    state["embeds.proj.weight"] = state.pop("patch_embed.proj.weight").flatten(1)
+    assert "of several resolutions at once (NaFlex, by its embeds.proj.weight" in complaint(saved(tmp_path / "a.pt", state))
+
+
 def test_a_file_of_before_framing_was_told_has_its_variants():
     for name, framing in (("DINOv3-Mini-10-60", "bicubic-middle"), ("PE-Mini-10-60", "bilinear-squash")):
         told = json.loads(Towers(VARIANTS[name]).to_json())

@@ -1,10 +1,12 @@
 """CLIP: OpenAI's (Radford et al. 2021, table 20), OpenCLIP's (Cherti et al. 2023) and MetaCLIP's (Xu et al. 2024) vision towers.
 
-OpenAI's and MetaCLIP's have QuickGELU, OpenCLIP's the exact GELU: no tensor tells the two apart. Nor does one tell that a few of
-OpenCLIP's weights (LAION-2B's L/14) were trained with pixels of mean and deviation 0.5: `replace(variant, pixels="half")`.
+OpenAI's, MetaCLIP's and Apple's (DFN, Fang et al. 2023) have QuickGELU, OpenCLIP's the exact GELU: no tensor tells the two apart. Nor
+does one tell that LAION-2B's L/14 was trained with pixels of mean and deviation 0.5; photos at 378 pixels are squashed.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from jaxface.models.config import EncoderConfig, TextConfig
 
@@ -45,6 +47,9 @@ _MADE = {
 }
 
 VISION = {f"{maker}-{size}": _vit(*_SHAPES[size], activation) for maker, (activation, sizes) in _MADE.items() for size in sizes}
+VISION["OpenCLIP-H14-378"] = replace(VISION["OpenCLIP-H14-378"], framing="bicubic-squash")
+VISION["DFN-H14-378"] = replace(VISION["OpenCLIP-H14-378"], activation="quick_gelu")
+VISION["LAION2B-L14-224"] = replace(VISION["OpenCLIP-L14-224"], pixels="half")
 
 _TEXTS = {"B": (512, 12, 8), "L": (768, 12, 12), "H": (1024, 24, 16), "g": (1024, 24, 16), "bigG": (1280, 32, 20)}
 
