@@ -27,9 +27,14 @@ def one_line(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), printable(text))
 
 
+LONGEST = 2000
+"""Characters of a line for people: what a file holds may be of any length."""
+
+
 def tell(line: str) -> None:
     """Prints a line for people, beside what the command is asked for."""
-    print(one_line(line), file=sys.stderr, flush=True)
+    line = one_line(line)
+    print(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}", file=sys.stderr, flush=True)
 
 
 def os_line(error: OSError, path: object = None, doing: str = "used") -> str:

@@ -186,6 +186,23 @@ def decode_png(data: bytes, bounds: Bounds) -> Decoded:
     return decode_opencv(bytes(needed), bounds)
 
 
+NETPBM = re.compile(rb"P[2356](?:\s+(?:#[^\n]*\n)*)\d+(?:\s+(?:#[^\n]*\n)*)\d+(?:\s+(?:#[^\n]*\n)*)(\d{1,5})\s")
+"""The header of one with grey values or colours, and the value of white."""
+
+
+def decode_netpbm(data: bytes, bounds: Bounds) -> Decoded:
+    """OpenCV's decoder, whose values are as the file has them: white is whatever its header says."""
+    found = NETPBM.match(data[:4096])
+    white = int(found[1]) if found else 255
+    if white in (255, 65535):
+        return decode_opencv(data, bounds)
+    checked(data, bounds)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image is None or not 0 < white < 65535 or image.max() > white:
+        raise Unreadable("cannot be decoded as an image")
+    return Decoded(np.rint(image[..., ::-1] * (255 / white)).astype(np.uint8))
+
+
 def decode_pillow(data: bytes, bounds: Bounds) -> Decoded:
     """Pillow's decoder of the kind, which turns also by the container's own word (AVIF's irot and imir)."""
     checked(data, bounds)
@@ -214,7 +231,7 @@ for name, kind in {
     "PNG": Format((".png",), lambda start: start.startswith(PNG_START), decode_png),
     "WebP": Format((".webp",), lambda start: start[:4] == b"RIFF" and start[8:12] == b"WEBP", decode_opencv),
     "BMP": Format((".bmp",), lambda start: start.startswith(b"BM"), decode_opencv),
-    "netpbm": Format((".ppm", ".pgm", ".pbm"), lambda start: re.match(rb"P[1-6]\s", start) is not None, decode_opencv, apart=True),
+    "netpbm": Format((".ppm", ".pgm", ".pbm"), lambda start: re.match(rb"P[1-6]\s", start) is not None, decode_netpbm, apart=True),
     "TIFF": Format((".tif", ".tiff"), lambda start: start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), decode_opencv, apart=True),
     "GIF": Format((".gif",), lambda start: start.startswith((b"GIF87a", b"GIF89a")), decode_opencv, apart=True),
     "JPEG 2000": Format(

@@ -145,6 +145,10 @@ def pairs(path: Path, value: str, key: str | None = None) -> Mapping[str, str]:
     return found
 
 
+LONGEST_CELL = 2**26
+"""Characters: columns that nobody asks for may hold whole texts or pictures."""
+
+
 def _read(path: Path, places: Collection[int] = ()) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of every row, the columns' names first. Raises UserError.
 
@@ -161,6 +165,7 @@ def _read(path: Path, places: Collection[int] = ()) -> Iterator[tuple[int, list[
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Cells parted by commas, semicolons or tabs: by what the header has most of; in UTF-8, or in UTF-16 that says so."""
+    csv.field_size_limit(LONGEST_CELL)
     with path.open("rb") as file:
         encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     with path.open(encoding=encoding, newline="") as file:

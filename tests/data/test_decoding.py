@@ -59,6 +59,16 @@ def test_each_known_format_is_the_face_that_was_saved(name):
     assert np.abs(decoded.pixels.astype(int) - FACE).mean() < 8
 
 
+@pytest.mark.parametrize("white", [1, 100, 255, 1023, 65535])
+def test_white_of_a_netpbm_file_is_what_its_header_says(white):
+    values = np.arange(0, 128) * white // 127
+    data = b"P5 # of a scanner\n128\n1 %d\n" % white + values.astype("u1" if white < 256 else ">u2").tobytes()
+    assert np.abs(decode_photo(data).pixels[0] - (values * 255 / white)[:, None]).max() <= 1
+    if white < 255:
+        with pytest.raises(Unreadable, match="cannot be decoded"):
+            decode_photo(data[:-1] + b"\xff")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "AVIF", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_photo_is_upright(kind, orientation):

@@ -15,7 +15,7 @@ from faces import write_manifest
 
 from jaxface.adapters.peft_format import save_peft
 from jaxface.data.preparation import prepare
-from jaxface.errors import UserError, run_command
+from jaxface.errors import UserError, run_command, tell
 from jaxface.evaluation.predictions import Predictions
 from jaxface.exports.run_folder import pack
 from jaxface.files import alone_in, held, to_json, write_json
@@ -265,6 +265,14 @@ def test_a_disk_that_is_full_in_the_midst_of_a_file_is_one_line_of_prepare(tmp_p
     assert run.returncode == 2
     assert [line.startswith("error: ") and "File too large" in line for line in run.stderr.splitlines()] == [True]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_about_a_long_cell_has_an_end(capsys):
+    tell(f"t.csv:9: age {100_000 * 'x'}: expected years")
+    said = capsys.readouterr().err
+    assert len(said) < 2000
+    assert said.startswith("t.csv:9: age x")
+    assert said.endswith("x: expected years\n")
 
 
 def test_output_that_nobody_reads_ends_a_command_without_words():
