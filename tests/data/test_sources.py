@@ -339,7 +339,7 @@ def test_a_column_that_is_not_read_cannot_be_in_the_way(tmp_path):
     pa.parquet.write_table(table.rename_columns(["path", "gender", "age"]), tmp_path / "manifest.parquet")
     with pytest.raises(UserError, match=r"manifest.parquet: cannot be read \(date value out of range\)"):
         read("manifest", tmp_path)
-    (tmp_path / "long.csv").write_text(f"path,gender,photo\na.jpg,f,{200_000 * 'x'}\n")
+    (tmp_path / "long.csv").write_text(f"path,gender,notes\na.jpg,f,{200_000 * 'x'}\n")
     assert [r.labels for r in read("manifest", tmp_path / "long.csv")[0].values()] == [{"gender": 1}]
 
 
