@@ -9,12 +9,14 @@ from trained_run import write_trained_run
 
 from jaxface.data.synthetic import DrawnSet
 from jaxface.errors import UserError
-from jaxface.exports import export_run, read_manifest
+from jaxface.exports import export_run, onnx_int8, read_manifest
+from jaxface.exports.onnx import build, merged_float32
 from jaxface.exports.onnx_int8 import rounding_of
 from jaxface.prediction.engines import ENGINES, Engine
 from jaxface.prediction.predictor import Predictor
 from jaxface.runs.config import DataOptions
 from jaxface.runs.evaluate_run import evaluate_run
+from jaxface.runs.model import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +131,37 @@ def test_a_rounding_loses_little_and_shares_the_range_of_an_outlier_channel():
     rows, kernel = random.normal(size=(200, 64)).astype(np.float32), random.normal(size=(64, 32)).astype(np.float32)
     rows[:, 5] *= 100  # as transformers have channels that are far larger than others
     kernel[5] /= 100
-    largest = float(np.abs(rows).max())
-    alone, shared = (rounding_of(rows, kernel, largest, shareable) for shareable in (False, True))
-    assert shared.error < 0.02 < alone.error
+    power = np.square(rows @ kernel).mean()
+    alone, shared = (rounding_of(rows, kernel, np.abs(rows).max(0), shareable) for shareable in (False, True))
+    assert np.sqrt(shared.error / power) < 0.02 < np.sqrt(alone.error / power)
     rounded = np.clip(np.rint(rows / shared.shared / shared.scale), -128, 127) * shared.scale @ (kernel * shared.shared[:, None])
-    assert np.sqrt(np.square(rounded - rows @ kernel).mean() / np.square(rows @ kernel).mean()) < 0.02
+    assert np.sqrt(np.square(rounded - rows @ kernel).mean() / power) < 0.02
+
+
+def test_products_that_move_the_answers_most_for_their_size_stay_in_float32(run, tmp_path, monkeypatch):
+    said = []
+    for name, change in (("all", 1.0), ("half", 0.0)):
+        monkeypatch.setattr(onnx_int8, "CHANGE", change)
+        said.append(export_run(run, "onnx-int8", tmp_path / name))
+    (all_rounded, half), (most, least) = ([one["products"] for one in said], [one["agreement"]["tasks"]["age"]["change"] for one in said])
+    assert half["int8"] == -(-all_rounded["int8"] // 2)
+    assert least < most * 0.8  # half of the products, but more than half of the squares
+
+
+def test_the_rounding_of_each_product_alone_is_what_it_does_to_the_answers(run):
+    trained = load_trained(run)
+    model, classes = merged_float32(trained)
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+
+    def build_graph(graph):
+        return build(model, 16, classes, graph)
+
+    roundings = onnx_int8.roundings_of(build_graph, images, 1)
+    effects, sizes = onnx_int8.effects_of(build_graph, roundings, images)
+    index = int(effects.sum(1).argmax())
+    coarse = [one and one._replace(scale=one.scale * (8 if number == index else 1)) for number, one in enumerate(roundings)]
+    others = np.arange(len(sizes)) != index
+    again = onnx_int8.effects_of(build_graph, coarse, images)[0]
+    assert (effects > 0).all()
+    np.testing.assert_allclose(again[others], effects[others], rtol=1e-3)
+    assert (again[index] > 4 * effects[index]).all()
