@@ -45,6 +45,7 @@ class EncoderKeywords(TypedDict, total=False):
     """The options of `load_encoder`."""
 
     dtype: Dtype
+    residual: Dtype
     config: Towers | EncoderConfig | str | None
     heads: Heads | None
     averaged: bool | None
@@ -57,6 +58,7 @@ def load_encoder(
     path: PathLike,
     *,
     dtype: Dtype = None,
+    residual: Dtype = None,
     config: Towers | EncoderConfig | str | None = None,
     heads: Heads | None = None,
     averaged: bool | None = None,
@@ -68,6 +70,7 @@ def load_encoder(
     Args:
       path: a safetensors or torch file, the index of several, or a folder with them as Hugging Face's libraries write one.
       dtype: of its arrays and of its activations; None is float32, whatever the file has.
+      residual: see `Encoder`; arrays that are no kernels have it, too. float32 beside bfloat16 is what torch.autocast computes.
       config: what the checkpoint must be; None reads it off the tensors.
       heads: head counts, for a shape that is none of the family's.
       averaged: whether to take the moving average (EMA) of a training checkpoint; None takes it if it is there, with a warning.
@@ -80,8 +83,10 @@ def load_encoder(
     if averaged is None and checkpoint.file.taken:
         warnings.warn(f"{path}: {checkpoint.file.taken}; averaged=False or True says which", stacklevel=2)
     vision = checkpoint.towers.vision
-    dtype = dtype or jnp.float32
-    return _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat, dtype=dtype), checkpoint, "visual.", dtype)
+    dtype, residual = jnp.dtype(dtype or jnp.float32), residual and jnp.dtype(residual)
+    encoder = _fill(lambda: Encoder(vision, rngs=nnx.Rngs(0), remat=remat), checkpoint, "visual.", dtype, residual)
+    encoder.dtype, encoder.residual = dtype, residual
+    return encoder
 
 
 @checked
@@ -89,17 +94,18 @@ def load_clip(
     path: PathLike,
     *,
     dtype: Dtype = None,
+    residual: Dtype = None,
     config: Towers | str | None = None,
     heads: Heads | None = None,
 ) -> Clip:
-    """Both towers from a checkpoint; see `load_encoder`. Raises UserError if it has no text tower."""
+    """Both towers from a checkpoint; see `load_encoder`: `residual` is of the vision tower. Raises UserError if it has no text tower."""
     checkpoint = read_checkpoint(path, config=config, heads=heads)
     vision, text = checkpoint.towers.vision, checkpoint.towers.text
     if text is None:
         raise UserError(f"{path}: holds a vision tower alone; expected a text tower beside it")
-    dtype = dtype or jnp.float32
-    clip = _fill(lambda: Clip(vision, text, rngs=nnx.Rngs(0)), checkpoint, "", dtype)
-    clip.visual.dtype = dtype
+    dtype, residual = jnp.dtype(dtype or jnp.float32), residual and jnp.dtype(residual)
+    clip = _fill(lambda: Clip(vision, text, rngs=nnx.Rngs(0)), checkpoint, "", dtype, residual)
+    clip.visual.dtype, clip.visual.residual = dtype, residual
     return clip
 
 
@@ -136,11 +142,15 @@ def _require_plain(tower: Any) -> None:
             raise UserError(f"{name}: a kernel of kind {type(kernel).__name__} has no place in a checkpoint: write jaxface.merge(model)")
 
 
-def _fill(make: Callable[[], Any], checkpoint: Checkpoint, prefix: str, dtype: Any) -> Any:
-    """The module that `make` describes, with the checkpoint's tensors for arrays."""
+def _fill(make: Callable[[], Any], checkpoint: Checkpoint, prefix: str, dtype: Any, residual: Any) -> Any:
+    """The module that `make` describes, with the checkpoint's tensors for arrays: what is multiplied in one dtype, the rest in another."""
     shapes, structure = flatten(nnx.eval_shape(make))
+
+    def dtype_of(name: str) -> Any:
+        return dtype if residual is None or name.startswith("text.") or name.endswith("kernel") else residual
+
     try:
-        arrays = {name: _array(prefix + name, tuple(leaf.shape), checkpoint, dtype) for name, leaf in shapes.items()}
+        arrays = {name: _array(prefix + name, tuple(leaf.shape), checkpoint, dtype_of(name)) for name, leaf in shapes.items()}
     except NotFinite:
         raise checkpoint.not_finite() from None
     return structure.build(arrays)

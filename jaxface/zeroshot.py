@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxface.cli import parse
 from jaxface.data.records import SPLITS
 from jaxface.data.tasks import TASKS, get_task
 from jaxface.errors import UserError, run_command
 from jaxface.files import check_output
+from jaxface.models.precision import AUTO, PRECISIONS, precision_of
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Count, Items, Known, OneOf, Where, ranged
 
@@ -44,7 +45,7 @@ class Options:
     tokenizer: Where | None = None
     templates: Where | None = None
     batch_size: Count = 32
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
     out: Where | None = None
     run: Where | None = None
 
@@ -58,7 +59,6 @@ def classify(options: Options) -> Predictions:
     if options.out is not None:
         check_output(options.out)
     import jax
-    import jax.numpy as jnp
 
     from jaxface.data.photos import find_photos, photo_batches
     from jaxface.data.pipeline import count_records, eval_batches
@@ -75,8 +75,7 @@ def classify(options: Options) -> Predictions:
     run = None if options.run is None else ZeroShotRun(options.run, options.weights, *asked)
     if run is not None and (stored := run.answers()) is not None:
         return stored
-    wide = options.precision == "fp32" or (options.precision == "auto" and jax.default_backend() == "cpu")
-    clip = load_clip(options.weights, dtype=jnp.float32 if wide else jnp.bfloat16, config=options.variant)
+    clip = load_clip(options.weights, **precision_of(options.precision)._asdict(), config=options.variant)
     arrays, structure = flatten(zero_shot(clip, options.tasks, templates, options.tokenizer))
     devices = jax.local_device_count()
     c, batch_size = clip.visual.config, -(-min(options.batch_size, total) // devices) * devices

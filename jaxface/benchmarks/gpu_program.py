@@ -23,6 +23,7 @@ from jaxface.cli import parse
 from jaxface.devices import AXIS
 from jaxface.errors import UserError
 from jaxface.kernels.attention import AUTO, KERNELS
+from jaxface.models.precision import PRECISIONS
 from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import new_figure, styled, to_png_bytes
 from jaxface.ranges import Items, Known, Place, Range, ranged
@@ -35,7 +36,7 @@ REACHED = {"bandwidth": 0.78, "flops": 0.61}
 
 @ranged("")
 class Options:
-    """Compiles steps in bf16 for one card and counts their kernels, bytes and memory. Nothing runs; needs the extra `gpu-compile`.
+    """Compiles steps for one card and counts their kernels, bytes and memory. Nothing runs; needs the extra `gpu-compile`.
 
     Attributes:
       device: the card.
@@ -46,6 +47,7 @@ class Options:
       remat: what a block keeps for its backward pass.
       loop: how blocks come one after another: scan, unrolled; "auto" takes what training takes on a GPU.
       attention: the kernel that blocks attend with; "auto" takes what training takes on a GPU, cuDNN's.
+      precision: of activations and frozen kernels.
       base: what frozen kernels are held in: as they are ("full"), int8, nf4.
       most: also find the largest batch that fits into the card's memory, by compiling for ever larger ones.
       kinds: kinds of kernels that are listed, the largest first.
@@ -62,6 +64,7 @@ class Options:
     remat: Literal["none", "products", "full"] = "products"
     loop: Literal["auto", "scan", "unrolled"] = "auto"
     attention: Annotated[str, Known(KERNELS, AUTO)] = AUTO
+    precision: Annotated[str, Known(PRECISIONS)] = "bf16"
     base: Literal["full", "int8", "nf4"] = "full"
     most: bool = False
     kinds: Annotated[int, Range(0, 1000)] = 0
@@ -73,7 +76,7 @@ class Options:
         """What is compiled for a case."""
         base = "full" if case == "full" else self.base
         kept: dict[str, Any] = {"remat": self.remat, "loop": self.loop, "base": base, "attention": self.attention}
-        encoder = EncoderOptions(RANDOM, self.variant, precision="bf16", **kept)
+        encoder = EncoderOptions(RANDOM, self.variant, precision=self.precision, **kept)
         return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(case, options_for(case, AdapterOptions(rank=self.rank))))
 
 

@@ -23,12 +23,13 @@ from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
 from jaxface.cli import parse
 from jaxface.models.encoder import normalize_images
+from jaxface.models.precision import AUTO, PRECISIONS, precision_of
 from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
 from jaxface.ranges import Count, Known, Name, OneOf, Range, Rounds, Where, ranged
 from jaxface.registry import require_known
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
-from jaxface.runs.model import compute_dtype, shapes_of
+from jaxface.runs.model import shapes_of
 from jaxface.timing import interleaved
 from jaxface.training.capacity import step_bytes, step_of
 
@@ -53,7 +54,7 @@ class Step:
     batch_size: Count = 8
     image_size: Annotated[int, Range(0, 8192)] = 0
     rank: Rank = 64
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
     attention: Name = "auto"
     remat: Literal["none", "products", "full"] = "products"
 
@@ -68,7 +69,7 @@ class Step:
     def setting(self) -> Setting:
         """What is counted by hand."""
         encoder = get_variant(self.variant)
-        dtype = compute_dtype(self.config("lp"))
+        dtype = precision_of(self.precision).dtype
         return Setting(encoder, self.image_size or encoder.image_size, self.batch_size, self.rank, len(TASKS), dtype)
 
 
@@ -201,7 +202,7 @@ def main(arguments: list[str]) -> None:
                 print(json.dumps(rows[-1]), flush=True)
         machine = typical([Machine(machine.name, 1e9 * row["machine_gflops"], 1e9 * row["machine_gbytes"]) for row in rows])
         if not options.json:
-            console.print(table(rows, machine, f"{options.variant}, batch {options.batch_size}, {options.setting().dtype.__name__}"))
+            console.print(table(rows, machine, f"{options.variant}, batch {options.batch_size}, {options.setting().dtype.name}"))
         if options.plot:
             options.plot.write_bytes(to_png_bytes(picture(rows, machine)))
     for line in prediction() if options.json else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,7 @@ from jaxface.adapters.quantized import FORMATS, FULL
 from jaxface.benchmarks.roofline import TASKS, compiled_case
 from jaxface.cli import parse
 from jaxface.models.blocks import REMAT
+from jaxface.models.precision import AUTO, PRECISIONS
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Count, Items, Known, OneOf, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
@@ -44,7 +45,7 @@ class Options:
     rank: Rank = 64
     remat: Annotated[tuple[str, ...], OneOf("remat", REMAT), Items(least=1)] = tuple(REMAT)
     base: Annotated[tuple[str, ...], OneOf("base", (FULL, *FORMATS)), Items(least=1)] = (FULL, *FORMATS)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
     rounds: Annotated[int, Range(0, 100_000)] = 3
     json: bool = False
 

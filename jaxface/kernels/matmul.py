@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
-from jaxface.kernels.few_rows import few_rows_product, has_few_rows
+from jaxface.kernels.cpu_products import few_rows_product, has_few_rows
 from jaxface.kernels.plain import is_plain
 from jaxface.kernels.varying import varying_alike
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
 
 from jaxface.kernels.attention import AUTO, TURNED, attention, attention_weights
 from jaxface.kernels.matmul import PRODUCT
@@ -82,12 +83,14 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, angles: jax.Array | None, causal: bool = False) -> jax.Array:
         """[..., N, D] -> [..., N, D]"""
-        x = checkpoint_name(x + _scaled(self.attn(self.norm1(x), angles, causal), self.scale1), SUM)
-        return x + _scaled(self.mlp(self.norm2(x)), self.scale2)
+        x = checkpoint_name(_added(x, self.attn(self.norm1(x), angles, causal), self.scale1), SUM)
+        return _added(x, self.mlp(self.norm2(x)), self.scale2)
 
 
-def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
-    return x if scale is None else x * scale[...].astype(x.dtype)
+def _added(x: jax.Array, branch: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    """x with a branch added, in x's dtype."""
+    branch = branch.astype(x.dtype)
+    return x + (branch if scale is None else branch * scale[...].astype(x.dtype))
 
 
 SUM = "sum"
@@ -159,18 +162,30 @@ def run_blocks(
     remat: str = "none",
     every: bool = False,
     loop: str = "scan",
+    dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs blocks stacked along a leading axis of every leaf, one after another.
+
+    Args:
+      dtype: what their branches compute in, or None for x's.
 
     Returns:
       the last block's result [..., N, D], and with `every` each block's [depth, ..., N, D], else None.
     """
-    return _run_blocks(blocks, x, angles, causal, remat, every, loop, (is_plain(), platform()))
+    return _run_blocks(blocks, x, angles, causal, remat, every, loop, jnp.dtype(dtype or x.dtype), (is_plain(), platform()))
 
 
-@partial(jax.jit, static_argnames=("causal", "remat", "every", "loop", "choices"), inline=True)
+@partial(jax.jit, static_argnames=("causal", "remat", "every", "loop", "dtype", "choices"), inline=True)
 def _run_blocks(
-    blocks: Block, x: jax.Array, angles: jax.Array | None, causal: bool, remat: str, every: bool, loop: str, choices: Any
+    blocks: Block,
+    x: jax.Array,
+    angles: jax.Array | None,
+    causal: bool,
+    remat: str,
+    every: bool,
+    loop: str,
+    dtype: DTypeLike,
+    choices: Any,
 ) -> tuple[jax.Array, jax.Array | None]:
     def body(x: jax.Array, block: Block) -> tuple[jax.Array, jax.Array | None]:
         with jax.named_scope(BLOCK):
@@ -179,7 +194,7 @@ def _run_blocks(
 
     policy = REMAT[remat](blocks)
     keep: Any = (lambda function, **_: function) if policy is None else partial(jax.checkpoint, policy=policy)
-    blocks = _prepared(blocks, x)
+    blocks = _prepared(blocks, x, dtype)
     run = partial(LOOPS[loop], body, keep)
     first, rest = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], blocks) for cut in (0, slice(1, None)))
     if jax.eval_shape(body, x, first)[0].shape == x.shape:
@@ -193,13 +208,13 @@ def _run_blocks(
     return x, None if states is None or others is None else jnp.concatenate([states, others])
 
 
-def _prepared(blocks: Block, x: jax.Array) -> Block:
-    """The blocks, whatever stands in the place of their kernels told once what is coming: x [..., N, D]."""
+def _prepared(blocks: Block, x: jax.Array, dtype: DTypeLike) -> Block:
+    """The blocks, their norms and whatever stands in the place of their kernels told once what is coming: x [..., N, D]."""
     blocks = jax.tree.map(lambda leaf: leaf, blocks)
     modules: Any = nnx.iter_modules(blocks)
     for _, module in modules:
         if hasattr(module, "prepare"):
-            module.prepare(x.size // x.shape[-1], x.dtype)
+            module.prepare(x.size // x.shape[-1], dtype)
     return blocks
 
 
@@ -210,6 +225,7 @@ def run_stages(
     causal: bool = False,
     remat: str = "none",
     loop: str = "scan",
+    dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Runs one stack of blocks after another, as `run_blocks` runs one.
 
@@ -218,18 +234,20 @@ def run_stages(
     """
     branches = []
     for stage in stages:
-        x, _ = run_blocks(stage, x, angles, causal, remat, loop=loop)
+        x, _ = run_blocks(stage, x, angles, causal, remat, loop=loop, dtype=dtype)
         if stage.branches:
             branches.append(x[:-1])
             x = x[-1]
     return x, branches
 
 
-def every_state(stages: Sequence[Block], x: jax.Array, angles: jax.Array | None, causal: bool = False) -> list[jax.Array]:
+def every_state(
+    stages: Sequence[Block], x: jax.Array, angles: jax.Array | None, causal: bool = False, dtype: DTypeLike | None = None
+) -> list[jax.Array]:
     """The first block's input and every block's result, each stage's in an array [depth, ..., N, D], of branches what leads off."""
     states: list[Any] = [x[None]]
     for stage in stages:
-        x, own = run_blocks(stage, x, angles, causal, every=True)
+        x, own = run_blocks(stage, x, angles, causal, every=True, dtype=dtype)
         if own is not None and stage.branches:
             x, own = x[-1], own[:, :-1]
         states.append(own)

@@ -42,17 +42,27 @@ class Encoder(nnx.Module):
       remat: what a block keeps for its backward pass, a policy of `REMAT`.
       loop: how blocks come one after another, an entry of `LOOPS`.
       dtype: of activations; parameters are cast to it where they are used, layer norms and softmax compute in float32.
+      residual: dtype of the sum that goes from block to block, or None for `dtype`. In bfloat16 each addition rounds it: with float32
+        features come two to three times as near, as under torch.autocast, for twice its bytes.
       fusion: what makes one set of tokens of those that branched off at several depths and the last block's [S, T, B, N, D], or None.
     """
 
     operation, implementation = PATCH_EMBEDDING, OWN
     fusion: Any = None
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs, remat: str = "products", dtype: DTypeLike = jnp.float32) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        remat: str = "products",
+        dtype: DTypeLike = jnp.float32,
+        residual: DTypeLike | None = None,
+    ) -> None:
         self.config = config
         self.remat = remat
         self.loop = "scan"
-        self.dtype = dtype
+        self.dtype, self.residual = dtype, residual
         width, c = config.width, config
         self.patch = Linear(c.patch * c.patch * 3, width, bias=c.patch_bias, rngs=rngs)
         self.class_token = nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), (width,))) if c.class_token else None
@@ -78,6 +88,7 @@ class Encoder(nnx.Module):
         batch, height, width, _ = images.shape
         rows, columns = height // c.patch, width // c.patch
         x = run_kernel(PATCH_EMBEDDING, self.implementation, as_trained(images, c).astype(self.dtype), c.patch, self.patch)
+        x = x.astype(self.residual or self.dtype)
         before = [] if self.class_token is None else [self.class_token[...].astype(x.dtype)[None]]
         before += [] if self.registers is None else [self.registers[...].astype(x.dtype)]
         if self.positions is not None:
@@ -94,10 +105,10 @@ class Encoder(nnx.Module):
 
     @any_mesh
     def tokens(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one)."""
+        """[B, H, W, 3] in -1..1 -> all tokens [B, N, D] before pooling (after the last norm where the variant has one), in `residual`."""
         x, angles = self.embed(images)
         count = x.shape[-2]
-        x, branches = run_stages(self.stages, self._filled(x, angles), angles, remat=self.remat, loop=self.loop)
+        x, branches = run_stages(self.stages, self._filled(x, angles), angles, remat=self.remat, loop=self.loop, dtype=self.dtype)
         x = x[..., :count, :]
         if self.fusion is not None:
             own = jnp.broadcast_to(x, (len(branches[0]), *x.shape[-3:]))
@@ -112,7 +123,7 @@ class Encoder(nnx.Module):
         """
         x, angles = self.embed(images)
         count = x.shape[-2]
-        states = [state[..., :count, :] for state in every_state(self.stages, self._filled(x, angles), angles)]
+        states = [state[..., :count, :] for state in every_state(self.stages, self._filled(x, angles), angles, dtype=self.dtype)]
         axes = max(states, key=jnp.ndim).shape[1:]
         return jnp.concatenate([jnp.broadcast_to(s if s.shape[1:] == axes else s[:, None], (len(s), *axes)) for s in states])
 
@@ -138,14 +149,14 @@ class Encoder(nnx.Module):
         for number in wanted:
             stage, i = places[number]
             block = jax.tree.map(lambda leaf, i=i: leaf[i], stage)
-            found.append(block.attn.weights(block.norm1(states[number]), angles))
+            found.append(block.attn.weights(block.norm1(states[number]).astype(self.dtype), angles))
         return jnp.stack(found)
 
     @any_mesh
     def pooled(self, tokens: jax.Array) -> jax.Array:
         """Tokens [B, N, D] -> features [B, output]; without a pool what the configuration's readout makes of them, or all of them."""
-        x = READOUTS[self.config.readout](tokens, self.config.prefix) if self.pool is None else self.pool(tokens)
-        return x if self.projection is None else self.projection(x)
+        x = READOUTS[self.config.readout](tokens, self.config.prefix) if self.pool is None else self.pool(tokens.astype(self.dtype))
+        return x if self.projection is None else self.projection(x.astype(self.dtype))
 
     @any_mesh
     def __call__(self, images: jax.Array) -> jax.Array:

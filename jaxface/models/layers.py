@@ -8,9 +8,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
+from jaxface.kernels.cpu_products import product_and_bias, rounds_before_bias
 from jaxface.kernels.gelu import gelu
-from jaxface.kernels.matmul import product
+from jaxface.kernels.matmul import PRODUCT, product
 from jaxface.kernels.normalize import EPSILON
 from jaxface.kernels.operations import MLP as MLP_OPERATION
 from jaxface.kernels.operations import NORMALIZATION, OWN, run_kernel
@@ -39,12 +42,14 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out]"""
-        y = product(x, self.kernel)
         if self.bias is None:
-            return y
-        if isinstance(self.kernel, nnx.Variable):
-            return y + self.whole_bias().astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply
+            return product(x, self.kernel)
         bias = self.whole_bias()
+        if isinstance(self.kernel, nnx.Variable) and rounds_before_bias(x.dtype):
+            return checkpoint_name(product_and_bias(x, self.kernel[...], bias), PRODUCT)
+        y = product(x, self.kernel)
+        if isinstance(self.kernel, nnx.Variable):
+            return y + bias.astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply
         wider = jnp.promote_types(y.dtype, bias.dtype)  # whoever reads an adapted product adds as it reads
         return (y.astype(wider) + bias.astype(wider)).astype(y.dtype)
 
@@ -67,18 +72,28 @@ class KeylessLinear(Linear):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, statistics in float32."""
+    """Layer normalisation over the last axis, statistics in float32.
+
+    Attributes:
+      dtype: of the result, or None for x's: the branches of blocks may be computed in fewer bits than they are added up in.
+    """
 
     operation, implementation = NORMALIZATION, OWN
 
     def __init__(self, width: int, epsilon: float = EPSILON) -> None:
         self.epsilon = epsilon
+        self.dtype: DTypeLike | None = None
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
 
+    def prepare(self, tokens: int, dtype: DTypeLike) -> None:
+        """Before a block runs: gives what its branches compute in."""
+        self.dtype = dtype
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]"""
-        return run_kernel(NORMALIZATION, self.implementation, x, self.scale[...], self.bias[...], self.epsilon)
+        y = run_kernel(NORMALIZATION, self.implementation, x, self.scale[...], self.bias[...], self.epsilon)
+        return y if self.dtype is None else y.astype(self.dtype)
 
 
 class MLP(nnx.Module):

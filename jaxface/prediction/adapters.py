@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -23,12 +22,13 @@ from jaxface.data.tasks import Task
 from jaxface.errors import UserError
 from jaxface.models.encoder import Encoder
 from jaxface.models.heads import Classifier
+from jaxface.models.precision import resolved
 from jaxface.models.tree import Structure, flatten, shallow_copy
 from jaxface.prediction.adapter_folders import AdapterFolder, Below, folder_kind, run_kind
 from jaxface.prediction.doubt import Doubt
 from jaxface.runs.base import Base
 from jaxface.runs.config import Config, MethodOptions
-from jaxface.runs.model import compute_dtype, make_parts
+from jaxface.runs.model import make_parts
 from jaxface.runs.parts import Parts
 
 OWN = re.compile(r"^(encoder\.stages\.\d+\..*\.kernel\.(a|b|magnitude|start_a|start_b)|encoder\.(pool|projection)\..*|heads\..*)$")
@@ -73,15 +73,15 @@ class Shared:
 
     Attributes:
       base: the loaded base weights.
-      encoder: as it computes: its dtype, its frozen kernels in fewer bits, its kernels.
+      encoder: as it computes: its precision, its frozen kernels in fewer bits, its kernels.
       image_size: side in pixels of a crop.
       framing: how crops come to that size, see `jaxface.data.framing`.
     """
 
     def __init__(self, config: Config, base: Base) -> None:
-        self.base, self.config, self.dtype = base, config, compute_dtype(config)
+        self.base, self.config = base, config
         probe = replace(config, method=MethodOptions("lp", AdapterOptions()))
-        self.encoder: Encoder = make_parts(probe, base, self.dtype).build().encoder
+        self.encoder: Encoder = make_parts(probe, base).build().encoder
         self.encoder.loop = "scan"
         self.image_size, self.framing = config.encoder.image_size or self.encoder.config.image_size, self.encoder.config.framing
         self._parts: dict[str, Parts] = {}
@@ -130,7 +130,7 @@ class Shared:
         """A run's model before training: made once for all runs of one kind. Raises UserError for one that does not fit."""
         kind = run_kind(config)
         if kind not in self._parts:
-            parts = make_parts(config, self.base, self.dtype)
+            parts = make_parts(config, self.base)
             foreign = [name for name in {**parts.trained, **parts.statistics} if not OWN.match(name)]
             if foreign:
                 said = f"method {config.method.name} trains {foreign[0]} of the encoder itself"
@@ -143,7 +143,7 @@ class Shared:
         for what, ours, theirs in (
             ("image size", self.image_size, config.encoder.image_size or self.encoder.config.image_size),
             ("frozen kernels", self.config.encoder.base, config.encoder.base),
-            ("dtype", jnp.dtype(self.dtype).name, jnp.dtype(compute_dtype(config)).name),
+            ("precision", resolved(self.config.encoder.precision), resolved(config.encoder.precision)),
         ):
             if ours != theirs:
                 raise UserError(f"its {what} is {theirs}, this server's {ours}: serve it with others of its own")

@@ -20,6 +20,7 @@ from jaxface.data.tasks import TASKS, Task, with_coarse
 from jaxface.errors import UserError
 from jaxface.imports import remember, run_file
 from jaxface.models.heads import TOKENS
+from jaxface.models.precision import AUTO, PRECISIONS
 from jaxface.models.variants import VARIANTS
 from jaxface.objectives.balancing import BALANCERS
 from jaxface.objectives.losses import LOSSES, get_loss
@@ -44,7 +45,8 @@ class EncoderOptions:
       variant: the shape to start from random numbers; a checkpoint knows its own, or says of which variants it may be.
       image_size: side in pixels of the input, 0 for the encoder's own.
       remat: what a block keeps for its backward pass: all ("none"), the matrix products ("products") or its input ("full").
-      precision: of activations and frozen kernels; "auto" takes bf16 on accelerators and fp32 on CPUs.
+      precision: of activations and frozen kernels; "mixed" is bf16 with the sum of blocks' branches in float32, as torch.autocast has it;
+        "auto" takes bf16 on accelerators and fp32 on CPUs.
       base: the format of the frozen kernels of the blocks and the pool: as they are ("full"), "int8", or QLoRA's 4-bit "nf4".
       loop: blocks as one program that runs once for each ("scan"), or as a program each, which moves fewer bytes on a GPU and takes longer
         to compile ("unrolled"); "auto" unrolls blocks that train on GPUs.
@@ -56,7 +58,7 @@ class EncoderOptions:
     variant: Annotated[str, Known(VARIANTS)] = "PE-Core-L14-336"
     image_size: Annotated[int, Range(0, 8192)] = 0
     remat: Literal["none", "products", "full"] = "products"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
     base: Literal["full", "int8", "nf4"] = "full"
     attention: Name = "auto"
     kernels: Annotated[tuple[str, ...], Word(r"[a-z_]+=[\w.-]+", "OPERATION=NAME, such as normalization=mine")] = ()

@@ -24,6 +24,7 @@ from jaxface.kernels.operations import kernel_choice
 from jaxface.kernels.platform import platform
 from jaxface.models.encoder import Encoder, random_encoder, use_attention, use_kernels
 from jaxface.models.heads import Classifier
+from jaxface.models.precision import Precision, precision_of
 from jaxface.models.tree import arrays_of, flatten, in_one_program, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
@@ -38,28 +39,21 @@ from weights_convert.folders import WEIGHTS
 from weights_convert.inference import Ambiguous
 
 
-def compute_dtype(config: Config) -> DTypeLike:
-    """The dtype of activations and frozen kernels."""
-    word = config.encoder.precision
-    if word == "auto":
-        word = "fp32" if jax.default_backend() == "cpu" else "bf16"
-    return jnp.bfloat16 if word == "bf16" else jnp.float32
-
-
 def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None = None) -> Parts:
     """The model that the configuration describes, before training, taken apart. What trains is float32 whatever is computed in.
 
     Args:
       base: what it starts from; loaded if None.
-      dtype: of activations and frozen kernels; the configuration's if None.
+      dtype: of all activations and frozen kernels; the configuration's precision if None.
     """
-    base, dtype = base or load_base(config), dtype or compute_dtype(config)
+    base = base or load_base(config)
+    precision = precision_of(config.encoder.precision) if dtype is None else Precision(jnp.dtype(dtype))
     encoder, previous = base.encoder, base.previous
     method = get_method(config.method.name)
     rngs = nnx.Rngs(config.seed)
     encoder, groups = adapt_with_groups(encoder, method.name, replace(config.method.options, num_tasks=len(config.tasks)), rngs)
     quantize(encoder, config.encoder.base, groups)
-    encoder.remat, encoder.dtype = config.encoder.remat, dtype
+    encoder.remat, (encoder.dtype, encoder.residual) = config.encoder.remat, precision
     use_attention(encoder, config.encoder.attention)
     use_kernels(encoder, kernel_choice(config.encoder.kernels))
     encoder.loop = _loop(config, groups)
@@ -69,7 +63,7 @@ def make_parts(config: Config, base: Base | None = None, dtype: DTypeLike | None
     model = Classifier(encoder, classes, **head, tokens=config.head.tokens, rngs=rngs)
     if previous is not None:
         _take_heads(model, previous)
-    return take_apart(model, groups, dtype)
+    return take_apart(model, groups, precision.dtype)
 
 
 def _loop(config: Config, groups: Sequence[Group]) -> str:
@@ -254,7 +248,7 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
     """A run's best encoder, its adapters merged (see `Trained.merged`); or a checkpoint's.
 
     Args:
-      options: of `jaxface.weights.load_encoder`; a run takes `dtype` and `remat` of them.
+      options: of `jaxface.weights.load_encoder`; a run takes `dtype`, `residual` and `remat` of them.
 
     Raises UserError as `load_trained`, or as that; and for options of a run, whose configuration says them.
     """
@@ -263,6 +257,7 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
             raise UserError(f"{path}: a folder with neither a run (config.json) nor a checkpoint ({', '.join(WEIGHTS)})")
         encoder = load_trained(path, dtype=options.pop("dtype", None) or jnp.float32).merged().encoder
         encoder.remat = options.pop("remat", encoder.remat)
+        encoder.residual = jnp.dtype(options.pop("residual", None) or encoder.dtype)
         if options:
             raise UserError(f"{path}: a run knows its encoder's {', '.join(options)}: leave that out")
         return encoder

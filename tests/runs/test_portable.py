@@ -80,11 +80,21 @@ def test_a_run_opens_in_another_precision_than_it_was_trained_in(tmp_path, train
     assert load_encoder(run).dtype == jnp.float32
 
 
-def test_what_trains_on_a_run_in_bfloat16_is_float32(tmp_path):
-    base = written(tmp_path / "base", precision="bf16")
-    run = written(tmp_path / "second", "full", precision="bf16", weights=str(base))
+@pytest.mark.parametrize("precision", ["bf16", "mixed"])
+def test_what_trains_on_a_run_in_bfloat16_is_float32(precision, tmp_path):
+    base = written(tmp_path / "base", precision=precision)
+    run = written(tmp_path / "second", "full", precision=precision, weights=str(base))
     trained = load_trained(run)
     assert {leaf.dtype for leaf in make_parts(trained.config).trained.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_run_in_mixed_precision_adds_its_branches_up_in_float32(tmp_path):
+    run = written(tmp_path, precision="mixed")
+    encoder = load_trained(run).model.encoder
+    states = jax.eval_shape(lambda images: encoder.hidden_states(images), jnp.zeros((1, 32, 32, 3)))
+    assert (states.dtype, encoder.dtype, encoder.stages[0].attn.qkv.kernel.base.dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
+    opened = load_encoder(run, dtype="bfloat16", residual="float32")
+    assert (opened.dtype, opened.residual) == (jnp.bfloat16, jnp.float32)
 
 
 def test_a_run_opens_where_its_base_weights_lie_now(run, tmp_path, monkeypatch):

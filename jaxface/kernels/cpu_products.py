@@ -1,4 +1,8 @@
-"""Products of few rows on a CPU, which would form each value in one chain of additions: the longer it is, the more rounding it gathers."""
+"""Products on a CPU as exact as a graphics card's libraries have them.
+
+Of few rows each value would be formed in one chain of additions: the longer it is, the more rounding it gathers. In half precision a bias
+would be added to what is already rounded.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxface.kernels.platform import platform
 
@@ -25,3 +30,13 @@ def few_rows_product(x: jax.Array, w: jax.Array) -> jax.Array:
     inputs, outputs = w.shape
     x = x.reshape(*x.shape[:-1], CHAINS, inputs // CHAINS)
     return jnp.einsum("...ci,cio->c...o", x, w.reshape(CHAINS, -1, outputs)).sum(0)
+
+
+def rounds_before_bias(dtype: DTypeLike) -> bool:
+    """Whether `x @ w + bias` of that dtype would be rounded twice; a graphics card's libraries add the bias as they multiply."""
+    return jnp.finfo(dtype).bits < 32 and platform() == "cpu"
+
+
+def product_and_bias(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x @ w + bias` in x's dtype, rounded once: x [..., in], w [in, out], bias [out] -> [..., out]."""
+    return (jnp.matmul(x, w.astype(x.dtype), preferred_element_type=jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
