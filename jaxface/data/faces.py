@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from jaxface.data.images import Unreadable
+from jaxface.data.yunet import by_onnxruntime
 from jaxface.errors import UserError
 from jaxface.ranges import Range
 from jaxface.registry import Registry
@@ -159,7 +160,7 @@ class Ssd:
 
 @register_detector("yunet")
 class YuNet:
-    """YuNet (Wu et al. 2023) with five landmarks, from a model file of OpenCV's model zoo."""
+    """YuNet (Wu et al. 2023) with five landmarks, from a model file of OpenCV's model zoo; by ONNX Runtime where that is installed."""
 
     longest, least = 1280, 960
     """Larger images are shrunk to the longest: the network finds faces of about 10 to 300 pixels."""
@@ -168,15 +169,19 @@ class YuNet:
         if len(files) != 1:
             raise UserError(f"detector yunet needs one model file (face_detection_yunet_*.onnx), got {len(files)}")
         self.net = cv2.FaceDetectorYN.create(str(files[0]), "", (320, 320), threshold)
+        self.rows = by_onnxruntime(files[0], threshold) or self._by_opencv
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]
         scale = min(1.0, self.longest / max(height, width))
         small = image if scale == 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        self.net.setInputSize(small.shape[1::-1])
-        rows = self.net.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]  # [N, 15]: x, y, width, height, five points, score
+        rows = self.rows(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
         faces = [] if rows is None else [self._face(row / scale, float(row[14])) for row in rows]
         return sorted((face for face in faces if inside(face.box, width, height)), key=by_score)
+
+    def _by_opencv(self, image: np.ndarray) -> np.ndarray | None:
+        self.net.setInputSize(image.shape[1::-1])
+        return self.net.detect(image)[1]
 
     @staticmethod
     def _face(row: np.ndarray, score: float) -> Face:

@@ -16,6 +16,7 @@ from jaxface.data.decoding import decode_photo
 from jaxface.data.faces import CHOICES, DETECTORS, Face, crop, crop_upright, get_detector, register_detector
 from jaxface.data.images import Unreadable
 from jaxface.data.records import Record
+from jaxface.data.yunet import by_onnxruntime
 from jaxface.errors import UserError
 
 PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
@@ -86,6 +87,57 @@ def test_yunet_gives_boxes_and_landmarks_in_the_pixels_of_the_large_image(monkey
     assert face.box == (20, 40, 80, 120)
     assert face.landmarks[0] == (30, 60)
     assert face.landmarks[4] == (58, 100)
+
+
+def write_network_like_yunet(path):
+    """Random answers for each cell of each grid, under the names that OpenCV's detector asks for."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, random = onnx.helper, np.random.default_rng(0)
+    nodes, constants, outputs = [], [], []
+    for stride in (8, 16, 32):
+        nodes.append(helper.make_node("AveragePool", ["image"], [f"cells_{stride}"], kernel_shape=[stride] * 2, strides=[stride] * 2))
+        for what, count, spread in (("cls", 1, 0.02), ("obj", 1, 0.02), ("bbox", 4, 0.005), ("kps", 10, 0.005)):
+            name = f"{what}_{stride}"
+            kernel = random.normal(0, spread, (count, 3, 1, 1)).astype(np.float32)
+            shape = np.array([1, -1, count])
+            constants += [onnx.numpy_helper.from_array(array, f"{name}_{i}") for i, array in enumerate((kernel, shape))]
+            last = "Sigmoid" if count == 1 else "Identity"
+            steps = [("Conv", [f"{name}_0"], {}), ("Transpose", [], {"perm": [0, 2, 3, 1]}), ("Reshape", [f"{name}_1"], {}), (last, [], {})]
+            x = f"cells_{stride}"
+            for index, (kind, more, attributes) in enumerate(steps):
+                y = name if index == len(steps) - 1 else f"{name}_step{index}"
+                nodes.append(helper.make_node(kind, [x, *more], [y], **attributes))
+                x = y
+            outputs.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, (640 // stride) ** 2, count]))
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 640, 640])
+    graph = helper.make_graph(nodes, "like_yunet", [image], outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+
+
+def test_yunet_by_onnxruntime_finds_the_faces_of_opencv(tmp_path):
+    file = tmp_path / "model.onnx"
+    write_network_like_yunet(file)
+    detector = get_detector("yunet", [file], threshold=0.6)
+    assert detector.rows != detector._by_opencv
+    random = np.random.default_rng(0)
+    for height, width in ((64, 96), (100, 333), (480, 161), (31, 640)):
+        image = np.kron(random.integers(0, 256, (60, 80, 3), np.uint8), np.ones((8, 8, 1), np.uint8))[:height, :width]  # no two cells alike
+        found, expected = detector.rows(image), detector._by_opencv(image)
+        assert len(found) == len(expected) > 1
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_yunet_of_a_network_that_onnxruntime_does_not_know_is_left_to_opencv(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "model.onnx"
+    write_network_like_yunet(file)
+    model = onnx.load(file)
+    del model.graph.output[0]
+    onnx.save(model, file)
+    assert by_onnxruntime(file, 0.5) is None
+    file.write_bytes(file.read_bytes()[:-100])
+    assert by_onnxruntime(file, 0.5) is None
 
 
 def test_the_whole_image_is_a_face_when_asked():
