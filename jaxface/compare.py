@@ -17,7 +17,7 @@ from jaxface.cli import parse
 from jaxface.data.framing import PLAIN
 from jaxface.errors import UserError, run_command, tell
 from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Items, Known, Range, Where, Word, ranged
+from jaxface.ranges import Items, Known, Range, Where, Word, only, ranged
 
 if TYPE_CHECKING:
     from jaxface.originals.certificate import Certificate
@@ -91,6 +91,11 @@ class Options:
             raise UserError("--show draws what a built-in encoder attends to: expected --weights and --against")
         if self.train and (self.against != "timm" or self.their_weights is not None):
             raise UserError("--train compares runs from the same --weights with timm's: expected --against timm, without --their-weights")
+        only(self, "--train", self.train > 0, "methods", "train_size", "rank")
+        only(self, "--against meta", self.against == "meta", "meta_code")
+        only(self, "checkpoints of --against", self.against is not None, "variant", "heads")
+        if self.out.suffix not in ("", ".png"):
+            raise UserError(f"--out {self.out}: the picture is a .png; the certificate (.json) and the page (.html) come beside it")
 
 
 SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old", "two dogs on a beach, in the rain")

@@ -17,7 +17,7 @@ from jaxface.errors import UserError, run_command, tell
 from jaxface.evaluation.trust import Caution
 from jaxface.files import alone_in, to_json
 from jaxface.prediction import engines
-from jaxface.ranges import Count, Items, OneOf, Range, Share, Where, Word, ranged
+from jaxface.ranges import Count, Items, OneOf, Range, Share, Where, Word, only, ranged
 
 
 @ranged()
@@ -69,6 +69,11 @@ class Options:
         for name in ("columns", "tasks_file") if not self.predictions else ():
             if getattr(self, name):
                 raise UserError(f"{name} is about the files of --predictions: name some, or leave it out")
+        computed = ("features", "batch_size", "workers", "weights", "engine", "most_loss")
+        only(self, "runs whose models are computed, not --predictions", not self.predictions, *computed, "recompute")
+        only(self.trust, "runs, not --predictions", not self.predictions)
+        only(self, "runs whose models are computed, not --recompute", not self.recompute, *computed, "data", "split")
+        only(self, "--engine auto", self.engine == engines.AUTO, "most_loss")
 
 
 def main() -> None:

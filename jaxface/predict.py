@@ -27,7 +27,7 @@ from jaxface.prediction import engines
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.options import FaceOptions
-from jaxface.ranges import Count, Place, Range, Share, Where, Word, ranged
+from jaxface.ranges import Count, Place, Range, Share, Where, Word, only, ranged
 
 Json = dict[str, Any]
 
@@ -99,6 +99,16 @@ class Options:
             raise UserError("--processes needs --out and PATHs, and neither --shard, --serve nor '-': each process writes a shard's file")
         if not self.serve and not self.paths:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
+        only(self, "files", not self.serve, "content", "every", "tracks", "threads", "shard", "processes")
+        only(self, "jobs that go on, which have an --out", self.out is not None, "content")
+        only(self.limits, "--serve", self.serve)
+        only(self, "--adapters", self.adapters is not None, "memory", "token_file")
+        only(self.limits, "--adapters", self.adapters is not None, "adapter_waiting")
+        detection = ("detector_files", "threshold", "most_faces", "margin")
+        only(self.find, "photos in which faces are looked for", self.find.faces != "whole", *detection)
+        only(self, "--engine auto", self.engine == engines.AUTO, "most_loss")
+        if self.adapters and len(self.weights) > 1:
+            raise UserError("--weights: adapters share one file of base weights: name one")
 
     def model(self) -> Json:
         """What the predictor is told of the model."""

@@ -26,7 +26,7 @@ from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import BUILT_IN, TASKS
 from jaxface.errors import run_command, tell
 from jaxface.files import aside
-from jaxface.ranges import Items, Known, Listed, Range, Seed, Where, ranged
+from jaxface.ranges import Items, Known, Listed, Range, Seed, Where, only, ranged
 
 
 @ranged()
@@ -141,6 +141,8 @@ def main() -> None:
     if "--look" in sys.argv:
         return look()
     options = parse(Options, prog="python -m jaxface.prepare", description=__doc__)
+    only(options.drawn, "the source synthetic", options.source == "synthetic", prefix="drawn.")
+    only(options.read, "data sets on disk, not for drawn faces", options.source != "synthetic", prefix="read.")
     drawn = DrawnSet(style=options.folder.name, **vars(options.drawn)) if options.source == "synthetic" else None
     summary = prepare(
         options.source,

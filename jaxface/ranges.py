@@ -229,6 +229,20 @@ def ranged(where: str = "", *, frozen: bool = True) -> Callable[[type[T]], type[
     return decorate
 
 
+def only(options: Any, where: str, holds: bool, *names: str, prefix: str = "") -> None:
+    """Raises UserError for one of the options, or of those that are named, that is not as usual where it would have no effect.
+
+    Args:
+      where: what they are for.
+      holds: whether that is asked for.
+      prefix: of their names on the command line.
+    """
+    for entry in () if holds else dataclasses.fields(options):
+        usual = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+        if (entry.name in names or not names) and getattr(options, entry.name) != usual:
+            raise UserError(f"{prefix}{entry.name} {getattr(options, entry.name)}: it is for {where}: leave it out")
+
+
 def checked(function: F) -> F:
     """Checks the arguments before a function is called: their types, and the rules of their annotations."""
     signature = inspect.signature(function)

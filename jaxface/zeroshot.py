@@ -11,7 +11,7 @@ from jaxface.errors import UserError, run_command
 from jaxface.files import check_output
 from jaxface.models.precision import AUTO, PRECISIONS, precision_of
 from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Count, Items, Known, OneOf, Where, ranged
+from jaxface.ranges import Count, Items, Known, OneOf, Where, only, ranged
 
 if TYPE_CHECKING:
     from jaxface.evaluation.predictions import Predictions
@@ -54,6 +54,7 @@ def classify(options: Options) -> Predictions:
     """Runs the model over all images. Raises UserError for options that do not fit, before anything large is read."""
     if (not options.data) == (not options.photos):
         raise UserError("name the images: --data FOLDER... (written by jaxface.prepare), or --photos FILE_OR_FOLDER...")
+    only(options, "the folders of --data", not options.photos, "split")
     if options.run is not None and options.photos:
         raise UserError(f"--run {options.run}: a run is tested on prepared folders, --data FOLDER..., not on photos")
     if options.out is not None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+import re
 import sys
 import typing
 from collections import defaultdict
@@ -15,10 +16,13 @@ import pytest
 
 import jaxface
 import weights_convert
+from jaxface import compare, evaluate, predict
 from jaxface.cli import parse
 from jaxface.errors import UserError
+from jaxface.evaluation.trust import Caution
 from jaxface.models.encoder import random_encoder
 from jaxface.models.variants import EncoderConfig, get_variant
+from jaxface.prediction.limits import Limits
 from jaxface.prediction.predictor import FaceOptions
 from jaxface.ranges import RANGED, Items, Known, Place, Range, Where, Word, checked, ranged, rules_of
 from jaxface.registry import Registry
@@ -91,8 +95,8 @@ OPTIONS = [kind for kind in RANGED if kind.__name__ != "Predictor" and kind.__mo
 
 def needed(kind):
     missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    together = {"jaxface.predict": {"run": "r", "paths": ("p",)}, "jaxface.compare": {"weights": "w", "against": "timm"}}
-    together["jaxface.evaluate"] = {"runs": ("r",)}
+    together = {"jaxface.predict": {"run": "r", "paths": ("p",), "engine": "auto"}, "jaxface.compare": {"weights": "w", "against": "timm"}}
+    together["jaxface.evaluate"] = {"runs": ("r",), "engine": "auto"}
     return {name: NEEDED[name] for name in missing} | together.get(kind.__module__, {})
 
 
@@ -128,6 +132,33 @@ def test_every_field_refuses_every_absurd_value_in_one_line_or_it_is_listed_why_
         assert len(message) < 700
     listed = {what: {word for words in reasons.values() for word in words.split()} for what, reasons in ACCEPTED.items()}
     assert dict(taken) == {what: own for what in ABSURD if (own := {w for w in listed.get(what, ()) if w.startswith(f"{name_of(kind)}.")})}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (predict.Options, {"limits": Limits(port=9)}, "port 9: it is for --serve: leave it out"),
+        (predict.Options, {"content": True}, "content True: it is for jobs that go on, which have an --out"),
+        (predict.Options, {"find": FaceOptions("whole", margin=0.5)}, "margin 0.5: it is for photos in which faces are looked for"),
+        (predict.Options, {"most_loss": 0.5}, "most_loss 0.5: it is for --engine auto"),
+        (predict.Options, {"memory": 3}, "memory 3: it is for --adapters"),
+        (predict.Options, {"serve": True, "paths": (), "every": 3}, "every 3: it is for files"),
+        (evaluate.Options, {"recompute": True, "data": ("d",)}, "it is for runs whose models are computed, not --recompute"),
+        (
+            evaluate.Options,
+            {"runs": (), "predictions": ("p",), "trust": Caution(coverage=0.9)},
+            "coverage 0.9: it is for runs, not --predictions",
+        ),
+        (Caution, {"at_most": 0.2}, "at_most 0.2: it is for --threshold-age"),
+        (compare.Options, {"rank": 3}, "rank 3: it is for --train"),
+        (compare.Options, {"out": "a.json"}, "the picture is a .png"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(kind, options, message):
+    needs = {predict: {"run": "r", "paths": ("p",)}, evaluate: {"runs": ("r",)}, compare: {"weights": "w", "against": "timm"}}
+    rest = next((own for module, own in needs.items() if module.__name__ == kind.__module__), {})
+    with pytest.raises(UserError, match=re.escape(message)):
+        kind(**rest | options)
 
 
 def test_a_field_without_a_range_is_refused_where_it_is_defined():

@@ -78,6 +78,8 @@ def prepare(
     standing = _standing(out, settings)
     if standing and not source.on_disk:
         return standing
+    if not standing:
+        source.require_taken(options)
     source.check(folder)
     tasks, found = source.read(folder, options)
     records, skipped = sort_into_splits(source, found)

@@ -19,7 +19,7 @@ from jaxface.data.tasks import Task, known
 from jaxface.errors import UserError
 from jaxface.evaluation.measures import measure_of
 from jaxface.evaluation.predictions import Predictions
-from jaxface.ranges import Range, ranged
+from jaxface.ranges import Range, only, ranged
 
 Json = dict[str, Any]
 Strict = Annotated[float, Range(above=0, below=1)]
@@ -42,6 +42,9 @@ class Caution:
     most_errors: Strict | None = None
     threshold_age: Annotated[float | None, Range(0, 150)] = None
     at_most: Strict = 0.01
+
+    def __post_init__(self) -> None:
+        only(self, "--threshold-age", self.threshold_age is not None, "at_most")
 
     @property
     def asked(self) -> bool:

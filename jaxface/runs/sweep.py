@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import tyro
 from jaxface.cli import parse
 from jaxface.errors import UserError
 from jaxface.runs.config import Config, check_run, with_method
+from jaxface.runs.saved_config import to_dict
 
 OF_ALL = ("name", "out", "seeds", "grid", "cluster", "report", "after")
 """Options that a sweep cannot vary: they say where its runs lie, and how they are made."""
@@ -31,7 +33,8 @@ def members(config: Config) -> list[Config]:
         return [config]
     alone = replace(config, seeds=(), grid=())
     runs = [_member(alone, point) for point in itertools.product(*axes)]
-    if len({run.name for run in runs}) < len(runs):
+    different = {json.dumps(to_dict(replace(run, name="run")), sort_keys=True) for run in runs}
+    if min(len(different), len({run.name for run in runs})) < len(runs):
         raise UserError(f"grid {' '.join(config.grid)}: two of its points are one run: name each option and each value once")
     for run in runs:
         check_run(run)

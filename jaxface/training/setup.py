@@ -68,6 +68,8 @@ class Setup:
         self.parts = make_parts(config, base)
         check_tokens(self.folder, config, self.parts)
         encoder = self.parts.build().encoder.config
+        if config.encoder.image_size % encoder.patch:
+            raise UserError(f"encoder.image_size {config.encoder.image_size}: expected a multiple of the encoder's patch, {encoder.patch}")
         self.images.image_size, self.images.framing = config.encoder.image_size or encoder.image_size, encoder.framing
         self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
         options = config.optimizer

@@ -175,7 +175,7 @@ def test_pictures_are_drawn_for_a_job_that_was_finished_without(trained_run, pho
 
 
 def test_another_number_of_faces_is_another_job(trained_run, photos, tmp_path, monkeypatch, capsys):
-    words = [trained_run, photos / "0", "--faces", "whole", "--out", tmp_path / "o.csv"]
+    words = [trained_run, photos / "0", "--out", tmp_path / "o.csv"]
     assert call(monkeypatch, *words) == 0
     assert call(monkeypatch, *words, "--most-faces", "1") == 2
     assert "another job (different: most_faces)" in capsys.readouterr().err

@@ -331,6 +331,12 @@ def test_parquet_cells_are_what_csv_cells_are(tmp_path):
         read("manifest", tmp_path)
 
 
+def test_an_option_that_a_source_does_not_look_at_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"held_out 0: source raf_db does not take it; it takes images, unsure"):
+        prepare("raf_db", tmp_path, tmp_path / "out", options=Reading(held_out=0))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_column_that_is_not_read_cannot_be_in_the_way(tmp_path):
     far = pa.array([2**60, None], pa.timestamp("us"))  # in the year 38,000, which Python does not know
     table = pa.table({"path": ["a.jpg", None], "gender": ["f", None], "taken": far})

@@ -313,6 +313,13 @@ def test_more_epochs_of_a_cosine_are_told_what_becomes_of_the_rates(config, tmp_
     assert "at step 3 the rates go from 0 to 0.5 of their full height" in said
 
 
+def test_an_image_size_that_the_patches_do_not_fill_is_refused_before_anything_is_written(config, tmp_path):
+    odd = replace(config, out=str(tmp_path), encoder=replace(config.encoder, image_size=13))
+    with pytest.raises(UserError, match=r"encoder\.image_size 13: expected a multiple of the encoder's patch, 6"):
+        Run(odd)
+    assert not odd.folder.exists()
+
+
 def test_a_warm_up_that_outlasts_the_run_is_told(config, tmp_path, capsys):
     Run(replace(config, out=str(tmp_path), optimizer=OptimizerOptions(warmup_steps=9)))
     assert "optimizer.warmup_steps 9: the run has 6 steps, and ends at 0.6 of its rates" in capsys.readouterr().err

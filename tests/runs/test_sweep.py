@@ -51,6 +51,12 @@ def test_a_grid_that_cannot_be_read_is_one_line(word, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("axes", [("seed=1,1",), ("seed=1,01",), ("optimizer.head=1e-3,0.001",), ("seed=1,2", "seed=3,4")])
+def test_two_points_that_are_one_run_are_refused_however_they_are_written(axes):
+    with pytest.raises(UserError, match="two of its points are one run"):
+        members(Config(grid=axes))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_named_after_its_file_and_stands_for_runs(path):
     (config, *_) = load_configs(path)

@@ -76,12 +76,14 @@ class Source:
       name: as `jaxface.prepare` takes it.
       layout: what its folder must hold, for messages.
       margin: added around a face box on each side, as a share of its longer side.
+      takes: the fields of `Reading` that it looks at; others are refused where they are not as usual.
       on_disk: whether there are files that may change; otherwise the options say all.
     """
 
     name: ClassVar[str]
     layout: ClassVar[str] = ""
     margin: ClassVar[float] = 0.2
+    takes: ClassVar[tuple[str, ...]] = ("straddling", "images", "unsure", "held_out", "ages", "path_column", "age_column", "label", "per")
     on_disk: ClassVar[bool] = True
 
     def records(self, folder: Path, options: Any) -> Iterable[Record | Skipped]:
@@ -94,9 +96,14 @@ class Source:
 
     def read(self, folder: Path, options: Any) -> tuple[tuple[Task, ...], Iterable[Record | Skipped]]:
         """The tasks that its records may have labels of, and the records. Raises UserError as `records`."""
-        if getattr(options, "tasks_file", None) or getattr(options, "columns", ()):
-            raise UserError(f"source {self.name} has tasks of its own: leave --tasks-file and --columns out")
         return tuple(TASKS.values()), self.records(folder, options)
+
+    def require_taken(self, options: Any) -> None:
+        """Raises UserError for an option that is not as usual and that the source does not look at."""
+        for name in Reading.__dataclass_fields__ if isinstance(options, Reading) else ():
+            if name not in self.takes and getattr(options, name) != getattr(Reading, name):
+                takes = ", ".join(self.takes) or "no options"
+                raise UserError(f"{name} {getattr(options, name)}: source {self.name} does not take it; it takes {takes}")
 
     def check(self, folder: Path) -> None:
         """Raises UserError if there is nothing in the folder."""

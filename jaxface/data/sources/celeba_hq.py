@@ -26,6 +26,7 @@ class CelebaHq(Source):
     Where CelebA's list of identities lies beside the published mapping to CelebA, nobody is in training and validation.
     """
 
+    takes = ("held_out",)
     layout = f"{TABLE} and {IMAGES}/0.jpg; for the persons also {MAPPING} and CelebA's {IDENTITIES}"
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record]:

@@ -18,6 +18,7 @@ from jaxface.errors import UserError
 class Coco(Labelled):
     """A file of `images`, `annotations` and `categories`, or a folder of them; their names say the split (instances_val2017.json)."""
 
+    takes = ("straddling", "tasks_file", "columns", "label", "per")
     layout = "a COCO file (images, annotations, categories), or a folder with some"
 
     def rows(self, folder: Path, options: Reading, columns: Columns) -> Iterator[Row | Skipped]:

@@ -18,6 +18,7 @@ TABLES = {"train": "fairface_label_train.csv", "test": "fairface_label_val.csv"}
 class FairFace(Source):
     """`train/1.jpg,50-59,Male,East Asian,True`; the oldest are `more than 70`."""
 
+    takes = ("straddling",)
     layout = f"{TABLES['train']} and {TABLES['test']} (file,age,gender,race,service_test), and the images train/1.jpg, val/1.jpg"
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record]:

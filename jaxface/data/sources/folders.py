@@ -17,6 +17,7 @@ from jaxface.errors import UserError, printable
 class Folders(Labelled):
     """`Rose/1.jpg` or `train/Rose/1.jpg`: the classes are the folders' names, the task is called as `--label` says."""
 
+    takes = ("straddling", "tasks_file", "columns", "label")
     layout = "a folder of pictures for each class (Rose/1.jpg), or such folders in train, val and test"
 
     def rows(self, folder: Path, options: Reading, columns: Columns) -> Iterator[Row | Skipped]:

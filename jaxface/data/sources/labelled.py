@@ -60,6 +60,8 @@ class Columns:
 class Labelled(Source):
     """A source of rows. Its tasks are those of `--tasks-file`; without one, those that it declares or its cells show."""
 
+    takes = ("straddling", "tasks_file", "columns")
+
     def rows(self, folder: Path, options: Reading, columns: Columns) -> Iterator[Row | Skipped]:
         """The rows in a fixed order; what the source says of its columns is put into `columns`."""
         raise NotImplementedError

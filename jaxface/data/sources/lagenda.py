@@ -20,6 +20,7 @@ NOTHING = ("-1", "-1.0")
 class Lagenda(Source):
     """MiVOLO's table; -1 stands where a face was not seen or a label is missing. Only for training: it has no test split."""
 
+    takes = ("straddling",)
     layout = f"{TABLE} (img_name,age,gender,{','.join(BOX)},person_x0...) and the images it names, beside it or in images/"
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record | Skipped]:

@@ -27,6 +27,7 @@ class RafDb(Source):
     ranges are not read: four of them straddle our groups.
     """
 
+    takes = ("images", "unsure")
     layout = f"{LIST} and {ALIGNED}/NAME_aligned.jpg (or {ORIGINAL}/NAME.jpg)"
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record | Skipped]:

@@ -21,6 +21,7 @@ class UtkFace(Source):
     Where both are there the photos count, whose faces a detector finds: the thesis has 24,103 images, the authors' crops are 23,708.
     """
 
+    takes = ("images",)
     layout = "images [age]_[gender]_[race]_[date].jpg or .jpg.chip.jpg, in the folder or in folders below it (part1, part2, part3)"
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record | Skipped]:

@@ -19,6 +19,7 @@ TABLE, BOXES = "identity_meta.csv", "bb_landmark/loose_bb_test.csv"
 class VggFace2(Source):
     """`test/n000001/0001_01.jpg`, all for testing; the authors' boxes where `bb_landmark` is there, else a detector finds the face."""
 
+    takes = ("ages", "path_column", "age_column", "straddling")
     layout = f"{TABLE} (Class_ID, Name, Sample_Num, Flag, Gender) and the images test/n000001/0001_01.jpg"
 
     def records(self, folder: Path, options: Reading) -> Iterator[Record | Skipped]:
