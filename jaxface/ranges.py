@@ -57,23 +57,21 @@ class Range(Rule):
             raise UserError(f"expected {self.says or 'a finite number'}")
 
 
-@dataclass(frozen=True, eq=False)
 class Known(Rule):
-    """Names of a registry's entries, and one more word where there is `other`."""
+    """Names of a registry's entries, and the `others`."""
 
-    registry: Registry[Any]
-    other: str | None = None
+    def __init__(self, registry: Registry[Any], *others: str) -> None:
+        self.registry, self.others = registry, others
 
     @property
     def says(self) -> str:
-        return ", ".join([*filter(None, [self.other]), *self.registry])
+        return ", ".join([*filter(None, self.others), *self.registry])
 
     def __call__(self, value: Any) -> None:
-        if value != self.other:
+        if value not in self.others:
             self.registry.get(value)
 
 
-@dataclass(frozen=True, eq=False)
 class Listed(Known):
     """Names of a registry's entries, and any other of letters, digits, _ and -: what it names is known later."""
 

