@@ -57,11 +57,39 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def render(runs: Runs) -> str:
-    """The whole page. A section is a function of the runs; one that finds nothing to show is left out."""
-    return page(", ".join(runs), lead(runs), [(anchor, name, title, show(runs)) for anchor, name, title, show in SECTIONS])
+    """The whole page. A section is a function of the runs; one that finds nothing to show is left out.
+
+    Raises UserError that names the run whose files hold something else than a section shows.
+    """
+    sections = [(anchor, name, title, shown(show, runs, title)) for anchor, name, title, show in SECTIONS]
+    return page(", ".join(runs), shown(lead, runs, "its first words"), sections)
 
 
-SECTIONS: list[tuple[str, str, str, Callable[[Runs], Markup]]] = [
+def shown(show: Show, runs: Runs, title: str) -> Markup:
+    """A section of the page. Raises UserError as `render`."""
+    try:
+        return show(runs)
+    except ODD as error:
+        path = next((run.path for name, run in runs.items() if len(runs) > 1 and _is_odd(show, {name: run})), None)
+        where = path or ", ".join(str(run.path) for run in runs.values())
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{where}: its files hold something else than {title!r} shows ({reason}): evaluate it again") from error
+
+
+def _is_odd(show: Show, runs: Runs) -> bool:
+    try:
+        show(runs)
+    except ODD:
+        return True
+    return False
+
+
+Show = Callable[[Runs], Markup]
+ODD = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What comes of JSON that is not as it was written."""
+
+
+SECTIONS: list[tuple[str, str, str, Show]] = [
     ("results", "Results", "Results", results),
     ("seeds", "Seeds", "Over seeds", seeds),
     ("faces", "Faces", "Predicted faces", faces),

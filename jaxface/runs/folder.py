@@ -11,6 +11,7 @@ digests.json         a hash of each of the files that are finished
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,6 +229,8 @@ def read_metrics(path: Path | str) -> tuple[Row, ...]:
         try:
             row = json.loads(line)
             key = (row["split"], float(row["step"]))
+            if not isinstance(row["split"], str) or isinstance(row["step"], str) or math.isnan(key[1]):
+                raise ValueError
         except (ValueError, TypeError, KeyError):
             if number > len(lines):
                 break

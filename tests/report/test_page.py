@@ -1,6 +1,7 @@
 """The report's page: what it says, that it stands alone, and that it leaves out what a run lacks."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -195,6 +196,24 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(make_run, tmp_path, m
         write_report([folder], out)
     assert out.read_text() == old
     assert [entry.name for entry in out.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "section"),
+    [
+        ("evaluation.json", {"trust": 5}, "How sure answers may be"),
+        ("evaluation.json", {"trust": {"tasks": {"age": None}}}, "How sure answers may be"),
+        ("baselines.json", {"majority": [1, 2]}, "Results"),
+        ("summary.json", {"parameters": 5, "gflops": [1]}, "Cost and accuracy"),
+    ],
+)
+def test_files_that_hold_something_else_are_one_line_that_names_their_run(name, content, section, make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "SECTIONS", [entry for entry in page.SECTIONS if entry[2] == section])
+    odd = make_run("odd")
+    (odd / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"{re.escape(str(odd))}: its files hold something else than '{section}' shows"):
+        write_report([odd], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_page_cannot_be_written_over_a_folder(make_run, tmp_path):

@@ -33,7 +33,19 @@ def test_a_whole_last_line_without_line_feed_counts(tmp_path):
     assert len(read_metrics(write(tmp_path / "metrics.jsonl", row(1), row(2), end=""))) == 2
 
 
-@pytest.mark.parametrize("broken", ['{"step": 2, "lo', "12", "[1, 2]", '{"step": 2}', '{"step": "two", "split": "train"}', "\x00\x00"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"step": 2, "lo',
+        "12",
+        "[1, 2]",
+        '{"step": 2}',
+        '{"step": "2", "split": "train"}',
+        '{"step": NaN, "split": "a"}',
+        '{"step": 2, "split": [1]}',
+        "\x00\x00",
+    ],
+)
 def test_a_broken_line_in_the_middle_is_named_by_its_number(tmp_path, broken):
     path = write(tmp_path / "metrics.jsonl", row(1), broken, row(3))
     with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a JSON object"):
