@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,21 +103,16 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Makes one line of whatever the system refuses while a file is written. Raises UserError."""
+def written(path: Path, done: str = "written") -> Iterator[None]:
+    """Makes one line of whatever the system refuses while a file is `done` something with. Raises UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(os_line(error, path, "written")) from None
+        raise UserError(os_line(error, path, done)) from None
 
 
-@contextmanager
-def read(path: Path) -> Iterator[None]:
-    """Makes one line of whatever the system refuses while a file is read. Raises UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(os_line(error, path, "read")) from None
+read = partial(written, done="read")
+"""The same while a file is read."""
 
 
 def read_object(path: Path, advice: str = "", limit: int = 1 << 30) -> dict[str, Any]:

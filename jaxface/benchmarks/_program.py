@@ -27,14 +27,14 @@ _CONTRACTED = re.compile(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)[}\]]
 """Of a dot, or of a call of cuBLAS that a dot became."""
 
 
-def _bytes(shape: str) -> int:
-    return sum(SIZES[kind] * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in _SHAPE.findall(shape))
-
-
 def shapes_in(shape: str) -> Iterator[tuple[str, list[int], int]]:
     """The arrays of a type: kind of value, sides, bytes of a value."""
     for kind, sides in _SHAPE.findall(shape):
         yield kind, [int(side) for side in filter(None, sides.split(","))], SIZES[kind]
+
+
+def _bytes(shape: str) -> int:
+    return sum(size * math.prod(sides) for _, sides, size in shapes_in(shape))
 
 
 def trips_of(loop: Instruction) -> int:
@@ -43,8 +43,8 @@ def trips_of(loop: Instruction) -> int:
     return int(trips[1]) if trips else 1
 
 
-def _sides(shape: str) -> list[int]:
-    return [int(side) for side in filter(None, _SHAPE.search(shape)[2].split(","))]
+def _sides(shape: str) -> list[list[int]]:
+    return [sides for _, sides, _ in shapes_in(shape)]
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ class Program:
         name = name or self.entry
         yield name, times, fused
         for instruction in self.computations[name].values():
-            trips = _TRIPS.search(instruction.rest) if instruction.kind == "while" else None
+            turns = times * (trips_of(instruction) if instruction.kind == "while" else 1)
             inside = fused or instruction.kind not in ("while", "call", "conditional")
             for called in instruction.called:
-                yield from self.visits(called, times * int(trips[1] if trips else 1), inside)
+                yield from self.visits(called, turns, inside)
 
     @cached_property
     def _own(self) -> dict[str, tuple[float, float]]:
@@ -136,9 +136,9 @@ class Program:
         """FLOPs of a matrix product, 0 of anything else."""
         if line.kind not in ("dot", "custom-call") or not _CONTRACTED.search(line.rest):
             return 0.0
-        left = _sides(lines[line.operands[0]].shape)
+        left = _sides(lines[line.operands[0]].shape)[0]
         contracted = [left[int(axis)] for axis in re.findall(r"\d+", _CONTRACTED.search(line.rest)[1])]
-        return 2.0 * math.prod(_sides(line.shape)) * math.prod(contracted)
+        return 2.0 * math.prod(_sides(line.shape)[0]) * math.prod(contracted)
 
     def moved(self, line: Instruction, lines: dict[str, Instruction]) -> int:
         """Bytes read and written: of a slice the part that is cut out, of an update in place the part that is new."""
@@ -181,14 +181,10 @@ def _needed(inside: dict[str, Instruction]) -> dict[str, float]:
             if user.kind in SLICES and user.operands[0] == line.name:
                 cut += own * sizes
             else:
-                alike = user.kind in POINTWISE or _sides_of(user.shape) == _sides_of(line.shape)
+                alike = user.kind in POINTWISE or _sides(user.shape) == _sides(line.shape)
                 whole = max(whole, own if alike else 1.0)
         shares[line.name] = min(1.0, max(cut, whole)) if line.name in users else 1.0
     return shares
-
-
-def _sides_of(shape: str) -> list[str]:
-    return [sides for _, sides in _SHAPE.findall(shape)]
 
 
 def count(compiled: Any) -> Count:

@@ -14,11 +14,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import options_for
-from jaxface.adapters.options import AdapterOptions
 from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
 from jaxface.benchmarks._gpu_kernels import KINDS, Kernel, describe
-from jaxface.benchmarks.roofline import TASKS
+from jaxface.benchmarks.roofline import run_of
 from jaxface.cli import parse
 from jaxface.devices import AXIS
 from jaxface.errors import UserError
@@ -27,7 +25,7 @@ from jaxface.models.precision import PRECISIONS
 from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import new_figure, styled, to_png_bytes
 from jaxface.ranges import Items, Known, Place, Range, ranged
-from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+from jaxface.runs.config import RANDOM, Config, EncoderOptions
 
 Case = Literal["lp", "ap", "ft4", "lora", "dora", "mtlora", "full"]
 REACHED = {"bandwidth": 0.78, "flops": 0.61}
@@ -77,7 +75,7 @@ class Options:
         base = "full" if case == "full" else self.base
         kept: dict[str, Any] = {"remat": self.remat, "loop": self.loop, "base": base, "attention": self.attention}
         encoder = EncoderOptions(RANDOM, self.variant, precision=self.precision, **kept)
-        return Config(tasks=TASKS, encoder=encoder, method=MethodOptions(case, options_for(case, AdapterOptions(rank=self.rank))))
+        return run_of(case, self.rank, encoder)
 
 
 def compile_case(options: Options, case: str, images: int, card: Any) -> tuple[Any, float, float]:

@@ -36,6 +36,11 @@ from jaxface.training.capacity import step_bytes, step_of
 TASKS = ("age", "gender", "emotion")
 
 
+def run_of(method: str, rank: int, encoder: EncoderOptions, tasks: tuple[str, ...] = TASKS) -> Config:
+    """The run whose step is measured; the rank is of adapters, where the method has some."""
+    return Config(tasks=tasks, encoder=encoder, method=MethodOptions(method, options_for(method, AdapterOptions(rank=rank))))
+
+
 @ranged()
 class Step:
     """What is measured.
@@ -62,9 +67,7 @@ class Step:
         """The run that a case is a step of. Raises UserError for an unknown case."""
         require_known("case", [case], WORK)
         encoder = EncoderOptions(RANDOM, self.variant, self.image_size, self.remat, self.precision, attention=self.attention)
-        name = "lp" if case == "forward" else case
-        method = MethodOptions(name, options_for(name, AdapterOptions(rank=self.rank)))
-        return Config(tasks=TASKS, encoder=encoder, method=method)
+        return run_of("lp" if case == "forward" else case, self.rank, encoder)
 
     def setting(self) -> Setting:
         """What is counted by hand."""

@@ -12,17 +12,15 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import options_for
-from jaxface.adapters.options import AdapterOptions
 from jaxface.benchmarks._limits import WORK, Setting
-from jaxface.benchmarks.roofline import compiled_case
+from jaxface.benchmarks.roofline import compiled_case, run_of
 from jaxface.cli import parse
 from jaxface.data.tasks import TASKS
 from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
 from jaxface.progress import Track
 from jaxface.ranges import Items, Known, OneOf, Rounds, Where, ranged
-from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+from jaxface.runs.config import RANDOM, Config, EncoderOptions
 from jaxface.timing import interleaved, medians
 from jaxface.training.capacity import step_bytes
 
@@ -53,8 +51,7 @@ class Point:
         name = f"{self.variant} with {self.depth} blocks"
         VARIANTS.add(name, replace(encoder, depth=self.depth))
         side = round(self.patches**0.5) * encoder.patch
-        method = MethodOptions(self.method, options_for(self.method, AdapterOptions(rank=self.rank)))
-        return Config(tasks=tuple(TASKS)[: self.tasks], encoder=EncoderOptions(RANDOM, name, side), method=method)
+        return run_of(self.method, self.rank, EncoderOptions(RANDOM, name, side), tuple(TASKS)[: self.tasks])
 
     def flops(self) -> float:
         """By hand."""

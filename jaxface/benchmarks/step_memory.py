@@ -9,16 +9,16 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxface.adapters.methods import METHODS, options_for
-from jaxface.adapters.options import AdapterOptions, Rank
+from jaxface.adapters.methods import METHODS
+from jaxface.adapters.options import Rank
 from jaxface.adapters.quantized import FORMATS, FULL
-from jaxface.benchmarks.roofline import TASKS, compiled_case
+from jaxface.benchmarks.roofline import compiled_case, run_of
 from jaxface.cli import parse
 from jaxface.models.blocks import REMAT
 from jaxface.models.precision import AUTO, PRECISIONS
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Count, Items, Known, OneOf, Range, ranged
-from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
+from jaxface.runs.config import RANDOM, Config, EncoderOptions
 from jaxface.timing import interleaved, medians
 from jaxface.training.capacity import compile_step, step_bytes
 
@@ -51,9 +51,7 @@ class Options:
 
     def config(self, remat: str, base: str) -> Config:
         kept: dict[str, Any] = {"remat": remat, "precision": self.precision, "base": base}
-        encoder = EncoderOptions(RANDOM, self.variant, **kept)
-        method = MethodOptions(self.method, options_for(self.method, AdapterOptions(rank=self.rank)))
-        return Config(tasks=TASKS, encoder=encoder, method=method)
+        return run_of(self.method, self.rank, EncoderOptions(RANDOM, self.variant, **kept))
 
 
 def measure(options: Options) -> list[dict[str, Any]]:

@@ -28,9 +28,7 @@ def hooked(model: Any, take: Callable[[str, Any], None], give: Callable[[str, An
         if name:
             hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: take(name + INPUT, args)))
             hooks.append(module.register_forward_hook(lambda _, __, result, name=name: give(name, result)))
-    functional: Any = torch.nn.functional
-    places, fast = _fused(model), torch.backends.mha.get_fastpath_enabled()
-    linear, asked = functional.linear, []
+    places, linear, asked = _fused(model), torch.nn.functional.linear, []
 
     def watched(x: Any, weight: Any, bias: Any = None) -> Any:
         result, name = linear(x, weight, bias), places.get((weight.data_ptr(), len(weight)))
@@ -43,15 +41,28 @@ def hooked(model: Any, take: Callable[[str, Any], None], give: Callable[[str, An
         instead = give(name, result.reshape(shape))
         return result if instead is None else instead.reshape(result.shape)
 
+    try:
+        with in_place_of("linear", watched):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def in_place_of(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Has torch's layers and attentions call a function of one's own for that one of `torch.nn.functional`."""
+    import torch
+
+    functional: Any = torch.nn.functional
+    usual, fast = getattr(functional, name), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which computes all of an attention at once
-    functional.linear = watched
+    setattr(functional, name, function)
     try:
         yield
     finally:
-        functional.linear = linear
+        setattr(functional, name, usual)
         torch.backends.mha.set_fastpath_enabled(fast)
-        for hook in hooks:
-            hook.remove()
 
 
 def _fused(model: Any) -> dict[tuple[int, int], str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxface.models.encoder import Encoder
 from jaxface.originals.certificate import Pair
+from jaxface.originals.hooks import in_place_of
 from jaxface.originals.reference import Original
 from jaxface.originals.values import Values
 
@@ -54,21 +55,15 @@ def _attending() -> Iterator[list[np.ndarray]]:
     """The weights of every attention that torch computes while the context lasts, in its order."""
     import torch
 
-    functional: Any = torch.nn.functional
-    attend, fast, maps = functional.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled(), []
+    attend, maps = torch.nn.functional.scaled_dot_product_attention, []
 
     def watched(q: Any, k: Any, v: Any, *args: Any, scale: float | None = None, **options: Any) -> Any:
         weights = torch.softmax((q @ k.transpose(-2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale), -1)
         maps.append((weights if weights.dtype == torch.float64 else weights.float()).numpy())
         return attend(q, k, v, *args, scale=scale, **options)
 
-    torch.backends.mha.set_fastpath_enabled(False)
-    functional.scaled_dot_product_attention = watched
-    try:
+    with in_place_of("scaled_dot_product_attention", watched):
         yield maps
-    finally:
-        functional.scaled_dot_product_attention = attend
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def maps_pair(encoder: Encoder, original: Original, images: np.ndarray) -> Pair:

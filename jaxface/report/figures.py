@@ -1,4 +1,4 @@
-"""The pictures of a run: each function returns a Matplotlib figure, which `to_svg` and `to_png_bytes` write."""
+"""The pictures of a run: each function returns a Matplotlib figure, which `to_svg` and `to_png_bytes` of `jaxface.plots` write."""
 
 from __future__ import annotations
 
@@ -11,22 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxface.evaluation import metrics
-from jaxface.plots import COLOURS, FAINT, INK, RIGHT, WRONG, new_figure, styled, to_data_uri, to_png_bytes, to_svg
-
-__all__ = [
-    "accuracy_curve",
-    "before_after",
-    "confusion",
-    "curves",
-    "faces",
-    "log_variance_curve",
-    "loss_curve",
-    "reliability_diagram",
-    "to_data_uri",
-    "to_png_bytes",
-    "to_svg",
-    "weight_curve",
-]
+from jaxface.plots import COLOURS, FAINT, INK, RIGHT, WRONG, new_figure, styled
 
 Series = tuple[np.ndarray, np.ndarray]
 """Steps and values, each `[N]`."""
@@ -53,8 +38,7 @@ def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 
 
-def _finish(axes: Axes, title: str, ylabel: str, entries: int) -> None:
-    axes.set_title(title)
+def _finish(axes: Axes, ylabel: str, entries: int) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     axes.set_xlim(left=0)
@@ -65,7 +49,7 @@ def _finish(axes: Axes, title: str, ylabel: str, entries: int) -> None:
 
 
 @styled
-def loss_curve(train: Series, validation: Series, title: str = "", ylabel: str = "loss") -> Figure:
+def loss_curve(train: Series, validation: Series) -> Figure:
     """One loss over the steps: training faint with its mean over neighbours, validation as dots on a line.
 
     The height is that of the training losses and of the last validation. Earlier validations that lie far above do not flatten the
@@ -92,12 +76,12 @@ def loss_curve(train: Series, validation: Series, title: str = "", ylabel: str =
             if value > top:
                 axes.plot(step, top, "^", color=COLOURS[1], markersize=6, clip_on=False, zorder=3)
                 axes.annotate(f"{value:.1f}", (step, top), xytext=(5, -3), textcoords="offset points", fontsize=7, va="top")
-    _finish(axes, title, ylabel, drawn)
+    _finish(axes, "loss", drawn)
     return figure
 
 
 @styled
-def curves(series: Mapping[str, Series], title: str = "", ylabel: str = "", *, percent: bool = False) -> Figure:
+def curves(series: Mapping[str, Series], ylabel: str, *, percent: bool = False) -> Figure:
     """Several quantities over the steps, a line each: accuracies, task weights, log-variances."""
     figure, axes = new_figure(3.9, 2.7)
     for name, one in series.items():
@@ -105,23 +89,8 @@ def curves(series: Mapping[str, Series], title: str = "", ylabel: str = "", *, p
         axes.plot(steps, 100 * values if percent else values, label=name, marker="o" if len(steps) <= 40 else None, markersize=3.2)
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    _finish(axes, title, ylabel, max(len(series), 2))
+    _finish(axes, ylabel, max(len(series), 2))
     return figure
-
-
-def accuracy_curve(series: Mapping[str, Series], title: str = "") -> Figure:
-    """Accuracy (0 to 1) over the steps, a line a task."""
-    return curves(series, title, "accuracy", percent=True)
-
-
-def weight_curve(series: Mapping[str, Series], title: str = "") -> Figure:
-    """The factor of each task's loss over the steps."""
-    return curves(series, title, "weight of the loss")
-
-
-def log_variance_curve(series: Mapping[str, Series], title: str = "") -> Figure:
-    """The learned log-variances of uncertainty weighting over the steps."""
-    return curves(series, title, "log σ²")
 
 
 def _shades() -> LinearSegmentedColormap:

@@ -10,6 +10,7 @@ from jaxface.evaluation import metrics
 from jaxface.evaluation.measures import measure_of
 from jaxface.evaluation.predictions import Predictions
 from jaxface.files import aside
+from jaxface.plots import to_png_bytes
 from jaxface.report import figures
 
 
@@ -31,4 +32,4 @@ def write_pictures(folder: Path, predictions: Predictions, temperatures: Mapping
             pictures[f"reliability_{task.name}_calibrated"] = figures.reliability_diagram(metrics.reliability(shares, labels), title)
         for name, figure in pictures.items():
             with aside(folder / f"{name}.png") as temporary:
-                temporary.write_bytes(figures.to_png_bytes(figure))
+                temporary.write_bytes(to_png_bytes(figure))

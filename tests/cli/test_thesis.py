@@ -96,8 +96,8 @@ def place(tmp_path_factory):
         patch.setattr(weights, "load_encoder", lambda path, **options: shallow_copy(read(path, **options)))
         patch.setattr("jaxface.report.data_sheets.write_summary_picture", lambda folder: None)
         patch.setattr("jaxface.report.pictures.write_pictures", lambda *arguments: None)
-        for name in ("confusion", "reliability_diagram", "before_after", "loss_curve", "weight_curve", "log_variance_curve"):
-            patch.setattr(f"jaxface.report.figures.{name}", lambda *arguments: None)
+        for name in ("confusion", "reliability_diagram", "before_after", "loss_curve", "curves"):
+            patch.setattr(f"jaxface.report.figures.{name}", lambda *arguments, **options: None)
         patch.setattr("jaxface.report.sections.features.scatter", lambda *arguments: None)
         patch.setattr("jaxface.report.markup.to_svg", lambda figure, label: "<svg></svg>")
         patch.setattr("jaxface.report.sections.features.t_sne", lambda values: values[:, :2])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxface.evaluation.metrics import reliability
+from jaxface.plots import INK, to_data_uri, to_png_bytes, to_svg
 from jaxface.report import figures
 
 LINE = (np.arange(1.0, 51), 1 / np.arange(1.0, 51))
@@ -14,9 +15,8 @@ NONE = (np.zeros(0), np.zeros(0))
 DRAWINGS = {
     "loss": lambda: figures.loss_curve(LINE, (LINE[0][::10], LINE[1][::10])),
     "loss of nothing": lambda: figures.loss_curve(NONE, NONE),
-    "accuracy": lambda: figures.accuracy_curve({"age": LINE, "gender": LINE}),
-    "weights": lambda: figures.weight_curve({"age": LINE}),
-    "log-variances": lambda: figures.log_variance_curve({"age": LINE}),
+    "accuracy": lambda: figures.curves({"age": LINE, "gender": LINE}, "accuracy", percent=True),
+    "weights": lambda: figures.curves({"age": LINE}, "weight of the loss"),
     "confusion": lambda: figures.confusion(np.array([[3, 1], [0, 0]]), ["<male>", "female"]),
     "reliability": lambda: figures.reliability_diagram(reliability(np.array([[0.7, 0.3]]), np.array([0]))),
     "before and after": lambda: figures.before_after({"age": {"after": 0.8, "before": 0.2, "pixels": 0.3}, "gender": {"before": 0.5}}),
@@ -25,16 +25,16 @@ DRAWINGS = {
 
 
 def texts(figure):
-    return [node.text for node in ElementTree.fromstring(figures.to_svg(figure)).iter() if node.tag.endswith("text")]
+    return [node.text for node in ElementTree.fromstring(to_svg(figure)).iter() if node.tag.endswith("text")]
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_drawing_is_wellformed_svg_without_a_name_that_others_could_share(name):
-    svg = figures.to_svg(DRAWINGS[name](), name)
+    svg = to_svg(DRAWINGS[name](), name)
     root = ElementTree.fromstring(svg)
     assert root.get("aria-label") == name
     ids = {node.get("id") for node in root.iter()} - {None}
-    others = {node.get("id") for node in ElementTree.fromstring(figures.to_svg(DRAWINGS[name](), "another")).iter()} - {None}
+    others = {node.get("id") for node in ElementTree.fromstring(to_svg(DRAWINGS[name](), "another")).iter()} - {None}
     assert not ids & others
     for node in root.iter():
         for value in node.attrib.values():
@@ -44,14 +44,14 @@ def test_a_drawing_is_wellformed_svg_without_a_name_that_others_could_share(name
 
 
 def test_the_same_drawing_is_the_same_text():
-    assert figures.to_svg(DRAWINGS["confusion"](), "a") == figures.to_svg(DRAWINGS["confusion"](), "a")
+    assert to_svg(DRAWINGS["confusion"](), "a") == to_svg(DRAWINGS["confusion"](), "a")
 
 
 def test_ink_follows_the_page():
-    svg = figures.to_svg(DRAWINGS["accuracy"]())
+    svg = to_svg(DRAWINGS["accuracy"]())
     assert "currentColor" in svg
     assert "var(--grid)" in svg
-    assert figures.INK not in svg
+    assert INK not in svg
 
 
 def test_a_confusion_matrix_shows_each_rows_percent_and_the_counts():
@@ -107,7 +107,7 @@ def test_a_validation_loss_alone_is_drawn_as_high_as_it_is():
 
 def test_png_bytes_are_an_image_and_matplotlibs_settings_stay():
     settings = dict(mpl.rcParams)
-    data = figures.to_png_bytes(DRAWINGS["faces"](), dpi=40)
+    data = to_png_bytes(DRAWINGS["faces"](), dpi=40)
     assert data.startswith(b"\x89PNG")
-    assert figures.to_data_uri(data).startswith("data:image/png;base64,iVBOR")
+    assert to_data_uri(data).startswith("data:image/png;base64,iVBOR")
     assert dict(mpl.rcParams) == settings

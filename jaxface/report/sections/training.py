@@ -23,20 +23,20 @@ def training(runs: Runs) -> Markup:
             train, validation = (run.summed(split, [f"loss/{task}" for task in parts_of]) for split in ("train", "validation"))
             if len(train[0]) or len(validation[0]):
                 pictures.append(picture(figures.loss_curve(train, validation), title, name))
-        for split, key, title, draw in (
-            ("validation", "accuracy", "Validation accuracy", figures.accuracy_curve),
-            ("validation", "balanced_accuracy", "Validation balanced accuracy", figures.accuracy_curve),
-            ("train", "weight", "Task weights", figures.weight_curve),
+        for split, key, title, label in (
+            ("validation", "accuracy", "Validation accuracy", "accuracy"),
+            ("validation", "balanced_accuracy", "Validation balanced accuracy", "accuracy"),
+            ("train", "weight", "Task weights", "weight of the loss"),
         ):
             series = {task: run.series(split, f"{key}/{task}") for task in tasks}
             series = {task: one for task, one in series.items() if len(one[0])}
             if series:
-                pictures.append(picture(draw(series), title, name))
+                pictures.append(picture(figures.curves(series, label, percent=label == "accuracy"), title, name))
             if series and key == "weight" and str(run.option("balancing")).startswith("uw"):
                 note = " (Figure 4.1)" if run.option("method.name") in ("dora", "mtlora") and len(tasks) == 3 else ""
                 # uncertainty weighting weighs by exp(-s), s the log-variance
                 series = {task: (steps, -np.log(np.maximum(values, 1e-30))) for task, (steps, values) in series.items()}
-                pictures.append(picture(figures.log_variance_curve(series), f"Log-variances{note}", name))
+                pictures.append(picture(figures.curves(series, "log σ²"), f"Log-variances{note}", name))
         if pictures:
             shown[name] = pictures
     return render("training.html", runs=shown) if shown else Markup()
