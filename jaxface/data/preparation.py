@@ -236,6 +236,4 @@ def _summary(
 
 def prepare_synthetic(out: Path, **drawings: Any) -> None:
     """Writes drawn faces into a prepared folder; does nothing where the same ones stand already. Raises UserError as `prepare`."""
-    from jaxface.data.preparation import prepare
-
     prepare("synthetic", Path(drawings["style"]), out, options=DrawnSet(**drawings))
