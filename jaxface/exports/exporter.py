@@ -130,7 +130,7 @@ def read_manifest(folder: str | Path, needed: Sequence[str] | None = None) -> di
     check_digest(path)
     try:
         manifest = read_object(path)
-        until, by = manifest.get("readable_until", ""), manifest["versions"]["jax"]
+        until, by = str(manifest.get("readable_until", "")), manifest["versions"]["jax"]
         files = manifest["files"]
         damaged = [name for name in needed or files if not is_whole(folder / name, files[name])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,17 +5,18 @@ ENGINES.add("mine", Engine(open=lambda place: MyModel(place.run), loss=lambda pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxface.data.tasks import Task
 from jaxface.errors import UserError, tell
-from jaxface.evaluation.metrics import probabilities
 from jaxface.ranges import Known
 from jaxface.registry import Registry
+from jaxface.runs.folder import read_config
 
 AUTO = "auto"
 """The fastest engine of a run that changes answers no more than it may."""
@@ -115,26 +116,35 @@ class Later(Mapping[str, np.ndarray]):
 class ExportedModel:
     """A model that `jaxface.export` wrote, computed in a thread; batches of any size.
 
-    Raises UserError if the library does not give the sample's answers on this machine.
+    Attributes:
+      tasks: of the run, all of which it must answer.
+
+    Raises UserError if it does not give the sample's answers on this machine, and what the library raises for files that it cannot compute.
     """
 
     multiple, compiles = 1, False
 
-    def __init__(
-        self, name: str, answer: Callable[[np.ndarray], Mapping[str, np.ndarray]], folder: Path, manifest: Mapping[str, Any]
-    ) -> None:
-        self.image_size: int = manifest["input"]["images"]["shape"][1]
-        check = manifest["check"]
+    def __init__(self, library: str, folder: Path, manifest: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+        from jaxface.exports.agreement import changes
+        from jaxface.exports.onnx_file import FILE, LIBRARIES
+
+        check, (_, *shape) = manifest["check"], manifest["input"]["images"]["shape"]
+        unknown = {FILE, check["sample"]} - set(manifest["files"])
+        if unknown:
+            raise UserError(f"{folder}: its manifest has no hash of {', '.join(sorted(unknown))}: export it again")
+        self._answer, self.image_size = LIBRARIES.get(library)(folder / FILE), int(shape[0])
         with np.load(folder / check["sample"]) as sample:
-            found = answer(sample["images"][:1])
-            worst = max(
-                float(np.abs(probabilities(logits) - probabilities(sample[f"logits_{t}"][:1])).max()) for t, logits in found.items()
-            )
+            images, expected = sample["images"][:1], {task.name: sample[f"logits_{task.name}"][:1] for task in tasks}
+        found = self._answer(images)
+        odd = any(not np.shape(found[task.name]) == expected[task.name].shape == (1, task.width) for task in tasks)
+        if odd or images.shape != (1, *shape) or images.dtype != np.uint8:
+            raise UserError(f"{folder}: its sample is not of this run's images and tasks: export it again")
+        worst = changes(tasks, found, expected).max()
         if not worst <= check["tolerance"]:
             raise UserError(
-                f"{folder}: {name} says something else on this machine than the manifest's sample (by {worst:.1e}): export it again"
+                f"{folder}: {library} says something else on this machine than the manifest's sample (by {worst:.1e}): export it again"
             )
-        self._answer, self._thread = answer, ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     def __call__(self, images: np.ndarray) -> Mapping[str, Any]:
         return Later(self._thread.submit(self._answer, images))
@@ -162,17 +172,30 @@ def engine_on(export: str, library: str) -> Engine:
     """A library on an export of that name, as `jaxface.exports.onnx_file.LIBRARIES` knows it."""
 
     def open_model(place: Place) -> Model:
-        from jaxface.exports.onnx_file import FILE, LIBRARIES
-
         folder, manifest = exported(place, export)
-        return ExportedModel(library, LIBRARIES.get(library)(folder / FILE), folder, manifest)
+        config = read_config(place.run)
+        try:
+            return ExportedModel(library, folder, manifest, [config.task(name) for name in config.tasks])
+        except UserError:
+            raise
+        except Exception as error:  # of the library, or for a manifest or a sample that lacks something
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(f"{folder}: cannot be computed by {library} ({reason}): export it again") from None
 
     def loss(place: Place) -> float:
         from jaxface.exports.onnx_file import required
 
         required(library)
-        tasks = exported(place, export)[1].get("agreement", {}).get("tasks", {})
-        return max((1.0 - said["same_class"] for said in tasks.values()), default=0.0)
+        folder, manifest = exported(place, export)
+        if "-" not in export:  # in float32
+            return 0.0
+        try:
+            same = [float(said["same_class"]) for said in manifest["agreement"]["tasks"].values()]
+            if not same or not all(0 <= share <= 1 for share in same):
+                raise ValueError(f"same_class {same}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder}: its manifest does not say how many faces keep their class ({error}): export it again") from None
+        return 1.0 - min(same)
 
     return Engine(open_model, loss, ("cpu",))
 

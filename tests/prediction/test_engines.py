@@ -8,12 +8,14 @@ import pytest
 from trained_run import write_trained_run
 
 from jaxface.data.synthetic import DrawnSet
+from jaxface.digests import file_digest
 from jaxface.errors import UserError
 from jaxface.exports import export_run, onnx_int8, read_manifest
 from jaxface.exports.onnx import build, merged_float32
 from jaxface.exports.onnx_int8 import rounding_of
-from jaxface.prediction.engines import ENGINES, Engine
+from jaxface.prediction.engines import ENGINES, Engine, Place
 from jaxface.prediction.predictor import Predictor
+from jaxface.runs.best import model_digest
 from jaxface.runs.config import DataOptions
 from jaxface.runs.evaluate_run import evaluate_run
 from jaxface.runs.model import load_trained
@@ -116,6 +118,70 @@ def test_a_file_of_another_model_and_one_that_is_not_there_are_refused(run, trai
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="missing, damaged or changed"):
         Predictor(other, engine="onnxruntime")
+
+
+def without(*path):
+    """A change of an export's manifest: an entry goes."""
+
+    def change(folder, manifest):
+        entry = manifest
+        for key in path[:-1]:
+            entry = entry[key]
+        del entry[path[-1]]
+
+    return change
+
+
+def not_a_model(folder, manifest):
+    (folder / "model.onnx").write_bytes(b"no model")
+
+
+def of_other_tasks(folder, manifest):
+    with np.load(folder / "sample.npz") as sample:
+        arrays = {**sample, "logits_age": sample["logits_age"][:, :3]}
+    np.savez(folder / "sample.npz", **arrays)
+
+
+def in_floats(folder, manifest):
+    with np.load(folder / "sample.npz") as sample:
+        arrays = {**sample, "images": sample["images"].astype(np.float32)}
+    np.savez(folder / "sample.npz", **arrays)
+
+
+def elsewhere(folder, manifest):
+    manifest["check"]["sample"] = "../onnx/sample.npz"
+
+
+def sure_of_too_much(folder, manifest):
+    manifest["agreement"]["tasks"]["age"]["same_class"] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without("input"), "cannot be computed by onnxruntime"),
+        (without("check", "sample"), "cannot be computed by onnxruntime"),
+        (without("agreement"), "does not say how many faces keep their class"),
+        (sure_of_too_much, "does not say how many faces keep their class"),
+        (elsewhere, "has no hash of .*sample.npz"),
+        (not_a_model, "cannot be computed by onnxruntime"),
+        (of_other_tasks, "not of this run's images and tasks"),
+        (in_floats, "cannot be computed by onnxruntime"),
+    ],
+)
+def test_an_export_that_somebody_rewrote_is_refused_in_one_line(run, tmp_path, change, reason):
+    copy, name = tmp_path / "run", "onnx-int8"
+    shutil.copytree(run, copy)
+    folder = copy / "export" / name
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(folder, manifest)
+    manifest["files"] = {name: file_digest(folder / name) for name in manifest["files"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "digests.json").unlink()
+    engine, place = ENGINES.get("onnxruntime-int8"), Place(copy, model_digest(copy))
+    with pytest.raises(UserError, match=reason) as refused:
+        _ = engine.loss(place), engine.open(place)
+    assert "\n" not in str(refused.value)
 
 
 def test_evaluation_by_another_engine_has_its_answers_and_says_so(run, tmp_path):
