@@ -16,6 +16,7 @@ import numpy as np
 from jaxface.cli import parse
 from jaxface.data.framing import PLAIN
 from jaxface.errors import UserError, run_command, tell
+from jaxface.files import require_suffix
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Items, Known, Range, Where, Word, only, ranged
 
@@ -94,8 +95,7 @@ class Options:
         only(self, "--train", self.train > 0, "methods", "train_size", "rank")
         only(self, "--against meta", self.against == "meta", "meta_code")
         only(self, "checkpoints of --against", self.against is not None, "variant", "heads")
-        if self.out.suffix not in ("", ".png"):
-            raise UserError(f"--out {self.out}: the picture is a .png; the certificate (.json) and the page (.html) come beside it")
+        require_suffix(self.out, ".png")  # certificate and page stand beside it under their own
 
 
 SENTENCES = ("a photo of a face", "A photo of a person between 20-29 years old", "two dogs on a beach, in the rain")

@@ -149,6 +149,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def require_suffix(path: Path, *suffixes: str) -> None:
+    """Raises UserError for a file to write whose name says another kind: it may well be one that is needed. No suffix says nothing."""
+    if path.suffix.lower() not in ("", *suffixes):
+        raise UserError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that people can read."""
     with aside(path) as temporary:

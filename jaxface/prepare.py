@@ -25,7 +25,7 @@ from jaxface.data.sources import SOURCES, Reading
 from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import BUILT_IN, TASKS
 from jaxface.errors import run_command, tell
-from jaxface.files import aside
+from jaxface.files import aside, require_suffix
 from jaxface.ranges import Items, Known, Listed, Range, Seed, Where, only, ranged
 
 
@@ -95,6 +95,7 @@ def look() -> None:
 
     options = parse(Look, prog="python -m jaxface.prepare", description=__doc__)
     out = options.out or options.look[0] / "look.html"
+    require_suffix(out, ".html", ".htm")
     folders = [str(folder) for folder in options.look]
     size = {"image_size": options.image_size, "count": options.count, "seed": options.seed}
     text = batch_page(folders, tasks_in(folders, options.tasks), sampling=options.sampling, **size)

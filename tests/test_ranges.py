@@ -151,7 +151,7 @@ def test_every_field_refuses_every_absurd_value_in_one_line_or_it_is_listed_why_
         ),
         (Caution, {"at_most": 0.2}, "at_most 0.2: it is for --threshold-age"),
         (compare.Options, {"rank": 3}, "rank 3: it is for --train"),
-        (compare.Options, {"out": "a.json"}, "the picture is a .png"),
+        (compare.Options, {"out": "a.json"}, "a.json: expected a name that ends in .png"),
     ],
 )
 def test_an_option_that_would_have_no_effect_is_refused(kind, options, message):

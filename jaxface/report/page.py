@@ -8,7 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from jaxface.errors import UserError, tell
-from jaxface.files import aside
+from jaxface.files import aside, require_suffix
 from jaxface.report.markup import page
 from jaxface.report.sections.base import Runs
 from jaxface.report.sections.classes import classes
@@ -37,6 +37,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     if not runs:
         raise UserError("no run to report on; name at least one run folder")
     out = Path(out)
+    require_suffix(out, ".html", ".htm")
     folders, others = find_runs(runs)
     if others:
         tell(f"passed over, no runs: {', '.join(map(str, others))}")

@@ -216,6 +216,14 @@ def test_files_that_hold_something_else_are_one_line_that_names_their_run(name, 
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_page_is_not_written_over_another_kind_of_file(make_run):
+    run = make_run()
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"config\.json: expected a name that ends in \.html or \.htm"):
+        write_report([run], run / "config.json")
+    assert (run / "config.json").read_bytes() == before
+
+
 def test_a_page_cannot_be_written_over_a_folder(make_run, tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(UserError, match="cannot be written"):
