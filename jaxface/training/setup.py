@@ -12,6 +12,7 @@ from jaxface.adapters.methods import get_method
 from jaxface.cluster import from_first, of_first, say
 from jaxface.data.framing import noted
 from jaxface.data.records import set_digest
+from jaxface.data.tasks import BUILT_IN
 from jaxface.devices import replicate
 from jaxface.digests import record_digests
 from jaxface.errors import UserError
@@ -74,6 +75,7 @@ class Setup:
         self.balancer = get_balancer(config.balancing if len(config.tasks) > 1 else "fixed")
         options = config.optimizer
         self._tell_long_warm_up()
+        tell_mirrors(config)
         optimizer = make_optimizer(options, self.parts.groups, config.epochs * self.steps_per_epoch)
         parts, rules = self.parts, (config.tasks, self.balancer, optimizer)
         self.initial = start_state(parts.trained, parts.statistics, *rules, options.average, config.seed)
@@ -147,6 +149,15 @@ def check_devices(config: Config) -> None:
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of {pieces}: {jax.device_count()} devices, "
             f"each in {config.accumulate} pieces"
+        )
+
+
+def tell_mirrors(config: Config) -> None:
+    """Says that training mirrors pictures, as it does faces, where none of the tasks is about faces: classes may be mirror images."""
+    flip = config.data.changes.flip if config.data.augment else 0.0
+    if flip and not any(task in BUILT_IN for task in config.tasks):
+        say(
+            f"data.changes.flip {flip:g}: pictures are mirrored: --data.changes.flip 0 where left and right matter (digits, letters, signs)"
         )
 
 

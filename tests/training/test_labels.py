@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from faces import noise
 
+from jaxface.data.augment import Augment
 from jaxface.data.pipeline import EvalBatches, Joined, TrainBatches
 from jaxface.data.preparation import prepare
 from jaxface.errors import UserError
+from jaxface.runs.config import Config, DataOptions
 from jaxface.training.batches import Features
 from jaxface.training.labels import check_labels
+from jaxface.training.setup import tell_mirrors
 
 
 @pytest.fixture
@@ -89,3 +92,17 @@ def test_batches_of_features_name_the_unreadable_records_that_batches_of_images_
         assert found["valid"].tolist() == expected["valid"].tolist()
         assert np.array_equal(found["image"], expected["image"].reshape(4, -1))
         assert np.array_equal(found["labels"]["gender"], expected["labels"]["gender"])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "data", "told"),
+    [
+        (["digit"], {}, True),
+        (["digit", "gender"], {}, False),  # faces
+        (["digit"], {"augment": False}, False),
+        (["digit"], {"changes": Augment(flip=0.0)}, False),
+    ],
+)
+def test_mirrored_pictures_are_told_where_they_are_no_faces(tasks, data, told, capsys):
+    tell_mirrors(Config(tasks=tuple(tasks), data=DataOptions(sets=("a set",), **data)))
+    assert ("--data.changes.flip 0" in capsys.readouterr().err) == told
