@@ -165,11 +165,6 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     )
 
 
-def agreement(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of records `[N]` that two models put in the same class, right or wrong (thesis, Table 4.15)."""
-    return float(np.mean(first == second)) if len(first) else float("nan")
-
-
 def source_key(source: str) -> str:
     """A data set's name in small letters and digits only: `RAF-DB` and `raf_db` are `rafdb`."""
     return "".join(letter for letter in source.lower() if letter.isalnum())

@@ -6,8 +6,7 @@ Only comparisons, the checks of exports and tests use this; it takes torch and, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,14 +22,6 @@ from jaxface.registry import Registry
 from weights_convert.checkpoint import layout_tensors
 from weights_convert.names import timm_name
 from weights_convert.towers import Towers
-
-OPEN_CLIP_NAMES = {
-    "PE-Core-G14-448": "PE-Core-bigG-14-448",
-    "PE-Core-L14-336": "PE-Core-L-14-336",
-    "PE-Core-B16-224": "PE-Core-B-16",
-    "PE-Core-S16-384": "PE-Core-S-16-384",
-    "PE-Core-T16-384": "PE-Core-T-16-384",
-}
 
 
 @dataclass
@@ -108,18 +99,6 @@ def state_dict(layout: str, towers: Towers, tensors: dict[str, np.ndarray]) -> d
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if bits else torch.from_numpy(array)
 
     return {name: tensor(array) for name, array in layout_tensors(layout, towers, tensors).items()}
-
-
-@contextmanager
-def captured(blocks: list[Any]) -> Iterator[list[Any]]:
-    """Collects what each block returns while the context lasts."""
-    results: list[Any] = []
-    hooks = [block.register_forward_hook(lambda _, __, result: results.append(result.detach())) for block in blocks]
-    try:
-        yield results
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def variant_of(config: EncoderConfig) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxface.data.records import HASHES, LABELS
-from jaxface.digests import check_digest, record_digests
+from jaxface.digests import record_digests
 from jaxface.errors import UserError, tell
 from jaxface.evaluation.groups import read_groups, with_groups
 from jaxface.evaluation.predictions import Predictions
@@ -245,9 +245,3 @@ def write_scores(
     write_json(folder / "evaluation.json", scores)
     record_digests(folder, EVALUATION)
     return scores
-
-
-def read_scores(folder: Path) -> Json:
-    """What `write_scores` wrote. Raises UserError if it is not there or not whole."""
-    check_digest(folder / "evaluation.json")
-    return read_object(folder / "evaluation.json", f"; `python -m jaxface.evaluate {folder}` writes it")

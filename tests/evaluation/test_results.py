@@ -12,7 +12,7 @@ from jaxface.evaluation.metrics import source_matrices
 from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.results import score
 from jaxface.report.pictures import write_pictures
-from jaxface.runs.evaluate_run import evaluate_again, read_scores
+from jaxface.runs.evaluate_run import evaluate_again
 from jaxface.runs.predictions_file import read_predictions, write_predictions
 
 
@@ -69,7 +69,7 @@ def test_all_figures_come_again_from_the_stored_answers(make_run):
     folder = make_run("again")
     predictions, first = evaluate_again(folder)
     write_pictures(folder / "figures", predictions, {})
-    assert first == read_scores(folder)
+    assert first == json.loads((folder / "evaluation.json").read_text())
     json.dumps(first, allow_nan=False)
     assert {path.name for path in (folder / "figures").iterdir()} >= {"confusion_age.png", "reliability_gender.png"}
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxface.models.config import PIXELS
 from jaxface.models.variants import VARIANTS
-from jaxface.originals.reference import captured, import_torch, timm_vision
+from jaxface.originals.reference import import_torch, timm_vision
 from small_models import KINDS, OPTIMISED, random_ids
 from weights_convert.layouts import LAYOUTS, decode, table
 from weights_convert.names import timm_name
@@ -34,9 +34,13 @@ def torch_images(images, dtype):
 
 def run(original, images, dtype):
     """States after every block, tokens and features."""
-    with torch.no_grad(), captured(original.blocks) as states:
+    states = []
+    hooks = [block.register_forward_hook(lambda _, __, result: states.append(result)) for block in original.blocks]
+    with torch.no_grad():
         features = original.vision(torch_images(images, dtype))
         tokens = original.tokens(torch_images(images, dtype))
+    for hook in hooks:
+        hook.remove()
     return [*(state.numpy() for state in states[: len(original.blocks)]), tokens.numpy(), features.numpy()]
 
 
