@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxface.data.duplicates import near_pairs
-from jaxface.data.records import open_records, read_hashes
+from jaxface.data.records import Record, open_records, read_hashes
 from jaxface.data.shards import Shard, record_writer
 from jaxface.files import write_json
 
@@ -48,6 +48,11 @@ def own_hashes(shards: Mapping[str, Sequence[Shard]]) -> dict[str, np.ndarray]:
     }
 
 
+def kept_records(shards: Sequence[Shard]) -> list[Record]:
+    """The records of a split that were written, in order."""
+    return [shard.records[position] for shard in shards for position in shard.outcome["kept"]]
+
+
 def find_leaks(shards: Mapping[str, Sequence[Shard]], against: Sequence[Path] = ()) -> list[Leak]:
     """The records whose picture is in another split of this set, nearer to the test, or in another split of the folders `against`.
 
@@ -56,7 +61,7 @@ def find_leaks(shards: Mapping[str, Sequence[Shard]], against: Sequence[Path] = 
     own = own_hashes(shards)
     leaks: dict[tuple[str, int], Leak] = {}
     for split in (split for split in KEPT_FIRST if split in own):
-        names = [shard.records[position].id for shard in shards[split] for position in shard.outcome["kept"]]
+        names = [record.id for record in kept_records(shards[split])]
         for folder, other, hashes in _others(own, split, against):
             for i, j in near_pairs(own[split], hashes):
                 of = (str(folder or ""), other, _name(shards, folder, other, int(j)))
@@ -66,10 +71,7 @@ def find_leaks(shards: Mapping[str, Sequence[Shard]], against: Sequence[Path] = 
 
 def shared_persons(shards: Mapping[str, Sequence[Shard]]) -> dict[str, list[str]]:
     """The persons who are in two splits of this set, `train and test`, in the order of their names."""
-    persons = {
-        split: {shard.records[position].person for shard in parts for position in shard.outcome["kept"]} - {""}
-        for split, parts in shards.items()
-    }
+    persons = {split: {record.person for record in kept_records(parts)} - {""} for split, parts in shards.items()}
     both = {f"{a} and {b}": sorted(persons[a] & persons[b]) for a, b in combinations(persons, 2)}
     return {between: names for between, names in both.items() if names}
 
@@ -89,7 +91,7 @@ def _name(shards: Mapping[str, Sequence[Shard]], folder: Path | None, split: str
     """The id of a record by its place in a split."""
     if folder is not None:
         return open_records(folder, split)[index]["id"]
-    return [shard.records[position].id for shard in shards[split] for position in shard.outcome["kept"]][index]
+    return kept_records(shards[split])[index].id
 
 
 def without(shards: Mapping[str, Sequence[Shard]], leaks: Sequence[Leak]) -> tuple[dict[str, list[Shard]], list[tuple[str, str]]]:

@@ -18,12 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from jaxface.kernels import operation_check
 from jaxface.kernels.attention import AttentionKernel, get_kernel
-from jaxface.kernels.verdicts import Verdicts, in_a_line, named, relative_error
+from jaxface.kernels.verdicts import Verdicts, as_text, in_a_line, named, relative_error
 from jaxface.timing import interleaved, medians
 
 ATTENTION = "attention"
@@ -79,8 +78,6 @@ CASES = (
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(jnp.bfloat16)}
 ROUNDING = {"fp32": 2e-6, "bf16": 2e-2}
 """Allowed error of a result, as a share of its largest value: some roundings of the dtype."""
-WIDTH = 150
-"""Columns of a report where the terminal does not say how wide it is."""
 
 
 def tolerance(dtype: str, case: Case) -> float:
@@ -167,11 +164,8 @@ class Report(Verdicts):
         return table
 
     def __str__(self) -> str:
-        console = Console(width=WIDTH, no_color=True)
-        with console.capture() as captured:
-            console.print(self.table())
         raised = "".join(f"{row.case.name}, {row.dtype}: {row.failure}\n" for row in self.rows if row.failure)
-        return f"{captured.get()}{raised}attention kernel {self.kernel}: {self.count()}"
+        return f"{as_text(self.table())}{raised}attention kernel {self.kernel}: {self.count()}"
 
     __repr__ = __str__
 

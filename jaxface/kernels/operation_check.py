@@ -5,7 +5,6 @@ The reference is the formula, in float64, with JAX's own derivatives; it shares 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from jaxface.kernels.operations import ADAPTED_PRODUCT, MLP, NORMALIZATION, OPERATIONS, PATCH_EMBEDDING
-from jaxface.kernels.verdicts import Verdicts, in_a_line, named, relative_error
+from jaxface.kernels.verdicts import Verdicts, as_text, in_a_line, named, relative_error
 
 ROUNDING = {"fp32": 1e-5, "bf16": 3e-2}
 """Allowed error of a result or a gradient, as a share of its largest value."""
@@ -143,10 +141,7 @@ class Report(Verdicts):
             error = f"{row.errors[worst]:.1e}" if worst else "-"
             verdict = "ok" if row.ok else f"FAILED {row.failure}"
             table.add_row(row.case.name, row.dtype, error, worst, f"{row.allowed:.1e}", f"{row.bytes / 1e3:.1f}", verdict)
-        text = io.StringIO()
-        console = Console(file=text, width=150)
-        console.print(table)
-        return f"{text.getvalue()}{self.operation} kernel {self.kernel}: {self.count()}"
+        return f"{as_text(table)}{self.operation} kernel {self.kernel}: {self.count()}"
 
     __repr__ = __str__
 

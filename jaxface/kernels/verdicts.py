@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 150
+"""Columns of a report."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,14 @@ class Verdicts:
     def count(self) -> str:
         """How many hold."""
         return f"{len(self.rows) - len(self.failures)} of {len(self.rows)} cases hold"
+
+
+def as_text(table: Table) -> str:
+    """A table as text, as wide as it is and without colours."""
+    console = Console(width=WIDTH, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def named(kernel: Any, get: Callable[[str], Any]) -> tuple[str, Any]:

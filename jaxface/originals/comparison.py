@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from jaxface.models.encoder import Encoder
 from jaxface.originals.certificate import Certificate
 from jaxface.originals.reference import Original
 from jaxface.plots import COLOURS, FAINT, WRONG, new_figure, styled
+from jaxface.timing import interleaved, medians
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,8 @@ def measure(model: Encoder | Clip, original: Original, images: np.ndarray, repea
         with torch.inference_mode():
             original.vision(there)
 
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
-        for seconds, function in zip(times, (lambda: jax.block_until_ready(run(encoder, here)), theirs), strict=True):
-            start = time.perf_counter()
-            function()
-            if turn:
-                seconds.append(time.perf_counter() - start)
-    return Speed(len(images), statistics.median(times[0]), statistics.median(times[1]))
+    seconds = medians(interleaved({"ours": lambda: run(encoder, here), "original": theirs}, repeats))
+    return Speed(len(images), **seconds)
 
 
 @styled
