@@ -162,12 +162,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file that is on the disk when its name is. Raises UserError if it cannot be written."""
+    """Writes a safetensors file that is on the disk when its name is: the same bytes for the same content.
+
+    Raises UserError if it cannot be written.
+    """
     from safetensors.numpy import save
 
-    content = save({name: np.asarray(array, order="C") for name, array in arrays.items()}, dict(metadata))
+    content = memoryview(save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+    start = 8 + int.from_bytes(content[:8], "little")
+    said = {"__metadata__": dict(metadata)} if metadata else {}  # whose order the library draws by chance
+    header = json.dumps(said | json.loads(bytes(content[8:start])), separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
     with aside(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(content[start:])
         file.flush()
         os.fsync(file.fileno())
 

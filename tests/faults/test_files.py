@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faces import write_manifest
+from safetensors import safe_open
 
 from jaxface.adapters.peft_format import save_peft
 from jaxface.data.preparation import prepare
 from jaxface.errors import UserError, run_command, tell
 from jaxface.evaluation.predictions import Predictions
 from jaxface.exports.run_folder import pack
-from jaxface.files import alone_in, held, to_json, write_json
+from jaxface.files import alone_in, held, to_json, write_arrays, write_json
 from jaxface.prediction.journal import Journal
 from jaxface.runs.best import save_best
 from jaxface.runs.evaluate_run import write_scores
@@ -265,6 +266,16 @@ def test_a_disk_that_is_full_in_the_midst_of_a_file_is_one_line_of_prepare(tmp_p
     assert run.returncode == 2
     assert [line.startswith("error: ") and "File too large" in line for line in run.stderr.splitlines()] == [True]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_same_arrays_are_the_same_bytes(tmp_path):
+    arrays, said = {"b": np.arange(3, dtype=np.float32), "a": np.ones((2, 2), np.int8)}, {"info": '{"é": 1}', "sha256": "00"}
+    for number in range(8):  # safetensors draws the order of what is said anew each time
+        write_arrays(tmp_path / str(number), arrays, said)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+    with safe_open(tmp_path / "0", "numpy") as file:
+        assert file.metadata() == said
+        assert all(np.array_equal(file.get_tensor(name), array) for name, array in arrays.items())
 
 
 def test_a_line_about_a_long_cell_has_an_end(capsys):
