@@ -16,6 +16,20 @@ BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
 EVERYTHING = BLOCKS + r"|attn_pool\.(q|kv|proj|mlp\.(fc1|fc2))|head"
 
 
+@jax.tree_util.register_static
+class Static:
+    """What is no array of a module, as an argument of a compiled function."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __hash__(self):
+        return hash(self.value.tree)
+
+    def __eq__(self, other):
+        return self.value.tree == other.value.tree
+
+
 @jax.jit
 def forward(encoder, images):
     return encoder(images)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from jaxface.data.tasks import AGE, EMOTION, GENDER
+from jaxface.models.precision import AUTO, precision_of
 from jaxface.models.variants import VARIANTS, get_variant
 from weights_convert.names import timm_name
 
@@ -29,6 +30,7 @@ class Shape(NamedTuple):
       threads: of the reference.
       remat: what a block of ours keeps, a policy of `jaxface.models.blocks.REMAT`.
       compile: whether torch.compile compiles the reference.
+      precision: of ours, an entry of `jaxface.models.precision.PRECISIONS`, or what suits the device.
     """
 
     variant: str
@@ -37,6 +39,7 @@ class Shape(NamedTuple):
     threads: int
     remat: str = "products"
     compile: bool = False
+    precision: str = AUTO
 
 
 def random_batch(shape: Shape) -> dict[str, Any]:
@@ -64,9 +67,8 @@ def our_case(name: str, shape: Shape) -> Callable[[], Any]:
     if name != "forward":
         return _our_step(name.removesuffix(CACHED), shape, _features_of(batch, shape) if name.endswith(CACHED) else batch)
     encoder = random_encoder(get_variant(shape.variant), 0)
-    if jax.default_backend() != "cpu":  # as a run computes there
-        encoder.dtype = jax.numpy.bfloat16
-        encoder = jax.tree.map(lambda leaf: leaf.astype(encoder.dtype) if leaf.ndim > 2 else leaf, encoder)
+    encoder.dtype, encoder.residual = precision_of(shape.precision)
+    encoder = jax.tree.map(lambda leaf: leaf.astype(encoder.dtype) if leaf.ndim > 2 else leaf, encoder)  # as a run holds it
     images = jax.device_put(batch["image"])
     forward = jax.jit(lambda encoder, images: encoder(normalize_images(images)))
     return lambda: jax.block_until_ready(forward(encoder, images))
@@ -85,7 +87,7 @@ def _our_step(name: str, shape: Shape, batch: dict[str, Any]) -> Callable[[], An
     from jaxface.training.step import make_step, start_state
 
     config = Config(
-        encoder=EncoderOptions(weights=RANDOM, variant=shape.variant, remat=cast(Any, shape.remat)),
+        encoder=EncoderOptions(weights=RANDOM, variant=shape.variant, remat=cast(Any, shape.remat), precision=shape.precision),
         method=MethodOptions(name, options_for(name, AdapterOptions(rank=shape.rank))),
         tasks=tuple(task.name for task in TASKS),
     )

@@ -18,9 +18,10 @@ from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
 from jaxface.launchers import cpu_count
 from jaxface.models.blocks import REMAT
+from jaxface.models.precision import AUTO, PRECISIONS
 from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
-from jaxface.ranges import Count, Items, OneOf, Rounds, ranged
+from jaxface.ranges import Count, Items, Known, OneOf, Rounds, ranged
 
 
 @ranged()
@@ -36,6 +37,7 @@ class Options:
       rounds: steps of each side that count.
       compile: compile the reference with torch.compile.
       remat: what our blocks keep for the backward pass: none, products, full.
+      precision: of ours; PyTorch's is autocast to bfloat16 on a GPU, to which "mixed" is equal, and float32 on a CPU.
       json: print one JSON object a case.
     """
 
@@ -47,12 +49,13 @@ class Options:
     rounds: Rounds = 5
     compile: bool = False
     remat: Annotated[str, OneOf("remat", REMAT)] = "products"
+    precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
     json: bool = False
 
 
 def measure(options: Options, case: str, track: Track) -> dict[str, Any]:
     """Median seconds and peak memory of a case and of our forward pass, which takes turns with it; the reference's where there is one."""
-    shape = Shape(options.variant, options.batch_size, options.rank, cpu_count(), options.remat, options.compile)
+    shape = Shape(options.variant, options.batch_size, options.rank, cpu_count(), options.remat, options.compile, options.precision)
     with ExitStack() as stack:
         workers = {"ours": stack.enter_context(Worker(our_case, case, shape))}
         if case != "forward":

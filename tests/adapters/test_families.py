@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from peft_on_timm import peft, torch
+from peft_on_timm import Static, peft, torch
 
 import jaxface
 from jaxface.adapters.low_rank import LowRank
@@ -28,18 +28,6 @@ def run(train, rest, weight):
     structure, rest = rest
     y, pull = jax.vjp(lambda train: structure.value.build(train, rest)(jnp.asarray(IMAGES)), train)
     return y, pull(weight)[0]
-
-
-@jax.tree_util.register_static
-class Static:
-    def __init__(self, value):
-        self.value = value
-
-    def __hash__(self):
-        return hash(self.value.tree)
-
-    def __eq__(self, other):
-        return self.value.tree == other.value.tree
 
 
 def difference(ours, expected):
