@@ -52,10 +52,10 @@ def answers(answer: Answer, images: np.ndarray, title: str) -> dict[str, np.ndar
 
 
 def changes(tasks: Sequence[Task], found: Logits, expected: Logits) -> np.ndarray:
-    """How much each task's probabilities change, of the class or label where it is most, in the mean over images; of a number as it is in
-    its standard deviations."""
+    """How much each task's probabilities change, of the class or label where it is most, in the mean over images; of a number as it is, the
+    share of four of its standard deviations, its range about."""
     pairs = [(task, *(task.of.shares(task, logits[task.name]) for logits in (found, expected))) for task in tasks]
-    return np.array([np.abs(ours - exact).max(-1).mean() / (1.0 if task.classes else task.scale) for task, ours, exact in pairs])
+    return np.array([np.abs(ours - exact).max(-1).mean() / (1.0 if task.classes else 4 * task.scale) for task, ours, exact in pairs])
 
 
 def agreement_of(tasks: Sequence[Task], labels: Mapping[str, np.ndarray], ours: Logits, exact: Logits) -> dict[str, Any]:

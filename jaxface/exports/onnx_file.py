@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ ABOUT = {"checked_by": "ONNX Runtime", "use": f"onnxruntime.InferenceSession('{F
 
 def required(name: str) -> Any:
     """A package by its name. Raises UserError without the extra that has it."""
+    if name == "openvino":  # whose import tells its makers that it is used, from a process forked from this one with all of its threads
+        modules: dict[str, Any] = sys.modules
+        modules.setdefault("openvino_telemetry", None)  # as if that part were not installed
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -70,6 +71,12 @@ def test_the_file_alone_gives_the_sample_logits_of_its_manifest(run, name):
         for output, found in zip(session.get_outputs(), session.run(None, {"images": sample["images"]}), strict=True):
             expected = sample[f"logits_{output.name}"]
             assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_openvino_tells_nobody_that_it_is_used(run, crops):
+    logits(run, "openvino-int8", crops)
+    assert sys.modules["openvino_telemetry"] is None
+    assert sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__.endswith("stub")
 
 
 def test_the_manifest_of_eight_bits_says_how_far_they_agree(run):
