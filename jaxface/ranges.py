@@ -204,6 +204,7 @@ def ranged(where: str = "", *, frozen: bool = True) -> Callable[[type[T]], type[
 
     def decorate(cls: type[T]) -> type[T]:
         own = cls.__dict__.get("__post_init__", getattr(super(cls, cls), "__post_init__", None))
+        own = getattr(own, "after", own)  # fields of a ranged class above are checked here, by the rules that they have here
         hints = typing.get_type_hints(cls, include_extras=True)
         for name, hint in hints.items():
             if name in inspect.get_annotations(cls):
@@ -220,7 +221,8 @@ def ranged(where: str = "", *, frozen: bool = True) -> Callable[[type[T]], type[
             if own is not None:
                 own(self)
 
-        setattr(cls, "__post_init__", post_init)  # noqa: B010  no type knows it
+        setattr(post_init, "after", own)  # noqa: B010  no type knows it
+        setattr(cls, "__post_init__", post_init)  # noqa: B010
         RANGED.append(cls)
         return dataclass(frozen=frozen)(cls)
 

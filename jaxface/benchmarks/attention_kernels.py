@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import field
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from jaxface.benchmarks._attention_cases import CALLS, OTHERS, attention_flops, our_attention
 from jaxface.benchmarks._limits import machine_probe
+from jaxface.benchmarks._options import print_json
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
@@ -107,9 +107,9 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, args=arguments, prog="python -m jaxface.bench attention")
     if options.against:
         rows = compare(options)
-        for row in rows if options.json else ():
-            print(json.dumps(row))
-        if not options.json:
+        if options.json:
+            print_json(rows)
+        else:
             Console(width=150).print(table(rows))
         return 0
     cases = [case for case in CASES if not options.cases or case.name in options.cases]
@@ -117,6 +117,6 @@ def main(arguments: list[str]) -> int:
     for kernel in options.kernels or tuple(KERNELS):
         report = check(kernel, cases=cases, dtypes=options.dtypes, rounds=options.rounds, show=not options.json)
         good = good and report.ok
-        for row in report.rows if options.json else ():
-            print(json.dumps({"kernel": kernel, **dataclasses.asdict(row), "ok": row.ok}))
+        if options.json:
+            print_json({"kernel": kernel, **dataclasses.asdict(row), "ok": row.ok} for row in report.rows)
     return 0 if good else 1

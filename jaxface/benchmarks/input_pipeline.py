@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import io
-import json
 import multiprocessing
 import os
 import tempfile
@@ -22,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jaxface.benchmarks._options import print_json
 from jaxface.cli import parse
 from jaxface.data.augment import Augment
 from jaxface.data.images import encode
@@ -169,8 +169,7 @@ def measure(make: Callable[[], Iterable[Any]], options: Options) -> tuple[float,
 def show(rows: list[dict[str, Any]], options: Options, cores: int) -> None:
     """Prints a table, or one line of JSON a case."""
     if options.json:
-        for row in rows:
-            print(json.dumps(row))
+        print_json(rows)
         return
     sizes = f"{options.face_size} px JPEGs to {options.image_size} px, batches of {options.batch_size}"
     title = f"{sizes}, {cores} cores, medians of {options.rounds}"

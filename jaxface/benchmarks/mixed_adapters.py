@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 import jax
@@ -15,34 +14,29 @@ from jaxface.adapters.adapt import adapt, merge
 from jaxface.adapters.low_rank import UpProjection
 from jaxface.adapters.mixed_batch import stack_adapters
 from jaxface.adapters.options import Rank
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.cli import parse
 from jaxface.models.encoder import Encoder
-from jaxface.models.variants import VARIANTS, get_variant
-from jaxface.ranges import Count, Known, Range, Rounds, ranged
+from jaxface.models.variants import get_variant
+from jaxface.ranges import Range, Rounds, ranged
 from jaxface.timing import interleaved, medians
 
 
 @ranged()
-class Options:
+class Options(Timed):
     """Times the forward pass of a batch with several adapters on one base.
 
     Attributes:
-      variant: the encoder.
       batch_size: images; sample i uses adapter i modulo their number.
       adapters: how many are loaded.
       rank: of each.
       method: lora or dora.
-      rounds: passes that count.
-      json: print one JSON object a case.
     """
 
-    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
-    batch_size: Count = 8
     adapters: Annotated[int, Range(1, 4096)] = 8
     rank: Rank = 64
     method: Literal["lora", "dora"] = "dora"
     rounds: Rounds = 9
-    json: bool = False
 
 
 def random_adapter(encoder: Encoder, method: str, rank: int, seed: int) -> Encoder:
@@ -71,9 +65,8 @@ def main(arguments: list[str]) -> None:
     alone = jnp.stack([run(held.only(names[int(i)]), images[k : k + 1])[0] for k, i in enumerate(index)])
     error = jnp.abs(run(held.pick_numbers(index), images) - alone).max() / jnp.abs(alone).max()
     if options.json:
-        for name, value in seconds.items():
-            print(json.dumps({"case": name, "seconds": value, "ratio_to_one": value / seconds["one"]}))
-        print(json.dumps({"case": "error against each alone", "relative": float(error)}))
+        print_json({"case": name, "seconds": value, "ratio_to_one": value / seconds["one"]} for name, value in seconds.items())
+        print_json([{"case": "error against each alone", "relative": float(error)}])
         return
     table = Table("adapters", "s", "of one adapter", title=f"{options.variant}, {options.method}, batch {options.batch_size}")
     for name, value in seconds.items():

@@ -19,20 +19,20 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
+from jaxface.benchmarks._options import Timed
 from jaxface.benchmarks._predict_engines import REFERENCES, engine_case, engine_names, export_both, shape_of, write_random_run
 from jaxface.benchmarks._worker import Worker, take_turns
 from jaxface.cli import parse
 from jaxface.data.faces import DETECTORS
 from jaxface.errors import UserError, tell
 from jaxface.launchers import cpu_count
-from jaxface.models.variants import VARIANTS
 from jaxface.prediction import engines
 from jaxface.prediction.items import Item, find_paths
 from jaxface.prediction.options import FaceOptions
 from jaxface.prediction.predictor import Finder, Predictor
 from jaxface.prediction.stream import look, predict_stream
 from jaxface.progress import Track
-from jaxface.ranges import Count, Items, Known, Place, Range, Rounds, Where, ranged
+from jaxface.ranges import Items, Known, Place, Range, Where, ranged
 from jaxface.timing import interleaved, medians
 
 Row = dict[str, Any]
@@ -41,34 +41,26 @@ SIDES = (350, 640, 1000, 1600, 4000)
 
 
 @ranged()
-class Options:
+class Options(Timed):
     """Prediction's speed. With --json one line an engine (`engine`, `seconds` of a batch), one of the first answer, one a way to faces.
 
     Attributes:
-      variant: of the encoder, with random weights.
       faces: detectors to measure with; none leaves the whole way out.
       detector_files: model files of the last of them, where it does not bring its own.
       photos: a folder of photos; generated ones of 350 to 4,000 pixels if not given.
-      batch_size: of the model.
       batches: in each round of the whole way.
-      rounds: of which the median counts.
       engine: that goes the whole way.
       references: also timm in PyTorch (float32, bfloat16's autocast, compiled) and ONNX Runtime as it is.
       first: also the first answer of a process that is started anew, without and with what the one before has left in the user's cache.
-      json: one line a case.
     """
 
-    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
     faces: Annotated[tuple[str, ...], Known(DETECTORS), Items()] = ("whole", "ssd")
     detector_files: tuple[Where, ...] = ()
     photos: Annotated[str | None, Place()] = None
-    batch_size: Count = 8
     batches: Annotated[int, Range(1, 10_000)] = 4
-    rounds: Rounds = 5
     engine: engines.Name = engines.AUTO
     references: bool = True
     first: bool = True
-    json: bool = False
 
 
 def write_photos(folder: Path, count: int) -> None:

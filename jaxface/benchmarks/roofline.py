@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,14 +18,15 @@ from rich.table import Table
 from jaxface.adapters.methods import options_for
 from jaxface.adapters.options import AdapterOptions, Rank
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
 from jaxface.cli import parse
 from jaxface.models.encoder import normalize_images
 from jaxface.models.precision import AUTO, PRECISIONS, precision_of
-from jaxface.models.variants import VARIANTS, get_variant
+from jaxface.models.variants import get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
-from jaxface.ranges import Count, Known, Name, OneOf, Range, Rounds, Where, ranged
+from jaxface.ranges import Known, Name, OneOf, Range, Where, ranged
 from jaxface.registry import require_known
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.runs.model import shapes_of
@@ -42,12 +42,10 @@ def run_of(method: str, rank: int, encoder: EncoderOptions, tasks: tuple[str, ..
 
 
 @ranged()
-class Step:
+class Step(Timed):
     """What is measured.
 
     Attributes:
-      variant: the encoder.
-      batch_size: images of a step, on one device.
       image_size: side in pixels, 0 for the encoder's own.
       rank: of adapters.
       precision: fp32, bf16, or what suits the device.
@@ -55,8 +53,6 @@ class Step:
       remat: what a block keeps for its backward pass.
     """
 
-    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
-    batch_size: Count = 8
     image_size: Annotated[int, Range(0, 8192)] = 0
     rank: Rank = 64
     precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
@@ -88,9 +84,7 @@ class Options(Step):
     """
 
     cases: Annotated[tuple[str, ...], OneOf("case", WORK)] = tuple(WORK)
-    rounds: Rounds = 5
     plot: Where | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         for case in self.cases:
@@ -198,18 +192,18 @@ def main(arguments: list[str]) -> None:
         probe = machine_probe(options.setting().dtype)
         machine = probe()
         if options.json:
-            print(json.dumps({"machine": asdict(machine)}), flush=True)
+            print_json([{"machine": asdict(machine)}])
         for case in options.cases:
             rows.append(measure(case, options, probe))
             if options.json:
-                print(json.dumps(rows[-1]), flush=True)
+                print_json(rows[-1:])
         machine = typical([Machine(machine.name, 1e9 * row["machine_gflops"], 1e9 * row["machine_gbytes"]) for row in rows])
         if not options.json:
             console.print(table(rows, machine, f"{options.variant}, batch {options.batch_size}, {options.setting().dtype.name}"))
         if options.plot:
             options.plot.write_bytes(to_png_bytes(picture(rows, machine)))
-    for line in prediction() if options.json else ():
-        print(json.dumps(line))
-    if not options.json:
+    if options.json:
+        print_json(prediction())
+    else:
         for predicted in prediction_tables():
             console.print(predicted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.benchmarks._limits import WORK, Setting
+from jaxface.benchmarks._options import print_json
 from jaxface.benchmarks.roofline import compiled_case, run_of
 from jaxface.cli import parse
 from jaxface.data.tasks import TASKS
@@ -169,9 +169,9 @@ def main(arguments: list[str]) -> None:
             track.note(axis)
             rows += measure(options, axis)
             track.advance()
-    for row in rows if options.json else ():
-        print(json.dumps(row))
-    if not options.json:
+    if options.json:
+        print_json(rows)
+    else:
         Console(width=150).print(table(rows, f"{options.variant}: how a step grows, medians of {options.rounds}"))
     if options.plot:
         options.plot.write_bytes(to_png_bytes(picture(rows)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,15 +15,15 @@ from rich.table import Table
 
 from jaxface.adapters.options import Rank
 from jaxface.benchmarks import _serving_cases as cases
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.benchmarks._serving_cases import Case, Window
 from jaxface.benchmarks._step_cases import TIMM_NAMES
 from jaxface.benchmarks._worker import peak_memory
 from jaxface.cli import parse
 from jaxface.errors import UserError
-from jaxface.models.variants import VARIANTS
 from jaxface.prediction.adapter_server import AdapterServer
 from jaxface.progress import Track
-from jaxface.ranges import Count, Items, Known, Range, Rounds, ranged
+from jaxface.ranges import Count, Items, Range, Rounds, ranged
 
 OURS = "shared encoder"
 MOST = 16
@@ -32,11 +31,10 @@ MOST = 16
 
 
 @ranged()
-class Options:
+class Options(Timed):
     """Times a server without its HTTP part: clients that each ask for a face by one adapter, and ask again once they are answered.
 
     Attributes:
-      variant: the encoder.
       batch_size: faces of a batch at most.
       adapters: how many there are on disk, a case each; the first is what the others are compared with.
       mix: which are asked for: each as often, or by Zipf's law, the k-th 1/k as often as the first.
@@ -47,10 +45,8 @@ class Options:
       memory: adapters that stay in memory.
       beside: also a merged model for each adapter, switched from face to face; a process for each adapter (at most 16); PEFT's mixed batch
         on timm's encoder (LoRA alone, each adapter as often).
-      json: print one line of JSON a case.
     """
 
-    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
     batch_size: Count = 32
     adapters: Annotated[tuple[Annotated[int, Range(1, 100_000)], ...], Items(least=1)] = (1, 8, 100)
     mix: Literal["uniform", "zipf"] = "uniform"
@@ -60,7 +56,6 @@ class Options:
     rounds: Rounds = 3
     memory: Count = 256
     beside: tuple[Literal["merged", "processes", "peft"], ...] = ()
-    json: bool = False
 
     def __post_init__(self) -> None:
         if "peft" in self.beside and self.method != "lora":
@@ -133,7 +128,7 @@ def main(arguments: list[str]) -> None:
         cases.write_adapters(Path(temporary), max(options.adapters), options.variant, options.method, options.rank)
         for row in measure(options, Path(temporary), track):
             if options.json:
-                print(json.dumps(row), flush=True)
+                print_json([row])
             forms = {"images_per_second": ".1f", "of_one_adapter": ".2f", "p50_seconds": ".3f", "p99_seconds": ".3f"}
             figures = [format(row[key], form) for key, form in forms.items()]
             own = [str(row["loads"]), f"{row['megabytes_an_adapter']:.1f}"] if row["case"] == OURS else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,42 +11,36 @@ from rich.table import Table
 from jaxface.adapters.methods import METHODS
 from jaxface.adapters.options import Rank
 from jaxface.adapters.quantized import FORMATS, FULL
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.benchmarks.roofline import compiled_case, run_of
 from jaxface.cli import parse
 from jaxface.models.blocks import REMAT
 from jaxface.models.precision import AUTO, PRECISIONS
-from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Count, Items, Known, OneOf, Range, ranged
+from jaxface.ranges import Items, Known, OneOf, Range, ranged
 from jaxface.runs.config import RANDOM, Config, EncoderOptions
 from jaxface.timing import interleaved, medians
 from jaxface.training.capacity import compile_step, step_bytes
 
 
 @ranged()
-class Options:
+class Options(Timed):
     """Compiles a step for every pair of a remat policy and a format of frozen kernels, and runs it if there are rounds.
 
     Attributes:
-      variant: the encoder.
       method: how it is adapted.
-      batch_size: images of a step, on one device.
       rank: of adapters.
       remat: what a block keeps for its backward pass: none, products, full.
       base: the format of frozen kernels: full, int8, nf4.
       precision: fp32, bf16, or what suits the device.
       rounds: steps that count; 0 only compiles.
-      json: print one JSON object a pair.
     """
 
-    variant: Annotated[str, Known(VARIANTS)] = "PE-Core-B16-224"
     method: Annotated[str, Known(METHODS)] = "dora"
-    batch_size: Count = 8
     rank: Rank = 64
     remat: Annotated[tuple[str, ...], OneOf("remat", REMAT), Items(least=1)] = tuple(REMAT)
     base: Annotated[tuple[str, ...], OneOf("base", (FULL, *FORMATS)), Items(least=1)] = (FULL, *FORMATS)
     precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
     rounds: Annotated[int, Range(0, 100_000)] = 3
-    json: bool = False
 
     def config(self, remat: str, base: str) -> Config:
         kept: dict[str, Any] = {"remat": remat, "precision": self.precision, "base": base}
@@ -91,7 +84,7 @@ def main(arguments: list[str]) -> None:
     """The command."""
     options = parse(Options, args=arguments, prog="python -m jaxface.bench memory")
     rows = measure(options)
-    for row in rows if options.json else ():
-        print(json.dumps(row))
-    if not options.json:
+    if options.json:
+        print_json(rows)
+    else:
         Console(width=150).print(table(rows, f"{options.variant}, {options.method}, batch {options.batch_size}, rank {options.rank}"))

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.benchmarks._limits import WORK
+from jaxface.benchmarks._options import print_json
 from jaxface.benchmarks._program import FREE, Program
 from jaxface.benchmarks.roofline import Step, compiled_case
 from jaxface.cli import parse
@@ -37,14 +38,12 @@ class Options(Step):
       rounds: steps that are profiled.
       trace: a folder that keeps the profiler's files, for Perfetto or TensorBoard.
       top: how many kinds are printed; the row behind them is all others.
-      json: print one JSON object a kind.
     """
 
     case: Annotated[str, OneOf("case", WORK)] = "dora"
     rounds: Rounds = 3
     trace: Where | None = None
     top: Annotated[int, Range(1, 10_000)] = 30
-    json: bool = False
 
     def __post_init__(self) -> None:
         self.config(self.case)
@@ -135,8 +134,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         kinds = profile(run, Program.of(compiled.as_text()), options.rounds, options.trace or Path(temporary))
     if options.json:
-        for name, kind in kinds.items():
-            print(json.dumps({"operation": name, **vars(kind)}))
+        print_json({"operation": name, **vars(kind)} for name, kind in kinds.items())
         return
     Console(width=150).print(
         table(kinds, f"{options.variant}, {options.case}, batch {options.batch_size}: one step, by kind of operation", options.top)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.options import Rank
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
 from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
@@ -21,36 +21,29 @@ from jaxface.models.blocks import REMAT
 from jaxface.models.precision import AUTO, PRECISIONS
 from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
-from jaxface.ranges import Count, Items, Known, OneOf, Rounds, ranged
+from jaxface.ranges import Items, Known, OneOf, ranged
 
 
 @ranged()
-class Options:
+class Options(Timed):
     """Times a training step of each method, each in a process of its own; the sides take turns, so that both see the same machine.
 
     Attributes:
       against: torch for timm and PEFT.
-      variant: the encoder.
-      batch_size: images of a step.
       rank: of the adapters.
       cases: forward, full, lp, ap, ft4, lora, dora, mtlora.
-      rounds: steps of each side that count.
       compile: compile the reference with torch.compile.
       remat: what our blocks keep for the backward pass: none, products, full.
       precision: of ours; PyTorch's is autocast to bfloat16 on a GPU, to which "mixed" is equal, and float32 on a CPU.
-      json: print one JSON object a case.
     """
 
     against: Literal["torch"] | None = None
     variant: Annotated[str, OneOf("variant", TIMM_NAMES)] = "PE-Core-B16-224"
-    batch_size: Count = 8
     rank: Rank = 64
     cases: Annotated[tuple[str, ...], OneOf("case", CASES), Items(least=1)] = CASES
-    rounds: Rounds = 5
     compile: bool = False
     remat: Annotated[str, OneOf("remat", REMAT)] = "products"
     precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
-    json: bool = False
 
 
 def measure(options: Options, case: str, track: Track) -> dict[str, Any]:
@@ -103,7 +96,7 @@ def main(arguments: list[str]) -> None:
             track.note(case)
             rows.append(measure(options, case, track))
             if options.json:
-                print(json.dumps(rows[-1]), flush=True)
+                print_json(rows[-1:])
     if not options.json:
         title = f"{options.variant}, batch {options.batch_size}, rank {options.rank}; medians of {options.rounds}"
         Console(file=sys.stdout).print(table(rows, title))

@@ -5,7 +5,6 @@ The thesis's future work asks for it: what does it cost, and gain, to serve the 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.updates import with_updates
+from jaxface.benchmarks._options import print_json
 from jaxface.cli import parse
 from jaxface.devices import replicate
 from jaxface.errors import UserError
@@ -145,8 +145,7 @@ def main(arguments: list[str]) -> None:
     options = parse(Options, args=arguments, prog="python -m jaxface.bench tradeoff")
     rows = list(measure(options))
     if options.json:
-        for row in rows:
-            print(json.dumps(row))
+        print_json(rows)
         return
     tasks = list(rows[0]["accuracy"])
     table = Table("all tasks by", "parameters, M", "GFLOPs a face", "MB", "faces/s", *(f"{task}, %" for task in tasks), "mean, %")

@@ -5,7 +5,6 @@ python -m jaxface.bench loop --variant PE-Core-T16-384 --method lora --batch-siz
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -14,39 +13,35 @@ import jax
 import jax.numpy as jnp
 
 from jaxface.adapters.methods import METHODS
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.cli import parse
 from jaxface.data.synthetic import DrawnSet
 from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Count, Known, Range, Rounds, Where, ranged
+from jaxface.ranges import Known, Range, Rounds, Where, ranged
 from jaxface.runs.config import RANDOM, Config, DataOptions, EncoderOptions, MethodOptions
 from jaxface.timing import interleaved, medians, require_trace_folder
 
 
 @ranged()
-class Options:
+class Options(Timed):
     """Times epochs of the loop and as many bare steps, in turns.
 
     Attributes:
-      variant: the encoder's shape.
       method: how it is adapted.
-      batch_size: images of a step.
       steps: steps of an epoch; each epoch ends with a checkpoint.
       rounds: epochs that are timed.
       workers: processes that read, as `--data.workers`.
       augment: as `--data.augment`.
       trace: a folder for a trace of one epoch (perfetto), in which the gaps between steps can be seen.
-      json: print one line of JSON.
     """
 
     variant: Annotated[str, Known(VARIANTS)] = "PE-Core-T16-384"
     method: Annotated[str, Known(METHODS)] = "dora"
-    batch_size: Count = 8
     steps: Annotated[int, Range(1, 100_000)] = 10
     rounds: Rounds = 3
     workers: Annotated[int, Range(0, 1024)] = 0
     augment: bool = True
     trace: Where | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
         require_trace_folder(self.trace)
@@ -61,7 +56,7 @@ def main(arguments: list[str]) -> None:
     result |= {name: value / options.steps for name, value in seconds.items()}
     result["ratio"] = seconds["loop"] / seconds["step"]
     if options.json:
-        print(json.dumps(result))
+        print_json([result])
     else:
         print(f"{result['case']}, batch {options.batch_size}: {result['step']:.4f} s a step alone, {result['loop']:.4f} s in the loop")
         print(f"the loop adds {100 * (result['ratio'] - 1):.1f} %")
