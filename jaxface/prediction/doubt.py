@@ -70,8 +70,9 @@ def cells(task: Task, answer: Json) -> Json:
     """What an answer says in those columns."""
     row: Json = {}
     if "set" in answer:
-        ranged = task.kind == "regression"
-        row[f"{task.name}_set"] = " to ".join(map(str, answer["set"])) if ranged else "; ".join(answer["set"])
+        joint = " to " if task.kind == "regression" else "; "
+        endless = None in answer["set"]  # a range that too few validation records were there to fit
+        row[f"{task.name}_set"] = "any number" if endless else joint.join(map(str, answer["set"]))
     if "abstains" in answer:
         row[f"{task.name}_abstains"] = "yes" if answer["abstains"] else "no"
     if "at_least" in answer:

@@ -19,7 +19,7 @@ from jaxface.evaluation.predictions import Predictions
 from jaxface.evaluation.summary import summarize
 from jaxface.files import aside, check_output, read_object
 from jaxface.report.markup import percent
-from jaxface.report.sections.trust import RULES
+from jaxface.report.sections.trust import RULES, mean_size
 from jaxface.runs.folder import read_metrics
 from jaxface.runs.predictions_file import write_predictions
 
@@ -95,7 +95,7 @@ def trust_lines(found: dict[str, Any] | None) -> Iterator[str]:
         sets, held = own["sets"], own["abstention"]
         yield (
             f"{task}: sets for {percent(sets['stated'], 0)} hold the label of {_rated(sets['covered'])}, "
-            f"{sets['mean_size']:.3g} {'wide' if own['kind'] == 'regression' else 'classes'} on average"
+            f"{mean_size(sets)} {'wide' if own['kind'] == 'regression' else 'classes'} on average"
         )
         if own["kind"] != "regression":
             yield (

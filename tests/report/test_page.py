@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from jaxface.data.tasks import AGE, EMOTION, GENDER
+from jaxface.data.tasks import AGE, EMOTION, GENDER, Task
 from jaxface.errors import UserError
+from jaxface.prediction.doubt import cells
 from jaxface.report import page
+from jaxface.report.console import trust_lines
 from jaxface.report.markup import Cell, percent, table
 from jaxface.report.page import render, write_report
 from jaxface.report.sections.thesis import our_values
@@ -257,6 +259,15 @@ def test_headings_over_several_columns_name_the_runs_and_are_not_sorted_by():
 def test_classes_of_two_runs_stand_below_the_runs_names(whole):
     spans = [int(values["colspan"]) for name, values in whole.tags if name == "th" and "colspan" in values]
     assert spans == [4, 4] * 3  # records, recall before, recall, precision: the runs' test records differ
+
+
+def test_ranges_that_too_few_records_could_bound_are_endless():
+    sets = {"stated": 0.9, "covered": {"rate": 1.0, "interval": [0.6, 1.0], "records": 6}, "mean_size": None, "groups": {}}
+    (line,) = trust_lines({"tasks": {"years": {"kind": "regression", "sets": sets, "abstention": {}}}})
+    assert line.endswith("(60.0 to 100.0; 6 records), ∞ wide on average")
+    years = Task("years", (), kind="regression")
+    assert cells(years, {"set": [None, None]}) == {"years_set": "any number"}
+    assert cells(years, {"set": [1.5, 2.0]}) == {"years_set": "1.5 to 2.0"}
 
 
 def test_percent_and_text_of_nothing():

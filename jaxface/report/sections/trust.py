@@ -30,7 +30,7 @@ def _of_run(found: Json) -> dict[str, object]:
         sets, held = own["sets"], own["abstention"]
         ranged = own["kind"] == "regression"
         answered = ["—"] * 3 if ranged else [percent(held[key]["rate"]) for key in ("answered", "wrong", "wrong_without")]
-        rows.append([left(task), percent(sets["stated"], 0), *_rate(sets["covered"]), f"{sets['mean_size']:.3g}", *answered])
+        rows.append([left(task), percent(sets["stated"], 0), *_rate(sets["covered"]), mean_size(sets), *answered])
         for group, rate in sets["groups"].items():
             groups.append([left(task), left(group), f"{rate['records']:,}", *_rate(rate), percent(rate["own"])])
     limit = found.get("threshold")
@@ -38,6 +38,12 @@ def _of_run(found: Json) -> dict[str, object]:
     for group, rules in limit["groups"].items() if limit else ():
         sides += [_sides(RULES[rule], group, rates) for rule, rates in rules.items() if rates]
     return {"rows": rows, "groups": groups, "limit": limit, "sides": sides, "fitted": found["fitted_on"]}
+
+
+def mean_size(sets: Json) -> str:
+    """How large sets are on average; without a bound where too few validation records were there to fit one."""
+    size = sets["mean_size"]
+    return f"{size:.3g}" if size is not None else "—" if sets["covered"]["rate"] is None else "∞"
 
 
 def _sides(rule: str, group: str, rates: Json) -> list[object]:
