@@ -16,7 +16,6 @@ from jaxface.data.tasks import Task
 from jaxface.errors import UserError, tell
 from jaxface.ranges import Known
 from jaxface.registry import Registry
-from jaxface.runs.folder import read_config
 
 AUTO = "auto"
 """The fastest engine of a run that changes answers no more than it may."""
@@ -172,6 +171,8 @@ def engine_on(export: str, library: str) -> Engine:
     """A library on an export of that name, as `jaxface.exports.onnx_file.LIBRARIES` knows it."""
 
     def open_model(place: Place) -> Model:
+        from jaxface.runs.folder import read_config  # slow to import: not for --help
+
         folder, manifest = exported(place, export)
         config = read_config(place.run)
         try:
