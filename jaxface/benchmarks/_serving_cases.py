@@ -110,15 +110,20 @@ def clients(server: AdapterServer, count: int, zipf: bool, batches: int) -> Case
     return run
 
 
+def timed(seconds: Callable[[], float], batches: int, faces: int) -> Case:
+    """Batches of so many faces, one after another, each of which takes the seconds that a call gives."""
+
+    def run() -> Window:
+        took = [seconds() for _ in range(batches)]
+        return Window(sum(took), batches * faces, took)
+
+    return run
+
+
 def merged(folder: Path, count: int, batch_size: int, batches: int) -> Case:
     """A batch of faces answered by a merged model for each adapter, all ready in memory; each has its own rows of the batch."""
     predict, share = _merged_model(folder / "a00000", -(-batch_size // min(count, batch_size))), min(count, batch_size)
-
-    def run() -> Window:
-        took = [_seconds(lambda: [predict() for _ in range(share)]) for _ in range(batches)]
-        return Window(sum(took), batches * batch_size, took)
-
-    return run
+    return timed(lambda: _seconds(lambda: [predict() for _ in range(share)]), batches, batch_size)
 
 
 def process_case(name: str, shape: Shape) -> Callable[[], Any]:
@@ -133,24 +138,14 @@ def processes(folder: Path, count: int, batch_size: int, batches: int) -> Iterat
     shape = Shape("", rows, 0, cpu_count(), "none", False)
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         workers = [stack.enter_context(Worker(process_case, str(folder / f"a{number:05}"), shape)) for number in range(count)]
-
-        def run() -> Window:
-            took = [_seconds(lambda: list(pool.map(Worker.run, workers))) / 2 for _ in range(batches)]  # each runs its case twice
-            return Window(sum(took), batches * rows * count, took)
-
-        yield run
+        yield timed(lambda: _seconds(lambda: list(pool.map(Worker.run, workers))) / 2, batches, rows * count)  # each runs its case twice
 
 
 @contextmanager
 def peft(count: int, batch_size: int, batches: int, variant: str, rank: int) -> Iterator[Case]:
     """PEFT's mixed batch of LoRA adapters on timm's encoder, in a process of its own."""
     with Worker(peft_case, str(count), Shape(variant, batch_size, rank, cpu_count(), "none", False)) as worker:
-
-        def run() -> Window:
-            took = [worker.run() for _ in range(batches)]
-            return Window(sum(took), batches * batch_size, took)
-
-        yield run
+        yield timed(worker.run, batches, batch_size)
 
 
 def peft_case(name: str, shape: Shape) -> Callable[[], Any]:
