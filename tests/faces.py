@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 from jaxface.data.synthetic import draw_face
 from jaxface.data.tasks import AGE, EMOTION, GENDER
@@ -55,3 +56,29 @@ def write_video(path: Path, frames: int, size: int = 64, rate: float = 10.0) -> 
     for number in range(frames):
         writer.write(np.full((size, size, 3), 10 * number + 20, np.uint8))
     writer.release()
+
+
+def write_network_like_yunet(path):
+    """Random answers for each cell of each grid, under the names that OpenCV's detector asks for."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, random = onnx.helper, np.random.default_rng(0)
+    nodes, constants, outputs = [], [], []
+    for stride in (8, 16, 32):
+        nodes.append(helper.make_node("AveragePool", ["image"], [f"cells_{stride}"], kernel_shape=[stride] * 2, strides=[stride] * 2))
+        for what, count, spread in (("cls", 1, 0.02), ("obj", 1, 0.02), ("bbox", 4, 0.005), ("kps", 10, 0.005)):
+            name = f"{what}_{stride}"
+            kernel = random.normal(0, spread, (count, 3, 1, 1)).astype(np.float32)
+            shape = np.array([1, -1, count])
+            constants += [onnx.numpy_helper.from_array(array, f"{name}_{i}") for i, array in enumerate((kernel, shape))]
+            last = "Sigmoid" if count == 1 else "Identity"
+            steps = [("Conv", [f"{name}_0"], {}), ("Transpose", [], {"perm": [0, 2, 3, 1]}), ("Reshape", [f"{name}_1"], {}), (last, [], {})]
+            x = f"cells_{stride}"
+            for index, (kind, more, attributes) in enumerate(steps):
+                y = name if index == len(steps) - 1 else f"{name}_step{index}"
+                nodes.append(helper.make_node(kind, [x, *more], [y], **attributes))
+                x = y
+            outputs.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, (640 // stride) ** 2, count]))
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, [1, 3, 640, 640])
+    graph = helper.make_graph(nodes, "like_yunet", [image], outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)

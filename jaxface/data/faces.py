@@ -74,6 +74,10 @@ MARGIN = Range(0, 2)
 """What may be added around a face on each side, as a share of its longer side."""
 
 
+BLANK = np.zeros((64, 64, 3), np.uint8)
+"""What a network is tried on: files of another one may well be read."""
+
+
 def get_detector(name: str, files: Sequence[str | Path] = (), *, threshold: float | None = None) -> Detector:
     """A detector by its name.
 
@@ -89,10 +93,9 @@ def get_detector(name: str, files: Sequence[str | Path] = (), *, threshold: floa
             raise UserError(f"detector {name}: no model file {file}")
     try:
         return detector(tuple(map(Path, files)), *(() if threshold is None else (threshold,)))
-    except cv2.error as error:
-        raise UserError(
-            f"detector {name}: {', '.join(map(str, files))} cannot be read as a model ({' '.join(error.err.split())})"
-        ) from None
+    except (cv2.error, IndexError) as error:  # the latter where outputs have another shape
+        reason = " ".join(str(getattr(error, "err", error)).split())
+        raise UserError(f"detector {name}: {', '.join(map(str, files))} cannot be read as its model ({reason})") from None
 
 
 @register_detector("whole")
@@ -119,6 +122,7 @@ class Ssd:
             raise UserError(f"detector ssd takes two model files (.prototxt, .caffemodel) or none, got {len(files)}")
         description, weights = files or self.installed()
         self.net, self.threshold = cv2.dnn.readNetFromCaffe(str(description), str(weights)), threshold
+        self._look(BLANK)
 
     @staticmethod
     def installed() -> tuple[Path, Path]:
@@ -170,6 +174,7 @@ class YuNet:
             raise UserError(f"detector yunet needs one model file (face_detection_yunet_*.onnx), got {len(files)}")
         self.net = cv2.FaceDetectorYN.create(str(files[0]), "", (320, 320), threshold)
         self.rows = by_onnxruntime(files[0], threshold) or self._by_opencv
+        self.rows(BLANK)
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         height, width = image.shape[:2]

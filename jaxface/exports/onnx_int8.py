@@ -237,7 +237,8 @@ def export_int8(trained: Trained, folder: Path) -> tuple[Answer, dict[str, Any]]
             rest = np.concatenate([np.ones_like(effects[:1]), 1 - np.cumsum(effects[order], 0)])  # effects of the products beyond so many
         # what products do to the answers adds up as independent noise does: in squares
         expected = moved * np.sqrt(np.maximum(rest, 0) / np.maximum(rest[kept], 1e-30))
-        kept = next((n for n in range(kept + 1, most) if expected[n].max() <= CHANGE), most)
+        enough = next((n for n in range(kept + 1, most) if expected[n].max() <= CHANGE), most)
+        kept = min(enough, 2 * kept) if kept else enough  # no farther at once on what was expected and did not come true
     others = images[looked + chosen :]
     measured = agreement_of(
         trained.tasks,
