@@ -79,6 +79,9 @@ class PerSample(nnx.Module):
             return (x[:, None] @ self)[:, 0]
         if x.ndim == 2:
             x = jnp.broadcast_to(x, ((self.a if self.index is None else self.index).shape[0], *x.shape))
+        count = None if self.index is None else self.index.shape[0]
+        if count not in (None, x.shape[0]):
+            raise UserError(f"{count} adapters picked for a batch of {x.shape[0]} images: name one for each")
         a, b = (self._own(array).astype(x.dtype) for array in (self.a, self.b))
         y = unrounded_product(x, self.base) + ((x @ a) @ b).astype(jnp.float32)
         return (y if self.gain is None else y * jnp.expand_dims(self._own(self.gain), -2)).astype(x.dtype)

@@ -183,6 +183,8 @@ USUAL = 16.0
 
 def require_images(images: jax.Array, patch: int) -> None:
     """Raises UserError for what is no batch of images in -1..1; what values a traced array has cannot be told."""
+    if not hasattr(images, "ndim"):
+        raise UserError(f"images of type {type(images).__name__}: expected an array [B, H, W, 3]")
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % patch or images.shape[2] % patch or 0 in images.shape:
         hint = ": a single image is images[None]" if images.ndim == 3 else ""
         raise UserError(f"images of shape {images.shape}: expected [B, H, W, 3] with H and W multiples of the patch {patch}{hint}")

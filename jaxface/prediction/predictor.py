@@ -237,9 +237,12 @@ class Predictor:
 
 
 def pixels_of(image: np.ndarray | str | Path) -> np.ndarray:
-    """An image or a photo's path as uint8 [H, W, 3] RGB. Raises UserError."""
+    """An image, of any library whose images NumPy reads, or a photo's path as uint8 [H, W, 3] RGB. Raises UserError."""
     if isinstance(image, str | Path):
         return read_pixels(Path(image))
+    if not any(hasattr(image, name) for name in ("__array__", "__array_interface__")):
+        raise UserError(f"an image of type {type(image).__name__}: expected uint8 [H, W, 3], RGB, or the path of a photo")
+    image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise UserError(f"an image of shape {image.shape} and type {image.dtype}: expected uint8 [H, W, 3], RGB")
     return image

@@ -80,6 +80,8 @@ def test_what_cannot_stand_together_is_named(adapters):
         together.only("age")
     with pytest.raises(UserError, match="no adapter 'age'"):
         together.blend({"wide": 0.5, "age": 0.5})
+    with pytest.raises(UserError, match="2 adapters picked for a batch of 3 images"):
+        together.pick(["wide", "dora"])(jnp.zeros((3, 16, 16, 3)))
     with pytest.raises(UserError, match="no adapter to stack"):
         stack_adapters({})
     arrays, structure = flatten(adapters["wide"])

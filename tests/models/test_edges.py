@@ -28,6 +28,7 @@ TEXT = TextConfig(width=32, depth=1, heads=4, context=6, output=24, vocabulary=4
     ("images", "message"),
     [
         (np.zeros((16, 16, 3), np.float32), r"images of shape \(16, 16, 3\): .*: a single image is images\[None\]"),
+        ([[0.5]], r"images of type list: expected an array \[B, H, W, 3\]"),
         (np.zeros((0, 16, 16, 3), np.float32), r"images of shape \(0, 16, 16, 3\)"),
         (np.zeros((1, 3, 16, 16), np.float32), r"images of shape \(1, 3, 16, 16\)"),
         (np.zeros((1, 18, 16, 3), np.float32), "multiples of the patch 4"),

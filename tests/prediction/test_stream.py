@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from faces import write_photo
+from PIL import Image
 
 import jaxface
 from jaxface.data.faces import DETECTORS, Face
@@ -153,10 +154,16 @@ def test_what_finishes_an_item_runs_before_its_result_is_given(predictor, photos
     assert sorted(finished) == [item.path for item in items]
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), None])
 def test_an_array_that_is_no_image_is_one_line(predictor, image):
     with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\]"):
         predictor([image])
+
+
+def test_an_image_of_another_library_is_answered_as_its_pixels_are(predictor):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+    ours, pillows, jaxs = predictor([pixels, Image.fromarray(pixels), jax.device_put(pixels)])
+    assert ours == pillows == jaxs
 
 
 def test_a_batch_takes_the_smallest_program_that_holds_it(trained_run):
