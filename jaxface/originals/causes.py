@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.special import erf
 
 from jaxface.originals.gradients import GRADIENT
 from jaxface.originals.hooks import INPUT
@@ -141,12 +142,8 @@ def _normalisation(departure: Departure) -> str | None:
     return departure.explains((word, lambda e=epsilon, c=centre: normed(c, e)) for word, epsilon, centre in trials)
 
 
-def _erf(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.erf, otypes=[np.float64])(x)
-
-
 ACTIVATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
-    "exact GELU": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2))),
+    "exact GELU": lambda x: x * 0.5 * (1 + erf(x / math.sqrt(2))),
     "tanh GELU": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "QuickGELU": lambda x: x / (1 + np.exp(-1.702 * x)),
     "SiLU": lambda x: x / (1 + np.exp(-x)),
