@@ -69,6 +69,9 @@ class Options:
         for name in ("columns", "tasks_file") if not self.predictions else ():
             if getattr(self, name):
                 raise UserError(f"{name} is about the files of --predictions: name some, or leave it out")
+        named = [word.partition("=")[0] for word in self.columns]
+        if len(set(named)) < len(named):
+            raise UserError(f"columns {' '.join(self.columns)}: name each once")
         computed = ("features", "batch_size", "workers", "weights", "engine", "most_loss")
         only(self, "runs whose models are computed, not --predictions", not self.predictions, *computed, "recompute")
         only(self.trust, "runs, not --predictions", not self.predictions)
@@ -141,7 +144,7 @@ def compare(options: Options) -> None:
     if twice:
         raise UserError(f"--predictions: two files are called {twice[0]}: each needs a name of its own")
     columns = {name: column for name, _, column in (word.partition("=") for word in options.columns)}
-    told = Told(columns, options.tasks_file)
+    told = Told(columns, options.tasks_file, several=len(options.predictions) > 1)
     for path in options.predictions:
         with alone_in(out / path.stem):
             _, scores = evaluate_foreign(path, out / path.stem, told, tuple(map(str, options.data)), options.split, options.groups)

@@ -149,6 +149,7 @@ def test_every_field_refuses_every_absurd_value_in_one_line_or_it_is_listed_why_
             {"runs": (), "predictions": ("p",), "trust": Caution(coverage=0.9)},
             "coverage 0.9: it is for runs, not --predictions",
         ),
+        (evaluate.Options, {"runs": (), "predictions": ("p",), "columns": ("age=a", "age=b")}, "columns age=a age=b: name each once"),
         (Caution, {"at_most": 0.2}, "at_most 0.2: it is for --threshold-age"),
         (compare.Options, {"rank": 3}, "rank 3: it is for --train"),
         (compare.Options, {"out": "a.json"}, "a.json: expected a name that ends in .png"),

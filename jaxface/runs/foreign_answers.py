@@ -38,10 +38,12 @@ class Told:
     Attributes:
       columns: by the name that is expected here, `age_label`, the one in the file.
       tasks_file: of tasks that are not built in.
+      several: whether it is of several files, one of which may have a column by its own name.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     tasks_file: Path | None = None
+    several: bool = False
 
 
 def read_foreign(path: Path, told: Told, labelled: Predictions | None = None) -> Predictions:
@@ -52,7 +54,7 @@ def read_foreign(path: Path, told: Told, labelled: Predictions | None = None) ->
 
     Raises UserError that names the file, and what is missing or cannot be read.
     """
-    rows = [_renamed(row, told.columns) for row in rows_of(path)]
+    rows = [_renamed(row, told.columns) for row in _with(rows_of(path), path, told)]
     if not rows:
         raise UserError(f"{path}: no row")
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -112,7 +114,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     back = {written: name for name, written in columns.items()}
-    return {back.get(name, name): value for name, value in row.items()}
+    return {back.get(name, name): value for name, value in row.items() if name in back or name not in columns}
+
+
+def _with(rows: Iterator[dict[str, Any]], path: Path, told: Told) -> list[dict[str, Any]]:
+    """The rows. Raises UserError where one of the columns that the user names is in none of them."""
+    found = list(rows)
+    names = {name for row in found for name in row}
+    for name, written in told.columns.items():
+        if found and written not in names and (name not in names or not told.several):
+            raise UserError(f"{path}: --columns {name}={written}: no column {written}; found {', '.join(sorted(names))}")
+    return found
 
 
 def _ids(path: Path, rows: Rows, names: Sequence[str]) -> list[str]:

@@ -87,6 +87,16 @@ def test_what_the_file_calls_a_task_is_found_with_its_label(tmp_path):
     assert values["accuracy/tags"] == pytest.approx(1 / 3)
 
 
+def test_a_column_that_is_called_otherwise_stands_in_the_place_of_one_of_its_name_and_has_to_be_there(tmp_path):
+    own = [{"id": str(i), "pred": "male", "gender": "female", "gender_label": "male"} for i in range(3)]
+    path = write(tmp_path / "a.csv", own)
+    read = read_foreign(path, Told({"gender": "pred"}))
+    assert summarize(read)["accuracy/gender"] == 1
+    with pytest.raises(UserError, match="--columns gender=guess: no column guess; found gender, gender_label, id, pred"):
+        read_foreign(path, Told({"gender": "guess"}))
+    assert summarize(read_foreign(path, Told({"gender": "guess"}, several=True)))["accuracy/gender"] == 0
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
