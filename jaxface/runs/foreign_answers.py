@@ -54,7 +54,7 @@ def read_foreign(path: Path, told: Told, labelled: Predictions | None = None) ->
 
     Raises UserError that names the file, and what is missing or cannot be read.
     """
-    rows = [_renamed(row, told.columns) for row in _with(rows_of(path), path, told)]
+    rows = _renamed(list(rows_of(path)), path, told)
     if not rows:
         raise UserError(f"{path}: no row")
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -112,19 +112,17 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, [str(one) for one in value] if isinstance(value, list) else str(value)
 
 
-def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    back = {written: name for name, written in columns.items()}
-    return {back.get(name, name): value for name, value in row.items() if name in back or name not in columns}
+def _renamed(rows: Rows, path: Path, told: Told) -> Rows:
+    """The rows by the names that are expected here; a column that the user names stands in the place of one that is called so itself.
 
-
-def _with(rows: Iterator[dict[str, Any]], path: Path, told: Told) -> list[dict[str, Any]]:
-    """The rows. Raises UserError where one of the columns that the user names is in none of them."""
-    found = list(rows)
-    names = {name for row in found for name in row}
+    Raises UserError where one of those that the user names is in no row.
+    """
+    names = {name for row in rows for name in row}
     for name, written in told.columns.items():
-        if found and written not in names and (name not in names or not told.several):
+        if rows and written not in names and (name not in names or not told.several):
             raise UserError(f"{path}: --columns {name}={written}: no column {written}; found {', '.join(sorted(names))}")
-    return found
+    back = {written: name for name, written in told.columns.items() if written in names}
+    return [{back.get(name, name): value for name, value in row.items() if name in back or name not in back.values()} for row in rows]
 
 
 def _ids(path: Path, rows: Rows, names: Sequence[str]) -> list[str]:
