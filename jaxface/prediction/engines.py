@@ -191,12 +191,13 @@ def engine_on(export: str, library: str) -> Engine:
         if "-" not in export:  # in float32
             return 0.0
         try:
-            same = [float(said["same_class"]) for said in manifest["agreement"]["tasks"].values()]
-            if not same or not all(0 <= share <= 1 for share in same):
-                raise ValueError(f"same_class {same}")
+            agreement = manifest["agreement"]
+            same, images = [float(said["same_class"]) for said in agreement["tasks"].values()], int(agreement["images"])
+            if images < 1 or not same or not all(0 <= share <= 1 for share in same):
+                raise ValueError(f"same_class {same} of {images} images")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{folder}: its manifest does not say how many faces keep their class ({error}): export it again") from None
-        return 1.0 - min(same)
+        return max(1.0 - min(same), 1 / images)  # that none of three changed does not say that none of a hundred does
 
     return Engine(open_model, loss, ("cpu",))
 

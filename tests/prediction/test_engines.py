@@ -83,6 +83,8 @@ def test_the_manifest_of_eight_bits_says_how_far_they_agree(run):
     manifest = read_manifest(run / "export" / "onnx-int8")
     assert manifest["precision"] == "int8"
     assert manifest["products"]["int8"] > 0
+    images = manifest["agreement"]["images"]
+    assert ENGINES.get("onnxruntime-int8").loss(Place(run, model_digest(run))) >= 1 / images
     for said in manifest["agreement"]["tasks"].values():
         assert 0.5 <= said["same_class"] <= 1
         assert len(said["accuracy"]) == len(said["calibration_error"]) == 2
