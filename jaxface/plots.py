@@ -10,6 +10,7 @@ import functools
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,9 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def to_png_bytes(figure: Figure, dpi: int = 150, background: str = "white") -> bytes:
     """The figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor=background, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a script that the font does not have: it draws a box
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor=background, metadata={"Software": None})
     return buffer.getvalue()
 
 

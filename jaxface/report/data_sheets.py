@@ -42,7 +42,9 @@ def _summary_figure(summary: dict[str, Any], faces: np.ndarray) -> Figure:
     parts: Any = whole.subfigures(2, height_ratios=[3, 4])
     top, bottom = parts
     reasons = dict(list(summary["dropped"]["reasons"].items())[:8])
-    axes = top.subplots(1, len(tasks) + bool(reasons), squeeze=False)[0]
+    axes = top.subplots(1, max(1, len(tasks) + bool(reasons)), squeeze=False)[0]
+    if not tasks and not reasons:  # of pictures without any label
+        axes[0].set_axis_off()
     for place, task in zip(axes, tasks, strict=False):
         classes, width = summary["classes"][task] or ["numbers"], 0.8 / len(summary["splits"])
         for index, (split, colour) in enumerate(zip(summary["splits"], COLOURS, strict=False)):

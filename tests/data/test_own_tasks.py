@@ -1,6 +1,7 @@
 """Tasks of a user's own: read from files, found in tables and folders, kept beside the records."""
 
 import json
+import warnings
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from jaxface.data.sources import Reading, get_source
 from jaxface.data.task_files import read_tasks, write_tasks
 from jaxface.data.tasks import AGE, EMOTION, GENDER, Task
 from jaxface.errors import UserError
+from jaxface.report.data_sheets import write_summary_picture
 
 FILE = """
 [Größe]
@@ -220,6 +222,20 @@ def test_cocos_categories_are_several_labels_or_a_class_of_each_box(tmp_path):
     tasks, records = rows_of("coco", tmp_path / "annotations" / "instances_val2017.json", per="object")
     assert tasks["label"].kind == "classification"
     assert {record.box for record in records.values()} == {(2, 3, 12, 15)}
+    for what, entry in (("categories", {"id": 7, "name": "pizza"}), ("images", {"id": 1, "file_name": "b.png"})):
+        (tmp_path / "twice.json").write_text(json.dumps(content | {what: [*content[what], entry]}))
+        with pytest.raises(UserError, match=rf"twice\.json: two of its {what} have the id {entry['id']}"):
+            rows_of("coco", tmp_path / "twice.json")
+
+
+def test_pictures_without_any_label_are_summed_up_in_a_picture_too(tmp_path):
+    for index in range(8):
+        (tmp_path / f"{index}.png").write_bytes(picture(index))
+    content = {"images": [{"id": i, "file_name": f"{i}.png"} for i in range(8)], "categories": [{"id": 1, "name": "日"}], "annotations": []}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    prepare("coco", tmp_path / "a.json", tmp_path / "out")
+    with warnings.catch_warnings(action="error"):
+        write_summary_picture(tmp_path / "out")
 
 
 def test_label_studios_exports_are_read_in_both_forms(tmp_path):

@@ -24,8 +24,8 @@ class Coco(Labelled):
     def rows(self, folder: Path, options: Reading, columns: Columns) -> Iterator[Row | Skipped]:
         for path, content in json_files(self.require(folder), dict, self.layout):
             try:
-                categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-                images = {entry["id"]: entry for entry in content["images"]}
+                categories = {key: str(entry["name"]) for key, entry in _by_id(path, content, "categories").items()}
+                images = _by_id(path, content, "images")
                 annotations: dict[Any, list[Any]] = {key: [] for key in images}
                 for entry in content["annotations"]:
                     annotations[entry["image_id"]].append((categories[entry["category_id"]], entry.get("bbox")))
@@ -60,3 +60,12 @@ class Coco(Labelled):
                     continue
                 box = (bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3])
                 yield Row(with_box(name, box), file, {options.label: one}, split, f"{path}: image {key}", box)
+
+
+def _by_id(path: Path, content: dict[str, Any], what: str) -> dict[Any, dict[str, Any]]:
+    """The entries of a list by their ids. Raises UserError for two with one."""
+    found: dict[Any, dict[str, Any]] = {}
+    for entry in content[what]:
+        if found.setdefault(entry["id"], entry) is not entry:
+            raise UserError(f"{path}: two of its {what} have the id {entry['id']}: which one an annotation means cannot be told")
+    return found
