@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +59,22 @@ class Base(NamedTuple):
 def is_run(path: Path) -> bool:
     """Whether a path is a run folder, and no checkpoint: these are folders, too, as Hugging Face's libraries write them."""
     return path.is_dir() and weights_in(path) is None
+
+
+_OPENED: ContextVar[tuple[Path, ...]] = ContextVar("runs that are opened as bases, each for the one before", default=())
+
+
+@contextmanager
+def opened_as_base(path: Path) -> Iterator[None]:
+    """While a run is opened as the base of another. Raises UserError where it is, by whatever way, its own."""
+    whole, above = path.resolve(), _OPENED.get()
+    if whole in above:
+        raise UserError(f"{path}: a run that begins from itself, by way of its base weights: --weights FILE says where its own are")
+    before = _OPENED.set((*above, whole))
+    try:
+        yield
+    finally:
+        _OPENED.reset(before)
 
 
 def random_fingerprint(variant: Mapping[str, Any], seed: int) -> str:

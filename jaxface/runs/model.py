@@ -29,7 +29,7 @@ from jaxface.models.tree import arrays_of, flatten, in_one_program, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked
-from jaxface.runs.base import Base, find_bases, framing_of, is_run, random_fingerprint
+from jaxface.runs.base import Base, find_bases, framing_of, is_run, opened_as_base, random_fingerprint
 from jaxface.runs.best import Best, model_digest, read_best
 from jaxface.runs.config import RANDOM, Config
 from jaxface.runs.folder import read_config
@@ -284,7 +284,8 @@ def load_base(config: Config, path: Path | None = None, places: Sequence[Path] =
         )
     path = path or Path(source)
     if is_run(path):
-        trained = load_trained(path, places, dtype=np.float32)
+        with opened_as_base(path):
+            trained = load_trained(path, [place for place in places if place.resolve() != path.resolve()], dtype=np.float32)
         return Base(trained.merged().encoder, trained.model, trained.fingerprint, path)
     try:
         encoder = weights.load_encoder(path)

@@ -111,6 +111,16 @@ def test_a_run_opens_where_its_base_weights_lie_now(run, tmp_path, monkeypatch):
     assert_close(logits(load_trained(run)), expected, 0)
 
 
+def test_a_run_that_is_named_as_its_own_base_opens_on_the_one_it_has_and_one_that_is_its_own_is_refused(run, tmp_path):
+    assert load_trained(run, (run,)).base == load_trained(run).base
+    cycle = shutil.copytree(run, tmp_path / "cycle" / "run")
+    config = json.loads((cycle / "config.json").read_text())
+    config["encoder"]["weights"] = str(cycle)
+    (cycle / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="a run that begins from itself"):
+        load_trained(cycle)
+
+
 def test_a_run_that_was_moved_has_its_faces_drawn_beside_it(run, tmp_path, monkeypatch):
     made = []
 
