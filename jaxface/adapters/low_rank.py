@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxface.errors import UserError
 from jaxface.kernels.dropout import drop
-from jaxface.kernels.matmul import NORM_FLOOR, dense, low_rank_product, product, sums_kernel, up
+from jaxface.kernels.matmul import NORM_FLOOR, dense, finished, low_rank_product, product, sums_kernel, up
 from jaxface.kernels.normalize import at_least_float32
 from jaxface.kernels.operations import ADAPTED_PRODUCT, OWN, run_kernel
 from jaxface.registry import Registry
@@ -199,29 +199,34 @@ class LowRank(nnx.Module):
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         """x [..., in] @ self -> [..., out]"""
+        return self.affine(x, None)
+
+    def affine(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """x [..., in] @ self + bias [out] -> [..., out], rounded once."""
         if self.keys is None:
-            return self._product(x)
+            return self._product(x, bias)
         kept = drop(x, self.keys[...], self.dropout)
-        y = product(x - kept, jax.lax.stop_gradient(self.base)) + self._product(kept)
+        y = product(x - kept, jax.lax.stop_gradient(self.base)) + self._product(kept, bias)
         if self.start_a is None:
             return y
         a, b = (start[...].astype(x.dtype) for start in (self.start_a, self.start_b))
         return y - self.scaling * up((x - kept) @ a, b, a.shape[-1] // b.shape[-2])
 
-    def _product(self, x: jax.Array) -> jax.Array:
+    def _product(self, x: jax.Array, bias: jax.Array | None) -> jax.Array:
         a, b = self.factors()
         w = self.base[...].astype(x.dtype) if isinstance(self.base, nnx.Variable) else self.base
         if self.implementation != OWN:
             a, b, _ = self.plain_update()
             gain = self.gain() if self.gains is None else self.gains[...]
-            return run_kernel(ADAPTED_PRODUCT, self.implementation, x, jax.lax.stop_gradient(dense(w, x.dtype)), a, b, gain)
+            y = run_kernel(ADAPTED_PRODUCT, self.implementation, x, jax.lax.stop_gradient(dense(w, x.dtype)), a, b, gain)
+            return finished(y, None, bias)
         if self.magnitude is None:
-            return low_rank_product(x, w, a, b)
+            return low_rank_product(x, w, a, b, None, bias)
         if self.gains is not None:
-            return low_rank_product(x, w, a, b, self.gains[...])
+            return low_rank_product(x, w, a, b, self.gains[...], bias)
         if self.detach_norm:
-            return low_rank_product(x, w, a, b, self.magnitude[...], lengths=self._lengths)
-        return low_rank_product(x, w, a, b, self.gain())
+            return low_rank_product(x, w, a, b, self.magnitude[...], bias, lengths=self._lengths)
+        return low_rank_product(x, w, a, b, self.gain(), bias)
 
     def factors(self) -> tuple[jax.Array, jax.Array]:
         """A [..., in, groups * R] and B [..., R, out] of the whole update: scaled, and less what it started from."""

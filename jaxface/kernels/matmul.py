@@ -19,6 +19,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
 from jaxface.kernels.cpu_products import few_rows_product, has_few_rows
+from jaxface.kernels.normalize import at_least_float32
 from jaxface.kernels.plain import is_plain
 from jaxface.kernels.varying import varying_alike
 
@@ -40,7 +41,11 @@ class Compressed(Protocol):
     def merge(self) -> jax.Array: ...
 
 
-def dense(w: jax.Array | Compressed, dtype: DTypeLike) -> jax.Array:
+Kernel = jax.Array | Compressed
+Factor = jax.Array | None
+
+
+def dense(w: Kernel, dtype: DTypeLike) -> jax.Array:
     """The kernel as an array [in, out]."""
     return (w if isinstance(w, jax.Array) else w.merge()).astype(dtype)
 
@@ -116,14 +121,15 @@ def sums_kernel(tokens: float, inputs: int, outputs: int, dtype: DTypeLike) -> b
 
 def low_rank_product(
     x: jax.Array,
-    w: jax.Array | Compressed,
+    w: Kernel,
     a: jax.Array,
     b: jax.Array,
-    gain: jax.Array | None = None,
+    gain: Factor = None,
+    bias: Factor = None,
     *,
     lengths: Callable[[], jax.Array] | None = None,
 ) -> jax.Array:
-    """`x @ (w + a b) * gain` with w frozen: its gradient is never formed.
+    """`x @ (w + a b) * gain + bias` with w frozen: its gradient is never formed.
 
     Args:
       x: [..., in]
@@ -131,6 +137,7 @@ def low_rank_product(
       a: [in, g * r]; g > 1 gives each of g equal slices of the output an adapter of its own (q, k and v of a fused kernel).
       b: [r, out]; both in the dtype that they train in: x's is taken where they are multiplied.
       gain: [out], or None for 1.
+      bias: [out], added before the result is rounded to x's dtype, or None.
       lengths: gives the lengths [out] of the columns of w + a b, by which the gain is to be divided, constants in the backward pass. Not
         asked where the sum is formed, which shows them.
     """
@@ -138,13 +145,11 @@ def low_rank_product(
     if gain is not None and lengths is not None and not summed:
         gain = gain / lengths()
     if is_plain():
-        return _forward(x, jax.lax.stop_gradient(dense(w, x.dtype)), a, b, gain, summed, summed and lengths is not None)[0]
-    return _low_rank_product(*varying_alike(x, w, a, b, gain), summed, summed and lengths is not None)
+        return _forward(x, jax.lax.stop_gradient(dense(w, x.dtype)), a, b, gain, bias, summed, summed and lengths is not None)[0]
+    return _low_rank_product(*varying_alike(x, w, a, b, gain, bias), summed, summed and lengths is not None)
 
 
-def _kernel(
-    w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, unit_columns: bool
-) -> tuple[jax.Array, jax.Array | None]:
+def _kernel(w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, unit_columns: bool) -> tuple[jax.Array, Factor]:
     """(w + a b) * scale as one array [in, out], and the scale [out]: the gain, over the columns' lengths if they are to be 1."""
     kernel = dense(w, b.dtype) + up(a, b, _groups(a, b))
     if gain is None:
@@ -178,68 +183,70 @@ def _joined(x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax
     return joined @ jnp.concatenate([w, b]), xa
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _low_rank_product(
-    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
-) -> jax.Array:
-    whole = summed or jnp.finfo(x.dtype).bits >= 32
-    return _forward(x, w, a, b, gain, summed, unit_columns)[0] if whole else _rounded_once(x, w, a, b, gain)
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _low_rank_product(x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor, *how: bool) -> jax.Array:
+    whole = how[0] or jnp.finfo(x.dtype).bits >= 32
+    return _forward(x, w, a, b, gain, bias, *how)[0] if whole else _rounded_once(x, w, a, b, gain, bias)
 
 
-def _rounded_once(x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None) -> jax.Array:
+def _rounded_once(x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor) -> jax.Array:
     """`_forward` where nobody asks for a gradient, in float32 up to the end: if x W were rounded first, nothing would be left of an update,
     or of a gain, that changes a value by less than half a unit in its last place."""
     if _is_wide(x, w) and _groups(a, b) == 1:
         if gain is None:
-            return _wide_forward(x, w, a, b, gain)[0]
+            return _wide_forward(x, w, a, b, gain, bias)[0]
         joined = _beside(x.reshape(-1, x.shape[-1]), a.astype(x.dtype))[0]
         y = _in_float32(joined, jnp.concatenate([dense(w, x.dtype), b.astype(x.dtype)])).reshape(*x.shape[:-1], -1)
     else:
         xa = up(x @ a.astype(x.dtype), b.astype(x.dtype), _groups(a, b))
         y = _in_float32(x, dense(w, x.dtype)) + xa.astype(jnp.float32)
-    return (y if gain is None else y * gain).astype(x.dtype)
+    return finished(y, gain, bias).astype(x.dtype)
 
 
 def _forward(
-    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None, summed: bool, unit_columns: bool
+    x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor, summed: bool, unit_columns: bool
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     if summed:
         # with a gain of exactly 0 there would be nothing left of y for its gradient, which divides by it
         gain = None if gain is None else jnp.where(gain == 0, TINY, gain).astype(gain.dtype)
         y = checkpoint_name(x @ _kernel(w, a, b, gain, unit_columns)[0], PRODUCT)
-        return y, (x, w, a, b, gain, None if gain is None else y, None)
+        return finished(y, None, bias), (x, w, a, b, gain, bias, None if gain is None else y, None)
     if _is_wide(x, w) and _groups(a, b) == 1:
-        return _wide_forward(x, w, a, b, gain)
+        return _wide_forward(x, w, a, b, gain, bias)
     # few rows: the sum, which the magnitude's gradient is taken from, costs little in float32
-    wider = jnp.promote_types(x.dtype, jnp.float32)
+    wider = at_least_float32(x.dtype)
     multiply = partial(jnp.matmul, preferred_element_type=wider)
     xa, b_wider = multiply(x, a.astype(x.dtype)), b.astype(x.dtype).astype(wider)
     y = checkpoint_name(multiply(x, dense(w, x.dtype)) + up(xa, b_wider, _groups(a, b)), PRODUCT)
-    return _gained(y, gain).astype(x.dtype), (x, w, a, b, gain, None if gain is None else y, None)
+    return finished(y, gain, bias).astype(x.dtype), (x, w, a, b, gain, bias, None if gain is None else y, None)
 
 
-def _wide_forward(
-    x: jax.Array, w: jax.Array | Compressed, a: jax.Array, b: jax.Array, gain: jax.Array | None
-) -> tuple[jax.Array, tuple[Any, ...]]:
+def _wide_forward(x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor) -> tuple[jax.Array, tuple[Any, ...]]:
     """One product of the joined operands: [x | x a] [w; b]."""
     rows = x.reshape(-1, x.shape[-1])
     y, xa = _joined(rows, dense(w, x.dtype), a.astype(x.dtype), b.astype(x.dtype))
     y = checkpoint_name(y.reshape(*x.shape[:-1], -1), PRODUCT)
     # what is kept is the result before its gain: whoever reads it next multiplies as it reads
-    return _gained(y, gain), (x, w, a, b, gain, None if gain is None else y, checkpoint_name(xa, PRODUCT))
+    return finished(y, gain, bias), (x, w, a, b, gain, bias, None if gain is None else y, checkpoint_name(xa, PRODUCT))
 
 
-def _gained(y: jax.Array, gain: jax.Array | None) -> jax.Array:
-    return y if gain is None else (y.astype(gain.dtype) * gain).astype(y.dtype)
+def finished(y: jax.Array, gain: Factor, bias: Factor = None) -> jax.Array:
+    """y [..., out] times the gain, and the bias added, rounded once; whoever reads it next does so as it reads."""
+    wide = y if gain is None else y.astype(gain.dtype) * gain
+    if bias is not None:
+        wider = at_least_float32(wide.dtype)
+        wide = wide.astype(wider) + bias.astype(wider)
+    return wide.astype(y.dtype)
 
 
 def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: jax.Array) -> tuple[jax.Array | None, ...]:
-    x, w, a, b, gain, y, xa = residuals
+    x, w, a, b, gain, bias, y, xa = residuals
     groups, rank, shape, an = _groups(a, b), b.shape[0], x.shape, a.astype(x.dtype)
     x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    d_bias = None if bias is None else jnp.sum(g.astype(bias.dtype), 0)
     if xa is not None:
         dx, da, db, d_gain = _wide_backward(x, w, a, b, gain, y, xa, g)
-        return dx.reshape(shape), None, da, db, d_gain
+        return dx.reshape(shape), None, da, db, d_gain, d_bias
     # barriers keep XLA from transposing wide arrays in the place of narrow ones
     barrier = jax.lax.optimization_barrier
     g = barrier(g)
@@ -250,7 +257,7 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: j
     else:
         kernel, scale, bs = None, None, b.astype(g.dtype)
         d_gain = None if gain is None else jnp.sum(g.astype(gain.dtype) * y.reshape(g.shape).astype(gain.dtype), 0)
-        g = _gained(g, gain)
+        g = finished(g, gain)
     xa = barrier(x @ an)  # [n, g r]
     if groups == 1:
         gb = barrier(g @ bs.T)
@@ -261,19 +268,12 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: j
         db = jnp.einsum("ngr,ngo->rgo", xa.reshape(-1, groups, rank), slices, preferred_element_type=b.dtype).reshape(b.shape)
     da = barrier(jnp.matmul(barrier(gb.T), x, preferred_element_type=a.dtype)).T
     dx = g @ dense(w, g.dtype).T + gb @ an.T if kernel is None else g @ kernel.T
-    return dx.reshape(shape), None, da, db if scale is None else db * scale, d_gain
+    return dx.reshape(shape), None, da, db if scale is None else db * scale, d_gain, d_bias
 
 
 def _wide_backward(
-    x: jax.Array,
-    w: jax.Array | Compressed,
-    a: jax.Array,
-    b: jax.Array,
-    gain: jax.Array | None,
-    y: jax.Array | None,
-    xa: jax.Array,
-    g: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, y: Factor, xa: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, Factor]:
     """The gradients of x [n, in], a, b and the gain: each wide array is made by one pass, with whatever else that pass can give."""
     rank, inputs, outputs = b.shape[0], x.shape[1], g.shape[1]
 
@@ -285,7 +285,7 @@ def _wide_backward(
         parts = math.gcd(len(g), PARTS)
         terms = room(g).astype(gain.dtype) * room(y.reshape(g.shape)).astype(gain.dtype)
         d_gain = jax.lax.optimization_barrier(jnp.sum(terms.reshape(parts, -1, outputs + rank), 1)).sum(0)[:outputs]
-        g = _gained(g, gain)
+        g = finished(g, gain)
     joined, gb = _beside(g, b.astype(g.dtype).T)
     db = jnp.matmul(xa.T, joined, preferred_element_type=b.dtype)[:, :outputs]
     # x that is wider than the result was made by the pass that makes g of the product before, which gives arrays of one shape

@@ -47,6 +47,8 @@ class Linear(nnx.Module):
         bias = self.whole_bias()
         if isinstance(self.kernel, nnx.Variable) and rounds_before_bias(x.dtype):
             return checkpoint_name(product_and_bias(x, self.kernel[...], bias), PRODUCT)
+        if hasattr(self.kernel, "affine"):
+            return self.kernel.affine(x, bias)
         y = product(x, self.kernel)
         if isinstance(self.kernel, nnx.Variable):
             return y + bias.astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply

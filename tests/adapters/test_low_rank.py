@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxface.adapters.low_rank import LowRank, column_norms_squared
 from jaxface.adapters.task_specific import TaskLowRank
-from jaxface.kernels.matmul import sums_kernel
+from jaxface.kernels.matmul import low_rank_product, sums_kernel
 from jaxface.originals.reference import import_torch
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -179,3 +179,26 @@ def test_an_update_of_a_thousandth_keeps_its_effect_when_activations_are_bfloat1
     effect = effect.reshape(found.shape)
     assert np.abs(effect).max() < 0.02 * np.abs(before).max()
     assert 0.9 < np.sum(found * effect) / np.sum(effect * effect) < 1.1
+
+
+@pytest.mark.parametrize("tokens", [5, 40], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_bias_is_added_before_the_result_is_rounded_and_has_the_sum_of_its_rows_for_a_gradient(dtype, tokens):
+    random = np.random.default_rng(0)
+    x, w, a, b, g = (random.normal(size=shape) for shape in ((tokens, 16), (16, 24), (16, 2), (2, 24), (tokens, 24)))
+    x, w, a, b, g = (np.asarray(jnp.asarray(value, dtype), np.float64) for value in (x, w, a, b, g))
+    gain, bias = random.normal(size=24), 50 + random.normal(size=24)
+
+    def run(bias):
+        own = [jnp.asarray(value, jnp.float32) for value in (a, b, gain)]
+        return low_rank_product(jnp.asarray(x, dtype), jnp.asarray(w, dtype), *own, bias)
+
+    y, pull = jax.vjp(jax.jit(run), jnp.asarray(bias, jnp.float32))
+    exact = x @ (w + a @ b) * gain + bias
+    rounded = np.asarray(jnp.asarray(exact, dtype), np.float64)
+    apart = np.abs(np.asarray(y, np.float64) - rounded)
+    if dtype == jnp.float32:
+        assert apart.max() < 5e-5
+    else:  # of many rows what is kept for the gain's gradient was rounded before
+        assert (apart > 0).mean() < (0.01 if tokens == 5 else 0.15)
+    np.testing.assert_allclose(pull(jnp.asarray(g, dtype))[0], g.sum(0), rtol=2e-6, atol=1e-5)
