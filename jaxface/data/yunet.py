@@ -71,6 +71,7 @@ def faces(outputs: Mapping[str, np.ndarray], width: int, threshold: float) -> np
         marks = (points[sure] + np.tile(cell, 5)) * stride
         parts.append(np.concatenate([corner, size, marks, score[sure, None]], -1))
     rows = np.concatenate(parts)
+    rows = rows[np.argsort(-rows[:, 14], kind="stable")[:MOST]]
     if len(rows) < 2:
         return rows if len(rows) else None
     return rows[list(cv2.dnn.NMSBoxes(np.trunc(rows[:, :4]).tolist(), rows[:, 14].tolist(), threshold, OVERLAP, 1.0, MOST))]
