@@ -47,13 +47,14 @@ def test_the_report_finds_the_hardest_faces_and_the_costs(evaluated):
     from jaxface.runs.folder import read_run
 
     run = read_run(evaluated)
-    predictions, expected = run.predictions, set()
+    predictions, expected, most = run.predictions, set(), 0
     for task in predictions.tasks:
         labels, logits = predictions.labels[task.name], predictions.logits[task.name]
         given = scipy.special.log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
         wrong = [row for row in np.argsort(given) if logits[row].argmax() != labels[row]]
-        assert len(wrong) > 5  # else nothing is left out
+        most = max(most, len(wrong))
         expected |= {predictions.id[row] for row in wrong[:5]}
+    assert most > 5  # else nothing is left out
     assert run.hardest.keys() == expected
     assert {image.shape for image in run.hardest.values()} == {(16, 16, 3)}
     assert run.summary["parameters"]["trained"] < run.summary["parameters"]["inference"]
