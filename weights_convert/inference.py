@@ -99,29 +99,25 @@ def _has(shapes: Shapes, pattern: str) -> bool:
 
 
 def _infer_vision(shapes: Shapes, heads: Heads, projected: bool, said: Told) -> EncoderConfig:
-    width = _majority(shapes, r"norm_pre.*|.*norm\d\.\w+|class_token|positions", what="width")
-    depth = _depth(shapes)
+    width, depth = _majority(shapes, r"norm_pre.*|.*norm\d\.\w+|class_token|positions", what="width"), _depth(shapes)
     near = _nearest(shapes, width, depth)
     told = _told(shapes, width, depth, near)
     alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in (*SIZES, *BUILD))]
     untold: tuple[str, ...] = (*UNTOLD, "heads", "pool_heads")
     if not alike:
         kind = [field for field in BUILD if field != "registers"]  # whose number sets no family apart
-        alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in kind)]
-        untold = UNTOLD
+        untold, alike = UNTOLD, [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in kind)]
     if not alike:
         raise Unlike(_unlike(told, shapes))
     alike = [name for name in alike if VARIANTS[name].image_size == told["image_size"]] or alike
     for field in ("activation", "pixels"):
         alike = [name for name in alike if getattr(VARIANTS[name], field) == getattr(said, field)] or alike
     first = VARIANTS[alike[0]]
-    # how whole photos are framed is of the weights, and a shape of no variant has what most have
-    asked = [field for field in untold if "heads" in untold or field not in ("framing", "pixels")]
-    differing = [field for field in asked if len({getattr(VARIANTS[name], field) for name in alike}) > 1]
+    usual = () if "heads" in untold else ("framing", "pixels")  # a shape of no variant has what most have
+    differing = [field for field in untold if field not in usual and len({getattr(VARIANTS[name], field) for name in alike}) > 1]
     if differing:
         raise Ambiguous(alike, differing)
-    rest: dict[str, Any] = {field: getattr(first, field) for field in untold}
-    rest |= {} if said.pixels is None else {"pixels": said.pixels}
+    rest: dict[str, Any] = {field: getattr(first, field) for field in untold} | ({"pixels": said.pixels} if said.pixels else {})
     if said.middle is not None and first.framing.startswith("bicubic"):
         rest["framing"] = "bicubic-middle" if said.middle else "bicubic-squash"
     if "heads" not in untold:
@@ -131,8 +127,8 @@ def _infer_vision(shapes: Shapes, heads: Heads, projected: bool, said: Told) -> 
     if told["image_size"] is None:
         told["image_size"] = first.image_size // first.patch * told["patch"]
     found = EncoderConfig(**told, **rest, output=output)
-    given = {"heads": heads.vision or found.heads, "pool_heads": heads.pool or found.pool_heads}
-    return replace(found, **given) if told["pool"] else replace(found, heads=given["heads"])
+    found = replace(found, heads=heads.vision or found.heads)
+    return replace(found, pool_heads=heads.pool or found.pool_heads) if told["pool"] else found
 
 
 def _unlike(told: Mapping[str, Any], shapes: Shapes) -> str:
