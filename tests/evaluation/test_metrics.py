@@ -135,10 +135,6 @@ def test_records_are_resampled_by_person_where_several_are_of_one():
     np.testing.assert_array_equal(metrics.person_matrices(alone, GENDER), metrics.task_matrix(alone, GENDER))
 
 
-def test_agreement_counts_equal_answers_right_or_wrong():
-    assert metrics.agreement(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2])) == 0.75
-
-
 def test_average_and_overall_are_the_theses():
     # FT4, multi-task: ages without VGGFace2, then the three tasks' averages (Tables 4.9 and 4.12)
     ages = {"utkface": 62.54, "fairface": 63.45, "vggface2": 61.68}
