@@ -99,14 +99,16 @@ def _has(shapes: Shapes, pattern: str) -> bool:
 
 
 def _infer_vision(shapes: Shapes, heads: Heads, projected: bool, said: Told) -> EncoderConfig:
-    width, depth = _majority(shapes, r"norm_pre.*|.*norm\d\.\w+|class_token|positions", what="width"), _depth(shapes)
+    width = _majority(shapes, r"norm_pre.*|.*norm\d\.\w+|class_token|positions", what="width")
+    depth = _depth(shapes)
     near = _nearest(shapes, width, depth)
     told = _told(shapes, width, depth, near)
     alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in (*SIZES, *BUILD))]
     untold: tuple[str, ...] = (*UNTOLD, "heads", "pool_heads")
     if not alike:
         kind = [field for field in BUILD if field != "registers"]  # whose number sets no family apart
-        untold, alike = UNTOLD, [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in kind)]
+        alike = [name for name, c in VARIANTS.items() if all(getattr(c, field) == told[field] for field in kind)]
+        untold = UNTOLD
     if not alike:
         raise Unlike(_unlike(told, shapes))
     alike = [name for name in alike if VARIANTS[name].image_size == told["image_size"]] or alike

@@ -41,11 +41,13 @@ class Compressed(Protocol):
     def merge(self) -> jax.Array: ...
 
 
-Kernel = jax.Array | Compressed
+AnyKernel = jax.Array | Compressed
+"""A frozen kernel [in, out], as an array or in fewer bits."""
 Factor = jax.Array | None
+"""Of every output feature, [out], or nothing."""
 
 
-def dense(w: Kernel, dtype: DTypeLike) -> jax.Array:
+def dense(w: AnyKernel, dtype: DTypeLike) -> jax.Array:
     """The kernel as an array [in, out]."""
     return (w if isinstance(w, jax.Array) else w.merge()).astype(dtype)
 
@@ -121,7 +123,7 @@ def sums_kernel(tokens: float, inputs: int, outputs: int, dtype: DTypeLike) -> b
 
 def low_rank_product(
     x: jax.Array,
-    w: Kernel,
+    w: AnyKernel,
     a: jax.Array,
     b: jax.Array,
     gain: Factor = None,
@@ -149,7 +151,7 @@ def low_rank_product(
     return _low_rank_product(*varying_alike(x, w, a, b, gain, bias), summed, summed and lengths is not None)
 
 
-def _kernel(w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, unit_columns: bool) -> tuple[jax.Array, Factor]:
+def _kernel(w: AnyKernel, a: jax.Array, b: jax.Array, gain: Factor, unit_columns: bool) -> tuple[jax.Array, Factor]:
     """(w + a b) * scale as one array [in, out], and the scale [out]: the gain, over the columns' lengths if they are to be 1."""
     kernel = dense(w, b.dtype) + up(a, b, _groups(a, b))
     if gain is None:
@@ -184,12 +186,12 @@ def _joined(x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array) -> tuple[jax
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _low_rank_product(x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor, *how: bool) -> jax.Array:
+def _low_rank_product(x: jax.Array, w: AnyKernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor, *how: bool) -> jax.Array:
     whole = how[0] or jnp.finfo(x.dtype).bits >= 32
     return _forward(x, w, a, b, gain, bias, *how)[0] if whole else _rounded_once(x, w, a, b, gain, bias)
 
 
-def _rounded_once(x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor) -> jax.Array:
+def _rounded_once(x: jax.Array, w: AnyKernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor) -> jax.Array:
     """`_forward` where nobody asks for a gradient, in float32 up to the end: if x W were rounded first, nothing would be left of an update,
     or of a gain, that changes a value by less than half a unit in its last place."""
     if _is_wide(x, w) and _groups(a, b) == 1:
@@ -204,7 +206,7 @@ def _rounded_once(x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Fac
 
 
 def _forward(
-    x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor, summed: bool, unit_columns: bool
+    x: jax.Array, w: AnyKernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor, summed: bool, unit_columns: bool
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     if summed:
         # with a gain of exactly 0 there would be nothing left of y for its gradient, which divides by it
@@ -221,7 +223,7 @@ def _forward(
     return finished(y, gain, bias).astype(x.dtype), (x, w, a, b, gain, bias, None if gain is None else y, None)
 
 
-def _wide_forward(x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor) -> tuple[jax.Array, tuple[Any, ...]]:
+def _wide_forward(x: jax.Array, w: AnyKernel, a: jax.Array, b: jax.Array, gain: Factor, bias: Factor) -> tuple[jax.Array, tuple[Any, ...]]:
     """One product of the joined operands: [x | x a] [w; b]."""
     rows = x.reshape(-1, x.shape[-1])
     y, xa = _joined(rows, dense(w, x.dtype), a.astype(x.dtype), b.astype(x.dtype))
@@ -272,7 +274,7 @@ def _backward(summed: bool, unit_columns: bool, residuals: tuple[Any, ...], g: j
 
 
 def _wide_backward(
-    x: jax.Array, w: Kernel, a: jax.Array, b: jax.Array, gain: Factor, y: Factor, xa: jax.Array, g: jax.Array
+    x: jax.Array, w: AnyKernel, a: jax.Array, b: jax.Array, gain: Factor, y: Factor, xa: jax.Array, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, Factor]:
     """The gradients of x [n, in], a, b and the gain: each wide array is made by one pass, with whatever else that pass can give."""
     rank, inputs, outputs = b.shape[0], x.shape[1], g.shape[1]

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxface.kernels.cpu_products import product_and_bias, rounds_before_bias
 from jaxface.kernels.gelu import gelu
-from jaxface.kernels.matmul import PRODUCT, product
+from jaxface.kernels.matmul import PRODUCT, finished, product
 from jaxface.kernels.normalize import EPSILON
 from jaxface.kernels.operations import MLP as MLP_OPERATION
 from jaxface.kernels.operations import NORMALIZATION, OWN, run_kernel
@@ -52,8 +52,7 @@ class Linear(nnx.Module):
         y = product(x, self.kernel)
         if isinstance(self.kernel, nnx.Variable):
             return y + bias.astype(y.dtype)  # libraries add a bias of the product's dtype as they multiply
-        wider = jnp.promote_types(y.dtype, bias.dtype)  # whoever reads an adapted product adds as it reads
-        return (y.astype(wider) + bias.astype(wider)).astype(y.dtype)
+        return finished(y, None, bias)
 
     def whole_bias(self) -> jax.Array:
         """[out]; asked for where there is a bias."""

@@ -158,7 +158,7 @@ def _cast(array: Any, precision: str) -> Any:
 def _in_precision(parts: Parts, precision: str) -> Parts:
     """The same model, all that it computes in another precision."""
     model = parts.build()
-    model.encoder.dtype = jnp.dtype(precision)
+    model.encoder.dtype, model.encoder.residual = jnp.dtype(precision), None
     arrays = {field: {n: _cast(x, precision) for n, x in getattr(parts, field).items()} for field in ("trained", "statistics", "frozen")}
     for name in [name for name in arrays["frozen"] if name.endswith(".base_norms")]:
         arrays["frozen"][name] = column_norms_squared(jnp.asarray(arrays["frozen"][name.removesuffix("_norms")]))
