@@ -50,7 +50,7 @@ class EncoderKeywords(TypedDict, total=False):
     heads: Heads | None
     averaged: bool | None
     classifier: Classifier
-    remat: str
+    remat: Annotated[str, Known(REMAT)]
 
 
 @checked

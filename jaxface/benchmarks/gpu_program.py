@@ -45,7 +45,7 @@ class Options:
       remat: what a block keeps for its backward pass.
       loop: how blocks come one after another: scan, unrolled; "auto" takes what training takes on a GPU.
       attention: the kernel that blocks attend with; "auto" takes what training takes on a GPU, cuDNN's.
-      precision: of activations and frozen kernels.
+      precision: of activations and frozen kernels; "auto" takes what training takes on a GPU, bf16.
       base: what frozen kernels are held in: as they are ("full"), int8, nf4.
       most: also find the largest batch that fits into the card's memory, by compiling for ever larger ones.
       kinds: kinds of kernels that are listed, the largest first.
@@ -62,7 +62,7 @@ class Options:
     remat: Literal["none", "products", "full"] = "products"
     loop: Literal["auto", "scan", "unrolled"] = "auto"
     attention: Annotated[str, Known(KERNELS, AUTO)] = AUTO
-    precision: Annotated[str, Known(PRECISIONS)] = "bf16"
+    precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
     base: Literal["full", "int8", "nf4"] = "full"
     most: bool = False
     kinds: Annotated[int, Range(0, 1000)] = 0
@@ -74,7 +74,7 @@ class Options:
         """What is compiled for a case."""
         base = "full" if case == "full" else self.base
         kept: dict[str, Any] = {"remat": self.remat, "loop": self.loop, "base": base, "attention": self.attention}
-        encoder = EncoderOptions(RANDOM, self.variant, precision=self.precision, **kept)
+        encoder = EncoderOptions(RANDOM, self.variant, precision="bf16" if self.precision == AUTO else self.precision, **kept)
         return run_of(case, self.rank, encoder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from jaxface.models.precision import Precision, precision_of
 from jaxface.models.tree import arrays_of, flatten, in_one_program, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
-from jaxface.ranges import PathLike, checked
+from jaxface.ranges import PathLike, checked, require
 from jaxface.runs.base import Base, find_bases, framing_of, is_run, opened_as_base, random_fingerprint
 from jaxface.runs.best import Best, model_digest, read_best
 from jaxface.runs.config import RANDOM, Config
@@ -255,6 +255,9 @@ def load_encoder(path: PathLike, **options: Unpack[weights.EncoderKeywords]) -> 
     if is_run(Path(path)):
         if not (Path(path) / "config.json").is_file():
             raise UserError(f"{path}: a folder with neither a run (config.json) nor a checkpoint ({', '.join(WEIGHTS)})")
+        kinds = get_type_hints(weights.EncoderKeywords, include_extras=True)
+        for name in options.keys() & kinds.keys():  # as of a checkpoint, whose reading checks them
+            require(kinds[name], options.get(name), name)
         encoder = load_trained(path, dtype=options.pop("dtype", None) or jnp.float32).merged().encoder
         encoder.remat = options.pop("remat", encoder.remat)
         encoder.residual = jnp.dtype(options.pop("residual", None) or encoder.dtype)

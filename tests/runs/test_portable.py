@@ -95,6 +95,11 @@ def test_a_run_in_mixed_precision_adds_its_branches_up_in_float32(tmp_path):
     assert (states.dtype, encoder.dtype, encoder.stages[0].attn.qkv.kernel.base.dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
     opened = load_encoder(run, dtype="bfloat16", residual="float32")
     assert (opened.dtype, opened.residual) == (jnp.bfloat16, jnp.float32)
+    for wrong in ({"dtype": "int8"}, {"residual": "flaot32"}):
+        with pytest.raises(UserError, match=r"(dtype int8|residual flaot32): expected float32, bfloat16 or float16"):
+            load_encoder(run, **wrong)
+    with pytest.raises(UserError, match="no remat 'some'; known: none, products, full"):
+        load_encoder(run, remat="some")
 
 
 def test_a_run_opens_where_its_base_weights_lie_now(run, tmp_path, monkeypatch):
