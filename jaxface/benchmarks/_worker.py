@@ -7,6 +7,7 @@ import ctypes
 import gc
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,7 +36,10 @@ class Worker:
         name = getattr(maker, "__name__", "")
         self.name = f"{name} {case}"
         command = [sys.executable, "-m", "jaxface.benchmarks._worker", maker.__module__, name, case, json.dumps(shape)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ  # several processes share a card
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
 
     def __enter__(self) -> Worker:
         self._ask(None)
@@ -88,7 +92,12 @@ def _forget_peak() -> None:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
+    """The most memory that this process has held where it computes, in bytes: a GPU's arrays, or else all of the process's pages."""
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    if jax and not torch and (stats := jax.local_devices()[0].memory_stats()):
+        return stats["peak_bytes_in_use"]
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])

@@ -94,7 +94,7 @@ def compare(options: Options) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The comparison as a table."""
     names = ("encoder", "images", "kernel", "ms", "GFLOP/s", "share of products' rate", "times jax.nn's speed", "times torch's")
-    result = Table(*names, title="attention, forward and backward, rotary positions, float32")
+    result = Table(*names, title="attention, forward and backward, rotary positions, float32, or bfloat16 on a GPU")
     for row in rows:
         ratios = (f"{row[f'times_{other}']:.2f}" for other in OTHERS)
         figures = (f"{1e3 * row['seconds']:.2f}", f"{row['flops'] / 1e9:.0f}", f"{100 * row['share_of_products']:.0f} %")

@@ -82,7 +82,7 @@ def parts(options: Options) -> tuple[Part, ...]:
 
     size = ("--variant", options.variant, "--batch-size")
     alone, beside = (*size, str(options.batch_size)), (*size, str(max(1, options.batch_size // 4)))
-    few = ("--rounds", "3", "--json")
+    few, whole = ("--rounds", "3", "--json"), f"{options.variant}:{options.batch_size}"
     against = (*beside, "--against", "torch", *few)
     compiler = find_spec("jax_cuda12_plugin") or find_spec("jax_cuda13_plugin")  # needs no card
     run = str(options.folder.resolve() / "runs")
@@ -94,7 +94,10 @@ def parts(options: Options) -> tuple[Part, ...]:
         Part("predicted", bench("compile", *alone, "--json", "--cases", "dora", "lora", "full"), device=not compiler, seconds=240),
         Part("training", ("-m", "jaxface.train", "--out", run)),
         Part("steps-beside-compiled-torch", bench("steps", *against, "--compile", "--cases", "dora"), seconds=180),
-        Part("attention", bench("attention", "cudnn", "pallas", "--against", "torch", "--variants", f"{options.variant}:16", *few)),
+        Part(
+            "attention",
+            bench("attention", "cudnn", "pallas", "--against", "torch", "--variants", whole, *few),
+        ),
         Part("memory", bench("memory", *alone, "--rounds", "0", "--json", "--remat", "products", "--base", "full", "int8")),
         Part("prediction", bench("predict", "--faces", "whole", "--batches", "2", "--rounds", "1", "--json"), device=False),
         Part("input", bench("input", "--seconds", "1", "--rounds", "1", "--json"), device=False),

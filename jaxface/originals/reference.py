@@ -5,10 +5,12 @@ Only comparisons, the checks of exports and tests use this; it takes torch and, 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +67,17 @@ def build_original(against: str, towers: Towers, tensors: dict[str, np.ndarray],
 def import_torch(*names: str) -> list[Any]:
     """torch and the modules named. Raises UserError if one is missing.
 
-    torchvision, which timm and open_clip import, may be built for another torch: its operators are declared beforehand, so that the
+    torchvision, which timm and open_clip import, may be built for another torch: then its operators are declared for it, so that the
     import does not fail on one that nothing here calls.
     """
-    import importlib
-
     try:
         import torch
 
-        _declare_operators(torch)
+        if names and find_spec("torchvision"):
+            try:
+                importlib.import_module("torchvision")
+            except RuntimeError:  # its library does not load here, and its operators are not there
+                _declare_operators(torch)
         return [torch, *(importlib.import_module(name) for name in names)]
     except ImportError as error:
         raise UserError(
