@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import field
 from statistics import median
 from typing import Annotated, Any, Literal
 
@@ -37,7 +36,7 @@ class Options:
     Attributes:
       kernels: names, of your own those that --import FILE.py registers; all that are known if none is named.
       cases: shapes by name; all if none is named.
-      dtypes: fp32, bf16.
+      dtypes: fp32, bf16; all that a kernel is for if none is named.
       rounds: timed calls of each; 0 times nothing.
       json: print one JSON object a case.
       against: torch.
@@ -46,7 +45,7 @@ class Options:
 
     kernels: Annotated[tuple[str, ...], Like(get_kernel), tyro.conf.Positional] = ()
     cases: Annotated[tuple[str, ...], OneOf("case", [case.name for case in CASES])] = ()
-    dtypes: Annotated[tuple[str, ...], OneOf("dtype", DTYPES), Items(least=1)] = field(default_factory=lambda: tuple(DTYPES))
+    dtypes: Annotated[tuple[str, ...], OneOf("dtype", DTYPES)] = ()
     rounds: Annotated[int, Range(0, 100_000)] = 5
     json: bool = False
     against: Literal["torch"] | None = None

@@ -78,12 +78,15 @@ def operations(program: Program) -> dict[str, tuple[str, float, float]]:
 
 
 def events(folder: Path) -> Iterator[tuple[str, float]]:
-    """The operations of the newest profile in a folder: name and seconds."""
+    """The operations of the newest profile in a folder: name and seconds. Beside a device that computes the host is left out."""
     newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
     with gzip.open(newest) as file:
-        for event in json.load(file)["traceEvents"]:
-            if event.get("ph") == "X":
-                yield event.get("args", {}).get("hlo_op", event["name"]), event["dur"] / 1e6
+        found = json.load(file)["traceEvents"]
+    places = {event["pid"]: event["args"]["name"] for event in found if event.get("ph") == "M" and event["name"] == "process_name"}
+    devices = {place for place, name in places.items() if name.startswith("/device:")}
+    for event in found:
+        if event.get("ph") == "X" and (not devices or event["pid"] in devices):
+            yield event.get("args", {}).get("hlo_op", event["name"]), event["dur"] / 1e6
 
 
 def profile(run: Callable[[], Any], program: Program, rounds: int, folder: Path) -> dict[str, Kind]:

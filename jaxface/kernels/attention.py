@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxface.errors import UserError
 from jaxface.kernels.matmul import PRODUCT
 from jaxface.kernels.plain import is_plain
 from jaxface.kernels.platform import platform
@@ -53,25 +54,33 @@ ANYWHERE = "xla"
 
 
 class Entry(NamedTuple):
-    """A registered kernel, for which calls the automatic choice takes it, and what number of rows it wants a multiple of."""
+    """A registered kernel, for which calls the automatic choice takes it, what number of rows it wants a multiple of, and whether it
+    computes in half precision alone."""
 
     kernel: AttentionKernel
     suits: Callable[[Call], bool]
     multiple: int = 1
+    half: bool = False
 
 
 KERNELS: Registry[Entry] = Registry("attention kernel", others="or one of your own that --import FILE.py registers")
 
 
 def register(
-    name: str, kernel: AttentionKernel, *, suits: Callable[[Call], bool] = lambda call: False, multiple: int = 1
+    name: str,
+    kernel: AttentionKernel,
+    *,
+    suits: Callable[[Call], bool] = lambda call: False,
+    multiple: int = 1,
+    half: bool = False,
 ) -> AttentionKernel:
     """Makes an attention kernel known by its name.
 
     With `suits` it also takes part in the automatic choice: the kernel registered last whose condition holds is taken. With a `multiple`
-    an encoder fills its tokens up to one before its blocks, once, and cuts them after.
+    an encoder fills its tokens up to one before its blocks, once, and cuts them after. One that computes in half precision alone (`half`)
+    is refused where it is asked for float32.
     """
-    return KERNELS.add(name, Entry(kernel, suits, multiple)).kernel
+    return KERNELS.add(name, Entry(kernel, suits, multiple, half)).kernel
 
 
 def get_kernel(name: str) -> AttentionKernel:
@@ -95,7 +104,8 @@ def attention(
 ) -> jax.Array:
     """softmax(rotate(q) rotate(k)^T / sqrt(d)) v per head, softmax in float32, by the named kernel.
 
-    "auto" chooses by platform and shape while the program is traced. Raises UserError if there is no kernel of that name.
+    "auto" chooses by platform and shape while the program is traced. Raises UserError if there is no kernel of that name, or it is not for
+    q's dtype.
     """
     if is_plain():
         return _attend_forward(q, k, v, angles, causal, False)[0]
@@ -103,7 +113,12 @@ def attention(
         kernel = ANYWHERE
     if kernel == AUTO:
         kernel = choose(Call(platform(), q.dtype, q.shape[-2], k.shape[-2], q.shape[-1], causal))
-    return get_kernel(kernel)(q, k, v, angles=angles, causal=causal)
+    entry = KERNELS.get(kernel)
+    if entry.half and q.dtype.itemsize != 2:
+        raise UserError(
+            f"attention kernel {kernel}: computes in bfloat16 or float16, got {q.dtype}; --encoder.precision bf16 or mixed suits it"
+        )
+    return entry.kernel(q, k, v, angles=angles, causal=causal)
 
 
 def fill(x: jax.Array, head_width: int, kernel: str) -> jax.Array:

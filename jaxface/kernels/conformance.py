@@ -21,7 +21,7 @@ import numpy as np
 from rich.table import Table
 
 from jaxface.kernels import operation_check
-from jaxface.kernels.attention import AttentionKernel, get_kernel
+from jaxface.kernels.attention import KERNELS, AttentionKernel, get_kernel
 from jaxface.kernels.verdicts import Verdicts, as_text, in_a_line, named, relative_error
 from jaxface.timing import interleaved, medians
 
@@ -174,7 +174,7 @@ def check(
     kernel: AttentionKernel | str,
     *,
     cases: Sequence[Case] = CASES,
-    dtypes: Sequence[str] = tuple(DTYPES),
+    dtypes: Sequence[str] = (),
     rounds: int = 5,
     show: bool = True,
     operation: str = ATTENTION,
@@ -183,6 +183,7 @@ def check(
 
     Args:
       kernel: a function, or the name of a registered kernel.
+      dtypes: of `DTYPES`; all that the kernel is for if none is named.
       operation: attention, or one of `jaxface.kernels.operations`, which has cases of its own and is not timed.
       rounds: timed calls of each case, in turn with the plain XLA kernel; 0 times nothing.
       show: print the table.
@@ -190,11 +191,12 @@ def check(
     Raises UserError for an unknown name.
     """
     if operation != ATTENTION:
-        found = operation_check.check_operation(operation, kernel, dtypes)
+        found = operation_check.check_operation(operation, kernel, dtypes or tuple(DTYPES))
         if show:
             print(found)
         return found
     name, function = named(kernel, get_kernel)
+    dtypes = dtypes or [dtype for dtype, of in DTYPES.items() if of.itemsize == 2 or name not in KERNELS or not KERNELS.get(name).half]
     report = Report(name, tuple(_run(function, case, dtype, rounds) for case in cases for dtype in dtypes))
     if show:
         print(report)

@@ -25,7 +25,7 @@ def _suits(call: Call) -> bool:
     return call.platform == "gpu" and call.dtype.itemsize == 2 and call.head_width % 8 == 0 and call.head_width <= 128 and _has_it()
 
 
-@partial(register, "cudnn", suits=_suits, multiple=2)
+@partial(register, "cudnn", suits=_suits, multiple=2, half=True)
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, angles: jax.Array | None = None, causal: bool = False) -> jax.Array:
     """Fused attention in half precision; d is a multiple of 8, and at most 128, or 256 from Hopper on."""
     keys = k.shape[-2] if angles is None else angles.shape[-2]
