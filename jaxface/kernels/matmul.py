@@ -284,6 +284,8 @@ def _wide_backward(
 
     d_gain = None
     if gain is not None:
+        if outputs > inputs:
+            g = jax.lax.optimization_barrier(g)  # what makes g and this sum over columns take twice as long in one pass as in two
         parts = math.gcd(len(g), PARTS)
         terms = room(g).astype(gain.dtype) * room(y.reshape(g.shape)).astype(gain.dtype)
         d_gain = jax.lax.optimization_barrier(jnp.sum(terms.reshape(parts, -1, outputs + rank), 1)).sum(0)[:outputs]
