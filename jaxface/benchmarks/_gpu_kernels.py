@@ -45,6 +45,7 @@ class Kernel:
       result: type and shape.
       bytes: read and written at one turn of the loop.
       kind: of operation, of `KINDS`.
+      flops: of products, and of attention's two or, backward, five.
       wide32: whether it multiplies activations of a whole batch in float32, which costs more than twice the time.
     """
 
@@ -52,6 +53,7 @@ class Kernel:
     result: str
     bytes: int
     kind: str
+    flops: float
     wide32: bool
 
     @property
@@ -95,7 +97,17 @@ def _kernel(program: Program, line: Instruction, lines: dict[str, Instruction], 
     scratch = sum(size * math.prod(sides) for of, sides, size in results if product and len(results) > 1 and of in ("s8", "u8"))
     arrays = [array for shape in (*(lines[operand].shape for operand in line.operands), line.shape) for array in shapes_in(shape)]
     large = {of for of, sides, _ in arrays if math.prod(sides) >= wide}
-    return Kernel(name, line.shape, program.moved(line, lines) - scratch, kind, kind == PRODUCTS and "f32" in large)
+    flops = _attention_flops(line.shape) if kind == ATTENTION else program.flops(line, lines)
+    return Kernel(name, line.shape, program.moved(line, lines) - scratch, kind, flops, kind == PRODUCTS and "f32" in large)
+
+
+def _attention_flops(shape: str) -> float:
+    """By its results: one array [B, H, N, d] forward, three gradients backward, where the weights are formed again."""
+    sides = [found for _, found, _ in shapes_in(shape) if len(found) == 4]
+    if not sides:
+        return 0.0
+    batch, heads, tokens, width = sides[0]
+    return 2.0 * (5 if len(sides) > 2 else 2) * batch * heads * tokens**2 * width
 
 
 def _kind(program: Program, line: Instruction) -> str:
@@ -115,9 +127,11 @@ def describe(compiled: Any, encoder: EncoderConfig, images: int) -> tuple[dict[s
     wide = images * (encoder.grid**2 + encoder.prefix) * NARROW
     found, depth = list(block_kernels(Program.of(compiled.as_text()), wide)), encoder.depth
     memory = compiled.memory_analysis()
-    by_kind = dict.fromkeys(KINDS, 0.0)
+    by_kind, flops = dict.fromkeys(KINDS, 0.0), dict.fromkeys((PRODUCTS, ATTENTION), 0.0)
     for times, kernel in found:
         by_kind[kernel.kind] += times * kernel.bytes / depth
+        if kernel.product:
+            flops[kernel.kind] += times * kernel.flops / depth
 
     def per_block(kernels: list[tuple[int, Kernel]]) -> tuple[float, float]:
         return sum(times * kernel.bytes for times, kernel in kernels) / depth, sum(times for times, _ in kernels) / depth
@@ -127,6 +141,7 @@ def describe(compiled: Any, encoder: EncoderConfig, images: int) -> tuple[dict[s
         "bytes_per_block": round(bytes_),
         "product_bytes_per_block": round(product_bytes),
         "bytes_by_kind": {kind: round(moved) for kind, moved in by_kind.items()},
+        "flops_by_kind": flops,
         "kernels_per_block": round(kernels, 2),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,

@@ -8,6 +8,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,9 @@ from typing import Any
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.errors import UserError
 from jaxface.progress import Track
+
+NOTE = re.compile(r"-+$|For simplicity, JAX has removed")
+"""What JAX prints behind an error."""
 
 
 class Worker:
@@ -62,8 +66,8 @@ class Worker:
             print(word, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            last = self._process.stderr.read().strip().splitlines()
-            raise UserError(f"{self.name}: {last[-1] if last else 'the process ended'}")
+            lines = [line for line in self._process.stderr.read().splitlines() if line.strip() and not NOTE.match(line)]
+            raise UserError(f"{self.name}: {lines[-1] if lines else 'the process ended'}")
         return float(answer)
 
 

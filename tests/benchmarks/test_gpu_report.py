@@ -22,7 +22,7 @@ def test_it_ends_whatever_its_parts_do_and_says_what_came_of_each(backend, tmp_p
     made = [Part(name, ("-c", f"print({json.dumps(line)!r})")) for name, line in lines.items()]
     made += [Part("wrong", ("-c", "raise SystemExit('no such thing')")), Part("slow", ("-c", "while True: pass"), seconds=0.5)]
     monkeypatch.setattr(gpu_report, "ASK", f"print({json.dumps({'backend': backend})!r})")
-    monkeypatch.setattr(gpu_report, "parts", lambda options: (*made, Part("anywhere", ("-c", "print(1)"), device=False)))
+    monkeypatch.setattr(gpu_report, "parts", lambda *_: (*made, Part("anywhere", ("-c", "print(1)"), device=False)))
     main([str(tmp_path / "report")])
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     page = (tmp_path / "report" / "summary.md").read_text()
