@@ -14,7 +14,19 @@ from functools import cached_property
 from typing import Any
 
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "opt-barrier"}
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "call",
+    "conditional",
+    "after-all",
+    "opt-barrier",
+    "fusion-done",
+}
 """Operations that move nothing themselves."""
 
 _SHAPE = re.compile(r"\b(" + "|".join(SIZES) + r")\[([\d,]*)\]")
@@ -94,6 +106,8 @@ class Program:
                 program.entry = start[1] if line.startswith("ENTRY") else program.entry
             elif current is not None and (found := _INSTRUCTION.match(line)):
                 name, shape, kind, rest = found.groups()
+                if kind == "fusion-start":  # ((operands), results, context): one that others run beside
+                    kind, shape = "fusion", shape.partition("), ")[2].rpartition(", ")[0]
                 arguments, _, attributes = rest.partition(")")
                 current[name] = Instruction(name, shape, kind, arguments, attributes)
         return program
