@@ -16,7 +16,7 @@ import jax
 _TOLD: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
-def _multiply_in_float32() -> None:
+def multiply_in_float32() -> None:
     """Left to itself JAX rounds the operands of a float32 product to TF32 (10 bits) on NVIDIA's GPUs and to bfloat16 (7 bits) on TPUs.
 
     A choice that the user has made stays; a processor's products are exact as they are.
@@ -26,7 +26,7 @@ def _multiply_in_float32() -> None:
         config.update("jax_default_matmul_precision", "highest")
 
 
-_multiply_in_float32()
+multiply_in_float32()
 
 
 @contextmanager

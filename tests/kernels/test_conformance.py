@@ -12,7 +12,8 @@ import torch
 import jaxface.kernels
 from jaxface import bench
 from jaxface.errors import UserError
-from jaxface.kernels.attention import KERNELS, Call, choose, get_kernel, register, rotate
+from jaxface.kernels import platform
+from jaxface.kernels.attention import KERNELS, Call, attention, choose, get_kernel, register, rotate
 from jaxface.kernels.conformance import CASES, Case, arrays_for, reference
 
 SMALL = (
@@ -119,3 +120,29 @@ def test_the_check_is_reached_by_importing_jaxface_alone():
     code = "import jaxface; print(jaxface.kernels.check.__name__, 'kernels' in dir(jaxface))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == ["check", "True"], done.stderr
+
+
+def test_a_kernel_of_half_precision_is_refused_float32_in_one_line_and_checked_in_its_own_dtype_alone():
+    q = jnp.ones((1, 2, 4, 8))
+    with KERNELS.temporarily():
+        register("narrow", get_kernel("xla"), half=True)
+        with pytest.raises(UserError, match="attention kernel narrow: computes in bfloat16 or float16, got float32"):
+            attention(q, q, q, kernel="narrow")
+        assert attention(*3 * [q.astype(jnp.bfloat16)], kernel="narrow").dtype == jnp.bfloat16
+        report = jaxface.kernels.check("narrow", cases=SMALL, rounds=0, show=False)
+    assert [row.dtype for row in report.rows] == ["bf16"] * len(SMALL)
+    assert report.ok
+
+
+@pytest.mark.parametrize(
+    ("chosen", "there", "becomes"), [(None, True, "highest"), (None, False, None), ("tensorfloat32", True, "tensorfloat32")]
+)
+def test_float32_products_stay_float32_where_jax_has_an_accelerator_and_nothing_else_was_chosen(chosen, there, becomes, monkeypatch):
+    monkeypatch.setattr(platform, "find_spec", lambda name: there or None)
+    before = jax.config.jax_default_matmul_precision
+    try:
+        jax.config.update("jax_default_matmul_precision", chosen)
+        platform.multiply_in_float32()
+        assert jax.config.jax_default_matmul_precision == becomes
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
