@@ -88,12 +88,13 @@ def parts(options: Options, card: str = "h100") -> tuple[Part, ...]:
     run = str(options.folder.resolve() / "runs")
     return (
         Part("operations", ("-c", CHECK), device=False),
-        Part("kernels", bench("attention", "xla", "cudnn", "pallas", "--rounds", "0")),
+        Part("kernels", bench("attention", "xla", "cudnn", "--rounds", "0")),
         Part("steps", bench("steps", *sized, *against, *few, *cases), seconds=300),
         Part("training", ("-m", "jaxface.train", "--out", run), seconds=180),
         Part("attention", bench("attention", "cudnn", "pallas", *against, "--variants", whole, *few)),
         Part("predicted", bench("compile", *sized, "--device", card, "--json", *cases), device=not compiler, seconds=240),
         Part("steps-beside-compiled-torch", bench("steps", *sized, *against, *few, "--compile", "--cases", "dora"), seconds=180),
+        Part("kernels-pallas", bench("attention", "pallas", "--rounds", "0")),
         Part("memory", bench("memory", *sized, "--rounds", "0", "--json", "--remat", "products", "--base", "full", "int8")),
         Part("prediction", bench("predict", "--faces", "whole", "--batches", "2", "--rounds", "1", "--json"), device=False),
         Part("input", bench("input", "--seconds", "1", "--rounds", "1", "--json"), device=False),
