@@ -3,6 +3,7 @@
 With `-n` several processes share the files of tests, and the folder, which the first of them makes.
 """
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -30,8 +31,9 @@ def pytest_configure(config):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxface-compiled-")  # read when jax is imported, later than here
         os.environ["XLA_FLAGS_BEFORE_TESTS"] = os.environ.get("XLA_FLAGS", "")
     fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag, and end over it
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # others may not know the flags, and end over it
         fast += " --xla_cpu_use_fusion_emitters=false"  # compiles three times as fast
+        fast += " --xla_cpu_parallel_codegen_split_count=1"  # no threads for pieces of a tiny program
     os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS_BEFORE_TESTS']} {fast}".strip()
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # torch's threads would wait for each other in tiny products
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # starting a command twice costs a short one more than large pages save
@@ -42,6 +44,12 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def pytest_collection_finish(session):
+    """The collector leaves what all files import alone, and comes seldom: it would look at millions of objects every few seconds."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
