@@ -160,7 +160,12 @@ def load_exported(folder: str | Path) -> Answer:
 
 def model_answer(model: Any) -> Answer:
     """A classifier as a function of images as they are stored."""
-    return lambda images: {task: np.asarray(logits) for task, logits in model(normalize_images(jnp.asarray(images))).items()}
+    return lambda images: {task: np.asarray(logits) for task, logits in _logits(model, jnp.asarray(images)).items()}
+
+
+@jax.jit
+def _logits(model: Any, images: jax.Array) -> dict[str, jax.Array]:
+    return model(normalize_images(images))
 
 
 def difference(found: np.ndarray, expected: np.ndarray, output: str) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -154,16 +155,16 @@ def check_operation(operation: str, kernel: Any, dtypes: Sequence[str] = tuple(D
 
 def _run(kernel: Any, case: Case, dtype: str) -> Row:
     allowed, rng = ROUNDING[dtype], np.random.default_rng(0)
-    arrays = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in case.shapes.items()}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in case.shapes.items()}
     first = next(iter(arrays))
     rounded = (first, *case.frozen)
     arrays |= {name: arrays[name].astype(DTYPES[dtype]) for name in rounded}
     expected = _exact(case, {name: np.asarray(array, np.float64) for name, array in arrays.items()})
-    frozen = {name: arrays.pop(name) for name in case.frozen}
+    frozen = {name: jnp.asarray(arrays.pop(name)) for name in case.frozen}
 
     def call(arrays: dict[str, Any]) -> Any:
         y, back = jax.vjp(lambda arrays: case.call(kernel, arrays | frozen), arrays)
-        return {"result": y, **back(_cotangent(y.shape).astype(y.dtype))[0]}
+        return {"result": y, **back(jnp.asarray(_cotangent(y.shape), y.dtype))[0]}
 
     try:
         compiled = jax.jit(call).lower(arrays).compile()
@@ -178,15 +179,19 @@ def _run(kernel: Any, case: Case, dtype: str) -> Row:
     return Row(case, dtype, allowed, errors, int(costs.get("bytes accessed", 0)))
 
 
-def _cotangent(shape: tuple[int, ...]) -> Any:
-    return jnp.cos(jnp.arange(np.prod(shape), dtype=jnp.float32)).reshape(shape)
+def _cotangent(shape: tuple[int, ...]) -> np.ndarray:
+    return np.cos(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
 
 
 def _exact(case: Case, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The result and the gradients of what is not frozen, in float64."""
     frozen = {name: arrays.pop(name) for name in case.frozen}
-    shape = jax.eval_shape(case.formula, arrays | frozen).shape
-    weights = np.asarray(_cotangent(shape), np.float64)
+    weights = _cotangent(jax.eval_shape(case.formula, arrays | frozen).shape).astype(np.float64)
     with jax.enable_x64(True):
-        y, back = jax.vjp(lambda arrays: case.formula(arrays | frozen), arrays)
-        return {name: np.asarray(value) for name, value in {"result": y, **back(jnp.asarray(weights))[0]}.items()}
+        return jax.tree.map(np.asarray, _differentiated(case.formula, arrays, frozen, weights))
+
+
+@partial(jax.jit, static_argnums=0)
+def _differentiated(formula: Callable[..., Any], arrays: dict[str, Any], frozen: dict[str, Any], weights: Any) -> dict[str, Any]:
+    y, back = jax.vjp(lambda arrays: formula(arrays | frozen), arrays)
+    return {"result": y, **back(weights)[0]}

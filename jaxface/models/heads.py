@@ -81,7 +81,7 @@ class Output(NamedTuple):
 
 def head_layer(inputs: int, outputs: int, rngs: nnx.Rngs) -> Linear:
     """A linear layer that starts as torch's: kernel and bias uniform within 1 / sqrt(inputs), so that first answers are near even."""
-    linear, most = Linear(inputs, outputs, rngs=rngs), inputs**-0.5
+    linear, most = Linear(inputs, outputs, start=lambda key, shape: np.empty(shape), rngs=rngs), inputs**-0.5  # nothing is drawn in vain
     linear.kernel = nnx.Param(jax.random.uniform(rngs.params(), (inputs, outputs), minval=-most, maxval=most))
     linear.bias = nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-most, maxval=most))
     return linear

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,18 @@ ACTIVATIONS: Registry[Callable[[jax.Array], jax.Array]] = Registry(
 """The exact (erf) GELU and its two approximations; and what gated MLPs (SwiGLU) have."""
 
 
-class Linear(nnx.Module):
-    """`x @ kernel + bias`. The kernel is an array [in, out], or whatever stands in its place and knows how to be multiplied by x."""
+XAVIER = nnx.initializers.xavier_uniform()
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (inputs, outputs)))
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`. The kernel is an array [in, out], or whatever stands in its place and knows how to be multiplied by x.
+
+    Args:
+      start: (key, shape) -> the kernel at first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, start: Callable[..., Any] = XAVIER, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(start(rngs.params(), (inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

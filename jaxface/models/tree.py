@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,19 +35,6 @@ def flatten(module: Any) -> tuple[dict[str, Any], Structure]:
     leaves, tree = jax.tree_util.tree_flatten_with_path(module)
     arrays = {_name(path[:-1]): leaf for path, leaf in leaves}
     return arrays, Structure(tuple(arrays), kinds, tree)
-
-
-def in_one_program(change: Callable[..., Any], *modules: Any) -> Any:
-    """What a function makes of modules, by one compiled program instead of one for every operation in it."""
-    parts, made = [flatten(module) for module in modules], []
-
-    def run(found: list[dict[str, Any]]) -> dict[str, Any]:
-        arrays, structure = flatten(change(*(left.build(one) for one, (_, left) in zip(found, parts, strict=True))))
-        made.append(structure)
-        return arrays
-
-    arrays = jax.jit(run)([found for found, _ in parts])
-    return made[-1].build(arrays)
 
 
 def arrays_of(module: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from jaxface.kernels.platform import platform
 from jaxface.models.encoder import Encoder, random_encoder, use_attention, use_kernels
 from jaxface.models.heads import Classifier
 from jaxface.models.precision import Precision, precision_of
-from jaxface.models.tree import arrays_of, flatten, in_one_program, shallow_copy
+from jaxface.models.tree import arrays_of, flatten, shallow_copy
 from jaxface.models.variants import get_variant
 from jaxface.objectives.losses import get_loss
 from jaxface.ranges import PathLike, checked, require
@@ -162,7 +162,7 @@ class Trained:
         """The same with its adapters merged whatever it computes in."""
         model = shallow_copy(self.model)
         whole = model.encoder.dtype == jnp.float32  # else `merge` looks at values
-        model.encoder = in_one_program(merge, model.encoder) if whole else merge(model.encoder)
+        model.encoder = jax.jit(merge)(model.encoder) if whole else merge(model.encoder)
         return model
 
     def before(self) -> Classifier:
