@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,7 @@ def test_a_run_folder_of_another_configuration_is_refused(workplace):
 
 
 def test_a_run_that_was_killed_and_then_stopped_ends_bit_identical_to_an_undisturbed_one(workplace, tmp_path):
+    shutil.copytree(workplace / "runs/first", tmp_path / "first")  # done: only the second is disturbed
     words = ["--config", workplace / "config.py", "--out", tmp_path, "--checkpoint-minutes", "0"]
     metrics = tmp_path / "second/metrics.jsonl"
 
