@@ -47,8 +47,7 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_finish(session):
-    """The collector leaves what all files import alone, and comes seldom: it would look at millions of objects every few seconds."""
-    gc.freeze()
+    """The collector comes seldom: what all files import are millions of objects, which it would look through every few seconds."""
     gc.set_threshold(50_000, 20, 50)
 
 
