@@ -84,8 +84,8 @@ def olora(kernel: Any, rank: int, scaling: float) -> tuple[Any, Any]:
     return xp.swapaxes(r[..., :rank, :], -1, -2), xp.swapaxes(q[..., :rank], -1, -2)
 
 
-def start_from(kernel: Any, init: str, rank: int, groups: int, scaling: float) -> tuple[Any, Any]:
-    """A [..., in, groups * rank] and B [..., rank, out]: a way of `INITS` for each of `groups` equal slices of the outputs.
+def start_from(kernel: Any, init: Init, rank: int, groups: int, scaling: float) -> tuple[Any, Any]:
+    """A [..., in, groups * rank] and B [..., rank, out]: as a way of `INITS` has them for each of `groups` equal slices of the outputs.
 
     Raises UserError for a rank that the kernel does not have.
     """
@@ -93,8 +93,11 @@ def start_from(kernel: Any, init: str, rank: int, groups: int, scaling: float) -
     most = min(kernel.shape[-2], kernel.shape[-1] // groups)
     if rank > most:
         raise UserError(f"adapter rank {rank}: a kernel of {kernel.shape[-2]} x {kernel.shape[-1] // groups} has at most {most}")
-    parts = [INITS[init](part, rank, scaling) for part in xp.split(kernel, groups, -1)]
+    parts = [init(part, rank, scaling) for part in xp.split(kernel, groups, -1)]
     return xp.concatenate([a for a, _ in parts], -1), xp.concatenate([b for _, b in parts], -1)
+
+
+_compiled_start = jax.jit(start_from, static_argnums=(1, 2, 3, 4))
 
 
 @jax.jit
@@ -180,7 +183,7 @@ class LowRank(nnx.Module):
         if init in RANDOM:
             a, b = random_start(rngs.params(), kernel.shape, groups, rank, init)
         else:
-            a, b = start_from(kernel.astype(jnp.float32), init, rank, groups, scaling)
+            a, b = _compiled_start(kernel.astype(jnp.float32), INITS[init], rank, groups, scaling)
         self.a, self.b = DownProjection(a), UpProjection(b)
         self.start_a, self.start_b = (nnx.data(None), nnx.data(None)) if init in RANDOM else (Start(a), Start(b))
         norms = column_norms_squared(kernel) if dora else None
@@ -260,6 +263,8 @@ class LowRank(nnx.Module):
         """A [..., in, R], B [..., R, out] and the magnitude [..., out] of the same adapter without groups or scaling, R = groups * rank."""
         a, b = self.factors()
         groups = a.shape[-1] // b.shape[-2]
+        if groups == 1:
+            return a, b, None if self.magnitude is None else self.magnitude[...]
         blocks = jnp.split(b, groups, -1)
         zero = jnp.zeros_like(blocks[0])
         rows = [jnp.concatenate([block if i == j else zero for j in range(groups)], -1) for i, block in enumerate(blocks)]

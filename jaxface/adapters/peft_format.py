@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxface.adapters.low_rank import GAUSSIAN, LowRank, Start, start_from
+from jaxface.adapters.low_rank import GAUSSIAN, INITS, LowRank, Start, start_from
 from jaxface.adapters.peft_config import CONFIG, PATCHES, PeftConfig, read_config
 from jaxface.adapters.places import as_base, is_adapted, linears
 from jaxface.errors import UserError
@@ -226,11 +227,11 @@ def _kernel(base: Any, modules: list[str], updates: Mapping[str, Update], config
                 magnitude[i] = update.magnitude
             if plain is not None:
                 scaling = config.scaling(module)
-                first_a, first_b = start_from(plain[i], config.init, own, 1, scaling)
+                first_a, first_b = start_from(plain[i], INITS[config.init], own, 1, scaling)
                 start_a[i, :, :own], start_b[i, :own] = first_a, first_b * scaling
 
     def fill(place: Any, values: np.ndarray) -> None:
-        place[...] = jnp.asarray(values.reshape(place.shape))
+        place[...] = jax.device_put(values.reshape(place.shape))  # which compiles nothing
 
     fill(kernel.a, a)
     fill(kernel.b, b)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -60,11 +60,11 @@ def _answer(trained: Trained, folder: Path, model: Any) -> Answer:
 
     def answer(images: np.ndarray) -> Logits:
         with torch.inference_mode():
-            pixels = np.array(as_trained(normalize_images(jnp.asarray(images)), trained.model.encoder.config))
+            pixels = np.array(as_trained(normalize_images(jax.device_put(images)), trained.model.encoder.config))
             features = model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             features = torch.from_numpy(np.array(trained.model.reduced(features.numpy())))
             outputs = {task: _head(torch, heads, task, features).numpy() for task in trained.model.heads}
-        return {task: np.asarray(trained.model.heads[task].to_logits(jnp.asarray(output))) for task, output in outputs.items()}
+        return {task: np.asarray(trained.model.heads[task].to_logits(jax.device_put(output))) for task, output in outputs.items()}
 
     return answer
 

@@ -160,7 +160,7 @@ def load_exported(folder: str | Path) -> Answer:
 
 def model_answer(model: Any) -> Answer:
     """A classifier as a function of images as they are stored."""
-    return lambda images: {task: np.asarray(logits) for task, logits in _logits(model, jnp.asarray(images)).items()}
+    return lambda images: {task: np.asarray(logits) for task, logits in _logits(model, images).items()}
 
 
 @jax.jit

@@ -208,7 +208,7 @@ def _run(kernel: AttentionKernel, case: Case, dtype: str, rounds: int) -> Row:
     allowed = tolerance(dtype, case)
     expected = reference(*arrays, angles, case.causal)
     call = _differentiated(kernel, case, angles)
-    arrays = [jnp.asarray(x) for x in arrays]
+    arrays = jax.device_put(arrays)
     try:
         got = jax.tree.map(lambda x: np.asarray(x, np.float64), call(*arrays))
     except Exception as error:  # whatever a kernel of someone's own raises is a line of the report

@@ -160,7 +160,7 @@ def _run(kernel: Any, case: Case, dtype: str) -> Row:
     rounded = (first, *case.frozen)
     arrays |= {name: arrays[name].astype(DTYPES[dtype]) for name in rounded}
     expected = _exact(case, {name: np.asarray(array, np.float64) for name, array in arrays.items()})
-    frozen = {name: jnp.asarray(arrays.pop(name)) for name in case.frozen}
+    frozen = jax.device_put({name: arrays.pop(name) for name in case.frozen})
 
     def call(arrays: dict[str, Any]) -> Any:
         y, back = jax.vjp(lambda arrays: case.call(kernel, arrays | frozen), arrays)

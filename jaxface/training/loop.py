@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxface.cluster import end_together, from_first, is_first, of_first, say
@@ -246,7 +245,7 @@ class Training:
         """Tests the best model and writes what a report needs."""
         self.checkpoints.wait()
         best = of_first(lambda: read_best(self.folder).arrays)
-        arrays = replicate({name: jnp.asarray(leaf) for name, leaf in best.items()}) | self.run.frozen
+        arrays = replicate(best) | self.run.frozen
         predictions = self._predict(self.run.images.test_split(), arrays, "test")
         if self.log:
             self.log.write("test", self.done, self.epoch, figures(predictions))
