@@ -70,9 +70,9 @@ class Options:
     json: bool = False
 
 
-def draw_jpegs(size: int) -> list[bytes]:
-    """Drawn faces as JPEGs."""
-    return [encode(draw_face(0, index, size=size).image) for index in range(DISTINCT)]
+def draw_jpegs(size: int, count: int) -> list[bytes]:
+    """Drawn faces as JPEGs: for sets of so many records at most."""
+    return [encode(draw_face(0, index, size=size).image) for index in range(min(count, DISTINCT))]
 
 
 def write_records(folder: Path, jpegs: list[bytes], count: int) -> Path:
@@ -185,7 +185,7 @@ def main(arguments: list[str]) -> None:
     cores = cpu_count()
     workers = options.workers or cores
     with tempfile.TemporaryDirectory() as temporary:
-        jpegs = draw_jpegs(options.face_size)
+        jpegs = draw_jpegs(options.face_size, max(options.records))
         folder = options.folder or Path(temporary)
         cases: dict[str, Callable[[], Iterable[Any]]] = {
             f"jaxface, {count} records": partial(ours, write_records(folder, jpegs, count), options, workers) for count in options.records

@@ -45,7 +45,7 @@ def test_outputs_and_gradients_of_a_written_folder_equal_pefts(kind, method, tmp
     arrays, structure = flatten(jaxface.adapt(plain, method, **EVERYTHING))
     random = np.random.default_rng(0)
     train = {
-        name: jnp.asarray(value + 0.1 * random.normal(size=value.shape), jnp.float32)
+        name: jax.device_put(np.asarray(np.asarray(value) + 0.1 * random.normal(size=value.shape), np.float32))
         for name, value in arrays.items()
         if name.endswith((".kernel.a", ".kernel.b", ".kernel.magnitude"))
     }
@@ -57,7 +57,7 @@ def test_outputs_and_gradients_of_a_written_folder_equal_pefts(kind, method, tmp
     want = original.vision(torch.from_numpy(IMAGES).permute(0, 3, 1, 2))
     weight = torch.randn(want.shape, generator=torch.Generator().manual_seed(1))
     (want * weight).sum().backward()
-    y, gradients = run(train, (Static(structure), rest), jnp.asarray(weight.numpy()))
+    y, gradients = jax.tree.map(np.asarray, run(train, (Static(structure), rest), weight.numpy()))
     assert difference(y, want) < 1e-5
     theirs = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     kinds = {"a": "lora_A.default.weight", "b": "lora_B.default.weight", "magnitude": "lora_magnitude_vector.default.weight"}
@@ -78,7 +78,7 @@ def dense(kernel):
     if base is kernel:
         return w
     w = w + np.asarray(kernel.a[...], np.float64) @ np.asarray(kernel.b[...], np.float64)
-    return w if kernel.magnitude is None else w * (kernel.magnitude[...] / np.linalg.norm(w, axis=-2))[..., None, :]
+    return w if kernel.magnitude is None else w * (np.asarray(kernel.magnitude[...]) / np.linalg.norm(w, axis=-2))[..., None, :]
 
 
 @pytest.mark.parametrize(("kind", "base"), [("DINOv3+", "int8"), ("SigLIP", "nf4")])
@@ -90,14 +90,14 @@ def test_images_of_one_batch_have_each_its_own_adapter_on_rounded_kernels(kind, 
         quantize(encoder, base)
         for _, linear in linears(encoder):
             if isinstance(linear.kernel, LowRank):
-                linear.kernel.b[...] = jnp.asarray(0.1 * random.normal(size=linear.kernel.b.shape), jnp.float32)
+                linear.kernel.b[...] = jax.device_put((0.1 * random.normal(size=linear.kernel.b.shape)).astype(np.float32))
     run = jax.jit(lambda encoder, images: encoder(images))
     mixed = run(stack_adapters(adapters).pick(["dora", "lora", "dora"]), IMAGES)
     for rows, name in ((np.array([0, 2]), "dora"), (np.array([1]), "lora")):
         kernels = {path: linear.kernel for path, linear in linears(adapters[name])}
         whole = load_encoder(tmp_path / "model.safetensors")
         for path, linear in linears(whole):
-            linear.kernel = nnx.Param(jnp.asarray(dense(kernels[path]), jnp.float32))
+            linear.kernel = nnx.Param(jax.device_put(dense(kernels[path]).astype(np.float32)))
         assert sum(isinstance(kernel, LowRank) for kernel in kernels.values()) >= 4
         want = np.asarray(run(whole, IMAGES))[rows]
         assert np.abs(np.asarray(mixed)[rows] - want).max() < 2e-5 * np.abs(want).max()

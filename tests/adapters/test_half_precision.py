@@ -119,7 +119,7 @@ def test_gradients_of_an_encoder_in_half_precision_are_no_further_from_float64_t
     arrays, structure = flatten(jaxface.adapt(plain, method, rank=4))
     random, images = np.random.default_rng(0), rounded_to_bf16(random_images(40, 32, 32))
     train = {
-        name: jnp.asarray(value + 0.1 * random.normal(size=value.shape), jnp.float32)
+        name: jax.device_put(np.asarray(np.asarray(value) + 0.1 * random.normal(size=value.shape), np.float32))
         for name, value in arrays.items()
         if name.endswith((".kernel.a", ".kernel.b", ".kernel.magnitude"))
     }

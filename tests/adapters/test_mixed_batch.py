@@ -23,9 +23,8 @@ def adapted(seed, method, **options):
     arrays, structure = flatten(jaxface.adapt(tiny_encoder(), method, seed=seed, **options))
     rng = np.random.default_rng(seed)
     own = (".kernel.a", ".kernel.b", ".kernel.magnitude")
-    return structure.build(
-        {n: jax.device_put(np.asarray(v + 0.1 * rng.normal(size=v.shape), v.dtype)) if n.endswith(own) else v for n, v in arrays.items()}
-    )
+    drawn = {n: 0.1 * rng.normal(size=v.shape) for n, v in arrays.items() if n.endswith(own)}
+    return structure.build(arrays, {n: jax.device_put(np.asarray(np.asarray(arrays[n]) + v, arrays[n].dtype)) for n, v in drawn.items()})
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_an_encoder_trains_with_kernels_of_ones_own():
         arrays, structure = flatten(encoder)
         rng = np.random.default_rng(0)
         trained = {name: array for name, array in arrays.items() if name.endswith((".a", ".b", ".magnitude"))}
-        trained = {name: array + 0.1 * rng.normal(size=array.shape).astype(array.dtype) for name, array in trained.items()}
+        trained = {name: np.asarray(array) + 0.1 * rng.normal(size=array.shape).astype(array.dtype) for name, array in trained.items()}
 
         def loss(trained):
             return jnp.sum(jnp.sin(structure.build(arrays, trained)(random_images(2))))

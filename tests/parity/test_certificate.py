@@ -144,7 +144,7 @@ def test_a_planted_fault_is_found_in_its_layer_with_its_cause(fault, ours):
 
 def test_a_certificate_in_bfloat16_allows_what_the_originals_own_bfloat16_loses(ours):
     _, encoder, towers, tensors, images = ours
-    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder)
+    rounded = jax.jit(lambda encoder: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder))(encoder)
     rounded.dtype = jnp.bfloat16
     found = certify(tower_pair(rounded, build_original("timm", towers, tensors), "timm", towers, images, None), "bfloat16")
     assert found.verdict == "equal"
