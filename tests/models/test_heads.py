@@ -1,5 +1,7 @@
 """Heads: batch norm against torch's, and dropout that is drawn for the whole batch and for each task anew."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,23 +34,28 @@ def test_batch_norm_and_its_running_statistics_are_torchs_of_the_whole_batch(dev
     theirs, ours = torch.nn.BatchNorm1d(WIDTH), BatchNorm(WIDTH)
     rng = np.random.default_rng(1)
     for mine, parameter in ((ours.scale, theirs.weight), (ours.bias, theirs.bias)):
-        mine[...] = jnp.asarray(rng.normal(size=WIDTH), jnp.float32)
+        mine[...] = jax.device_put(rng.normal(size=WIDTH).astype(np.float32))
         parameter.data = torch.from_numpy(np.array(mine[...]))
     arrays, structure = flatten(ours)
 
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0), axis_name="devices")
     def train(arrays, x):
         norm = structure.build(arrays)
         return norm(x, Training(jax.random.key(0), "devices")), arrays_of(norm)
 
     for x in batches():
-        y, every = jax.vmap(train, (None, 0), axis_name="devices")(arrays, jnp.asarray(x.reshape(devices, -1, WIDTH)))
-        arrays = {name: leaf[0] for name, leaf in every.items()}
+        y, every = train(arrays, x.reshape(devices, -1, WIDTH))
+        arrays = {name: np.asarray(leaf)[0] for name, leaf in every.items()}
         np.testing.assert_allclose(y.reshape(-1, WIDTH), theirs(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(arrays["mean"], theirs.running_mean, rtol=1e-5)
         np.testing.assert_allclose(arrays["variance"], theirs.running_var, rtol=1e-5)
     x = batches()[0]
     np.testing.assert_allclose(
-        structure.build(arrays)(jnp.asarray(x), None), theirs.eval()(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5
+        jax.jit(lambda arrays, x: structure.build(arrays)(x, None))(arrays, x),
+        theirs.eval()(torch.from_numpy(x)).detach(),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -68,8 +75,8 @@ def dropped(axis_name=None):
     tasks = dict.fromkeys(("age", "gender"), TINY.features)
     model = Classifier(tiny_encoder(), tasks, deep=False, batch_norm=False, dropout=0.4, rngs=nnx.Rngs(0))
     for head in model.heads.values():
-        head.out.kernel = nnx.Param(jnp.eye(TINY.features))
-        head.out.bias = nnx.Param(jnp.zeros(TINY.features))
+        head.out.kernel = nnx.Param(np.eye(TINY.features, dtype=np.float32))
+        head.out.bias = nnx.Param(np.zeros(TINY.features, np.float32))
     return lambda features: model.classify(features, Training(jax.random.key(3), axis_name))
 
 
@@ -77,12 +84,12 @@ def dropped(axis_name=None):
 def test_a_new_head_is_spread_as_torchs_linear_layer(output):
     head, theirs = Head(400, 50, output=output, rngs=nnx.Rngs(0)), torch.nn.Linear(400, 50)
     for mine, parameter in ((head.out.kernel, theirs.weight), (head.out.bias, theirs.bias), (head.hidden.kernel, theirs.weight)):
-        assert float(jnp.abs(mine[...]).max()) <= 400**-0.5
-        assert float(mine[...].std()) == pytest.approx(float(parameter.detach().std()), rel=0.25)
+        assert np.abs(mine[...]).max() <= 400**-0.5
+        assert np.std(mine[...]) == pytest.approx(float(parameter.detach().std()), rel=0.25)
 
 
 def test_each_task_drops_out_values_of_its_own():
-    kept = dropped()(jnp.ones((50, TINY.features)))
+    kept = jax.jit(dropped())(np.ones((50, TINY.features), np.float32))
     age, gender = (np.asarray(kept[task]) for task in ("age", "gender"))
     assert set(np.unique(age)) == {0, np.float32(1 / 0.6)}
     both = ((age == 0) & (gender == 0)).mean()
@@ -90,9 +97,9 @@ def test_each_task_drops_out_values_of_its_own():
 
 
 def test_a_sample_of_the_batch_keeps_its_mask_on_whichever_device_it_is():
-    features = jnp.ones((8, TINY.features))
-    whole = dropped()(features)
-    parts = jax.vmap(dropped("devices"), axis_name="devices")(features.reshape(4, 2, -1))
+    features = np.ones((8, TINY.features), np.float32)
+    whole = jax.jit(dropped())(features)
+    parts = jax.jit(jax.vmap(dropped("devices"), axis_name="devices"))(features.reshape(4, 2, -1))
     for task, kept in whole.items():
         assert np.array_equal(parts[task].reshape(kept.shape), kept)
 
@@ -110,9 +117,10 @@ def test_heads_read_the_choice_of_tokens_of_an_encoder_without_a_pool_and_so_doe
     for choice, features in wanted.items():
         width = features.shape[-1]
         model = Classifier(encoder, {"gender": width}, deep=False, batch_norm=False, tokens=choice, rngs=nnx.Rngs(0))
-        model.heads["gender"].out.kernel = nnx.Param(jnp.eye(width))
-        model.heads["gender"].out.bias = nnx.Param(jnp.zeros(width))
-        np.testing.assert_allclose(model.classify(model.reduced(jnp.asarray(tokens, jnp.float32)))["gender"], features, atol=1e-5)
+        model.heads["gender"].out.kernel = nnx.Param(jax.device_put(np.eye(width, dtype=np.float32)))
+        model.heads["gender"].out.bias = nnx.Param(jax.device_put(np.zeros(width, np.float32)))
+        answer = jax.jit(lambda tokens, model=model: model.classify(model.reduced(tokens))["gender"])
+        np.testing.assert_allclose(answer(tokens.astype(np.float32)), features, atol=1e-5)
         session = onnxruntime.InferenceSession(build(model, 32, {"gender": width}).SerializeToString())
         np.testing.assert_allclose(session.run(None, {"images": images})[0], features, atol=1e-5)
 

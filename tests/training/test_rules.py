@@ -20,7 +20,7 @@ from jaxface.adapters.options import make_options
 from jaxface.adapters.peft_format import timm_modules
 from jaxface.data.tasks import AGE, AGE_STARTS, AGE_YEARS, Task
 from jaxface.errors import UserError
-from jaxface.models.encoder import Encoder
+from jaxface.models.encoder import random_encoder
 from jaxface.models.heads import Head
 from jaxface.models.tree import flatten
 from jaxface.objectives.balancing import MovingAverage, Uncertainty, get_balancer
@@ -303,7 +303,7 @@ def test_gradients_are_clipped_as_torch_does():
 
 def test_loraplus_puts_every_matrix_into_the_group_that_peft_puts_it_into():
     towers = KINDS["core"]
-    encoder, groups = adapt_with_groups(Encoder(towers.vision, rngs=nnx.Rngs(0)), "lora", make_options({"rank": 4}), nnx.Rngs(0))
+    encoder, groups = adapt_with_groups(random_encoder(towers.vision, 0), "lora", make_options({"rank": 4}), nnx.Rngs(0))
     named = group_parameters(flatten(encoder)[0], [group for group in groups if group.rate != "head"])
     options = OptimizerOptions(backbone=1e-5, pool=1e-5)
     ours = {}
