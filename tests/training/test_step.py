@@ -1,7 +1,4 @@
-import os
 import re
-import subprocess
-import sys
 from functools import cache
 
 import jax
@@ -203,37 +200,6 @@ def test_every_piece_and_every_step_drops_out_values_of_its_own():
     two, four = losses_of_copies(2), losses_of_copies(4)
     assert np.abs(two - four).min() > 1e-3  # the same mean, if all copies had one mask
     assert np.abs(two[0] - two[1]).min() > 1e-3
-
-
-STEPS = """
-import sys
-sys.path[:0] = ["tests", "tests/training"]
-import jax, numpy as np
-from test_step import make, random_batch
-from jaxface.devices import unreplicate
-step, state, frozen = make("lora", dropout=0.1, adapter_dropout=0.3)
-state, frozen = unreplicate(state), unreplicate(frozen)
-rng = np.random.default_rng(0)  # an update of zero would drop out nothing
-drawn = {name: rng.normal(0, 0.1, x.shape).astype(x.dtype) if name.endswith(".kernel.b") else x for name, x in state.trained.items()}
-state = state._replace(trained=drawn)
-for devices in (1, 4):
-    over = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], ("devices",)), jax.sharding.PartitionSpec("devices"))
-    copies = lambda tree: jax.device_put(jax.tree.map(lambda x: np.stack([x] * devices), tree), over)
-    now, fixed = copies(state), copies(frozen)
-    for k in range(10):
-        batch = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), random_batch(16, seed=k))
-        now, metrics = step(now, fixed, batch)
-        print(float(metrics["loss"][0]))
-"""
-
-
-def test_many_devices_compute_what_one_computes():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", STEPS], env=env, capture_output=True, text=True, timeout=200)
-    one, four = np.split(np.array(done.stdout.split(), float), 2)
-    assert len(one) == 10, done.stderr
-    np.testing.assert_allclose(four, one, atol=1e-5)
 
 
 def test_a_skipped_step_counts_as_no_update_whose_rate_is_logged():
