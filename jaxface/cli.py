@@ -31,7 +31,7 @@ def parse(
 
     Files that `--import` and `--trust` name are seen to first (see `jaxface.imports`), and what they register is known.
 
-    Raises UserError with one line for what cannot be parsed; `--help` prints and exits as usual. Raises TypeError for a kind without
+    Raises UserError with one line for what cannot be parsed, or is given twice; `--help` prints and exits as usual. Raises TypeError for a kind without
     ranges.
     """
     if not has_rule(kind):
@@ -43,12 +43,23 @@ def parse(
             return tyro.cli(kind, args=words, prog=prog, description=description, **options)
         finally:
             print(IMPORT_HELP)
+    _require_once(words)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), _wide_terminal():
             return tyro.cli(kind, args=words, prog=prog, description=description, **options)
     except SystemExit:
         raise UserError(one_line(printed.getvalue())) from None
+
+
+def _require_once(words: Sequence[str]) -> None:
+    """Raises UserError for an option that is given twice, of which only the last would count."""
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    same = [re.sub(r"(?<=[-.])no-", "", option.replace("_", "-")) for option in options]  # a switch on and off is one
+    for index, name in enumerate(same):
+        if name in same[:index]:
+            first = options[same.index(name)]
+            raise UserError(f"{options[index]}: given twice{'' if first == options[index] else f', before as {first}'}; say it once")
 
 
 @contextlib.contextmanager
