@@ -31,8 +31,8 @@ def parse(
 
     Files that `--import` and `--trust` name are seen to first (see `jaxface.imports`), and what they register is known.
 
-    Raises UserError with one line for what cannot be parsed, or is given twice; `--help` prints and exits as usual. Raises TypeError for a kind without
-    ranges.
+    Raises UserError with one line for what cannot be parsed, or is given twice; `--help` prints and exits as usual. Raises TypeError for a
+    kind without ranges.
     """
     if not has_rule(kind):
         raise TypeError(f"{kind}: make it a class with ranges (jaxface.ranges.ranged)")
