@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jaxface.benchmarks._attention_cases import CALLS, OTHERS, attention_flops, our_attention
 from jaxface.benchmarks._limits import machine_probe
-from jaxface.benchmarks._options import print_json
+from jaxface.benchmarks._options import print_json, refuse_idle
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
@@ -56,6 +56,8 @@ class Options:
 
     def __post_init__(self) -> None:
         self.shapes()
+        refuse_idle(self, self.against is not None, "shapes of encoders are timed with --against torch alone", "variants")
+        refuse_idle(self, self.against is None, "with --against whole encoders' shapes are timed", "cases", "dtypes")
         if self.against:
             require(Rounds, self.rounds, "rounds")
 

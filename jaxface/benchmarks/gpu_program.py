@@ -16,6 +16,7 @@ from rich.table import Table
 
 from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
 from jaxface.benchmarks._gpu_kernels import ATTENTION, KINDS, PRODUCTS, Kernel, describe
+from jaxface.benchmarks._options import refuse_idle
 from jaxface.benchmarks.roofline import run_of
 from jaxface.cli import parse
 from jaxface.devices import AXIS
@@ -69,6 +70,10 @@ class Options:
     plot: Annotated[Path | None, Place()] = None
     before: Annotated[Path | None, Place()] = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_idle(self, self.plot is not None, "there is no picture without --plot", "before")
+        refuse_idle(self, not self.json, "lines of JSON hold no kernels", "kinds")
 
     def config(self, case: str) -> Config:
         """What is compiled for a case."""

@@ -51,8 +51,8 @@ class Options:
       workers: processes; 0 takes one a core.
       seconds: for which each case is timed, once a round.
       rounds: how often the cases take turns.
-      device_rate: images a second that a GPU trains on, to say how many cores feed it. 400 is what 40 % of an H100's bf16 peak makes of
-        PE-Core-L14-336 with DoRA (about 1 TFLOP an image).
+      device_rate: images a second that a GPU trains on, to say how many cores feed it. 400 is what an H200 makes of PE-Core-L14-336
+        (DoRA 364, LoRA 407).
       folder: where the sets of faces are kept for the next time; a temporary folder if it is not given.
       json: one line of JSON a case.
     """

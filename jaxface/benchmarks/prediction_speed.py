@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
-from jaxface.benchmarks._options import Timed
+from jaxface.benchmarks._options import Timed, refuse_idle
 from jaxface.benchmarks._predict_engines import REFERENCES, engine_case, engine_names, export_both, shape_of, write_random_run
 from jaxface.benchmarks._worker import Worker, take_turns
 from jaxface.cli import parse
@@ -61,6 +61,9 @@ class Options(Timed):
     engine: engines.Name = engines.AUTO
     references: bool = True
     first: bool = True
+
+    def __post_init__(self) -> None:
+        refuse_idle(self, bool(self.faces), "the whole way is left out", "detector_files", "photos", "batches")
 
 
 def write_photos(folder: Path, count: int) -> None:

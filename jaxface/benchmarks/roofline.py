@@ -18,7 +18,7 @@ from rich.table import Table
 from jaxface.adapters.methods import options_for
 from jaxface.adapters.options import AdapterOptions, Rank
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
-from jaxface.benchmarks._options import Timed, print_json
+from jaxface.benchmarks._options import Timed, print_json, refuse_idle
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
 from jaxface.cli import parse
@@ -89,6 +89,7 @@ class Options(Step):
     def __post_init__(self) -> None:
         for case in self.cases:
             self.config(case)
+        refuse_idle(self, bool(self.cases), "no case is measured", "plot")
 
 
 def random_like(shapes: Any) -> Any:

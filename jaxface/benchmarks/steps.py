@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.options import Rank
-from jaxface.benchmarks._options import Timed, print_json
+from jaxface.benchmarks._options import Timed, print_json, refuse_idle
 from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
 from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
@@ -45,6 +45,9 @@ class Options(Timed):
     compile: bool = False
     remat: Annotated[str, OneOf("remat", REMAT)] = "products"
     precision: Annotated[str, Known(PRECISIONS, AUTO)] = AUTO
+
+    def __post_init__(self) -> None:
+        refuse_idle(self, self.against is not None, "nothing is compared without --against torch", "compile")
 
 
 def measure(options: Options, case: str, track: Track) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the benchmarks count: FLOPs and bytes of programs, and of methods by hand."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxface.benchmarks import mixed_adapters, roofline, scaling, step_memory, step_profile
+from jaxface.benchmarks import BENCHMARKS, mixed_adapters, roofline, scaling, step_memory, step_profile
 from jaxface.benchmarks._limits import WORK, Machine, Setting, Work
 from jaxface.benchmarks._prediction import ACCELERATORS, prediction
 from jaxface.benchmarks._program import count
@@ -157,3 +158,20 @@ def test_words_that_the_benchmarks_do_not_know_are_one_line():
     ):
         with pytest.raises(UserError, match="known: "):
             command.main(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "idle"),
+    [
+        ("steps", "--compile", "compile True"),
+        ("attention", "--variants PE-Core-L14-336:4", "variants PE-Core-L14-336:4"),
+        ("attention", "--against torch --dtypes bf16", "dtypes bf16"),
+        ("compile", "--before x.json", "before x.json"),
+        ("compile", "--kinds 3 --json", "kinds 3"),
+        ("roofline", "--cases --plot x.png", "plot x.png"),
+        ("predict", "--faces --batches 2", "batches 2"),
+    ],
+)
+def test_an_option_of_a_benchmark_that_would_have_no_effect_is_refused(name, words, idle):
+    with pytest.raises(UserError, match=f"{idle}: it has no effect, .*: leave it out"):
+        importlib.import_module(f"jaxface.benchmarks.{BENCHMARKS.get(name)}").main(words.split())
