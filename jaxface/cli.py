@@ -7,14 +7,14 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 from jaxface.errors import UserError
 from jaxface.imports import IMPORT_HELP, take_imports
-from jaxface.ranges import has_rule
+from jaxface.ranges import GIVEN, RANGED, has_rule
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ def parse(
 
     Files that `--import` and `--trust` name are seen to first (see `jaxface.imports`), and what they register is known.
 
-    Raises UserError with one line for what cannot be parsed, or is given twice; `--help` prints and exits as usual. Raises TypeError for a
-    kind without ranges.
+    Raises UserError with one line for what cannot be parsed, is given twice or has no effect; `--help` prints and exits as usual. Raises
+    TypeError for a kind without ranges.
     """
     if not has_rule(kind):
         raise TypeError(f"{kind}: make it a class with ranges (jaxface.ranges.ranged)")
@@ -47,9 +47,29 @@ def parse(
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), _wide_terminal():
-            return tyro.cli(kind, args=words, prog=prog, description=description, **options)
+            value = tyro.cli(kind, args=words, prog=prog, description=description, **options)
     except SystemExit:
         raise UserError(one_line(printed.getvalue())) from None
+    if default is None:  # of a configuration, what is idle shows later
+        _check_given(value, given_options(words))
+    return value
+
+
+def _check_given(value: Any, given: Collection[str]) -> None:
+    """Checks a command line's value, and those in it, once more: an option that was given is refused where it is idle, even as usual."""
+    before = GIVEN.set(given)
+    try:
+        for part in (value, *getattr(value, "__dict__", {}).values()):
+            if type(part) in RANGED:
+                part.__post_init__()
+    finally:
+        GIVEN.reset(before)
+
+
+def given_options(words: Sequence[str]) -> set[str]:
+    """The names of the options on a command line, dotted and with underscores; of `--data.no-augment`, `data.augment` too."""
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    return given | {re.sub(r"(^|\.)no_", r"\1", option) for option in given}
 
 
 def _require_once(words: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from jaxface.data.framing import PLAIN
 from jaxface.errors import UserError, run_command, tell
 from jaxface.files import require_suffix
 from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Items, Known, Range, Where, Word, only, ranged
+from jaxface.ranges import Items, Known, Range, Where, Word, ranged, refuse_idle
 
 if TYPE_CHECKING:
     from jaxface.originals.certificate import Certificate
@@ -92,9 +92,10 @@ class Options:
             raise UserError("--show draws what a built-in encoder attends to: expected --weights and --against")
         if self.train and (self.against != "timm" or self.their_weights is not None):
             raise UserError("--train compares runs from the same --weights with timm's: expected --against timm, without --their-weights")
-        only(self, "--train", self.train > 0, "methods", "train_size", "rank")
-        only(self, "--against meta", self.against == "meta", "meta_code")
-        only(self, "checkpoints of --against", self.against is not None, "variant", "heads")
+        refuse_idle(self, self.train > 0, "it is for --train", "methods", "train_size", "rank")
+        refuse_idle(self, self.against == "meta", "it is for --against meta", "meta_code")
+        refuse_idle(self, self.against is not None, "it is for checkpoints of --against", "variant", "heads")
+        refuse_idle(self, self.against is not None or not self.repeats, "models of --jax and --torch are not timed", "repeats")
         require_suffix(self.out, ".png")  # certificate and page stand beside it under their own
 
 

@@ -17,7 +17,7 @@ from jaxface.errors import UserError, run_command, tell
 from jaxface.evaluation.trust import Caution
 from jaxface.files import alone_in, to_json
 from jaxface.prediction import engines
-from jaxface.ranges import Count, Items, OneOf, Range, Share, Where, Word, only, ranged
+from jaxface.ranges import Count, Items, OneOf, Range, Share, Where, Word, ranged, refuse_idle
 
 
 @ranged()
@@ -66,17 +66,16 @@ class Options:
     def __post_init__(self) -> None:
         if not self.runs and not self.predictions:
             raise UserError("name a run folder, or --predictions FILE")
-        for name in ("columns", "tasks_file") if not self.predictions else ():
-            if getattr(self, name):
-                raise UserError(f"{name} is about the files of --predictions: name some, or leave it out")
+        refuse_idle(self, bool(self.predictions), "it is about the files of --predictions", "columns", "tasks_file")
         named = [word.partition("=")[0] for word in self.columns]
         if len(set(named)) < len(named):
             raise UserError(f"columns {' '.join(self.columns)}: name each once")
         computed = ("features", "batch_size", "workers", "weights", "engine", "most_loss")
-        only(self, "runs whose models are computed, not --predictions", not self.predictions, *computed, "recompute")
-        only(self.trust, "runs, not --predictions", not self.predictions)
-        only(self, "runs whose models are computed, not --recompute", not self.recompute, *computed, "data", "split")
-        only(self, "--engine auto", self.engine == engines.AUTO, "most_loss")
+        refuse_idle(self, not self.predictions, "models of runs are computed, not --predictions", *computed, "recompute")
+        refuse_idle(self.trust, not self.predictions, "it is for runs, not --predictions")
+        refuse_idle(self, bool(self.data or not self.predictions), "the labels of --predictions come from no --data", "split")
+        refuse_idle(self, not self.recompute, "no model is computed with --recompute", *computed, "data", "split")
+        refuse_idle(self, self.engine == engines.AUTO, "it is for --engine auto", "most_loss")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from jaxface.prediction import engines
 from jaxface.prediction.items import find_paths, in_shard, is_video, items_of
 from jaxface.prediction.limits import Limits
 from jaxface.prediction.options import FaceOptions
-from jaxface.ranges import Count, Place, Range, Share, Where, Word, only, ranged
+from jaxface.ranges import Count, Place, Range, Share, Where, Word, ranged, refuse_idle
 
 Json = dict[str, Any]
 
@@ -99,14 +99,14 @@ class Options:
             raise UserError("--processes needs --out and PATHs, and neither --shard, --serve nor '-': each process writes a shard's file")
         if not self.serve and not self.paths:
             raise UserError("name photos, folders or videos, or '-' for paths on standard input (or --serve)")
-        only(self, "files", not self.serve, "content", "every", "tracks", "threads", "shard", "processes")
-        only(self, "jobs that go on, which have an --out", self.out is not None, "content")
-        only(self.limits, "--serve", self.serve)
-        only(self, "--adapters", self.adapters is not None, "memory", "token_file")
-        only(self.limits, "--adapters", self.adapters is not None, "adapter_waiting")
-        detection = ("detector_files", "threshold", "most_faces", "margin")
-        only(self.find, "photos in which faces are looked for", self.find.faces != "whole", *detection)
-        only(self, "--engine auto", self.engine == engines.AUTO, "most_loss")
+        refuse_idle(self, not self.serve, "it is for files, not --serve", "content", "every", "tracks", "threads", "shard", "processes")
+        refuse_idle(self, self.out is not None, "a job goes on where it has an --out", "content")
+        refuse_idle(self.limits, self.serve, "it is for --serve")
+        refuse_idle(self, self.adapters is not None, "it is for --adapters", "memory", "token_file")
+        refuse_idle(self.limits, self.adapters is not None, "it is for --adapters", "adapter_waiting")
+        refuse_idle(self, self.engine == engines.AUTO, "it is for --engine auto", "most_loss")
+        looks = self.engine == engines.AUTO or engines.ENGINES.get(self.engine).weights
+        refuse_idle(self, looks, f"--engine {self.engine} takes an export, which holds all weights", "weights")
         if self.adapters and len(self.weights) > 1:
             raise UserError("--weights: adapters share one file of base weights: name one")
 
@@ -152,7 +152,9 @@ def predict(options: Options) -> Counter[str]:
     from jaxface.progress import Track
 
     index, count = shard_of(options.shard, os.environ)
-    paths = [path for path in find_paths(options.paths, standard_input()) if in_shard(path, index, count)]
+    named = find_paths(options.paths, standard_input())
+    refuse_idle(options, any(map(is_video, named)), "no file is a video", "every", "tracks")
+    paths = [path for path in named if in_shard(path, index, count)]
     if options.draw and not options.out and any(map(is_video, paths)):
         raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")
     assert options.run is not None

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxface.cli import parse
-from jaxface.data.cropping import Cropping
+from jaxface.data.cropping import AUTO, Cropping
 from jaxface.data.discovery import doubts
 from jaxface.data.engines import ENGINES
 from jaxface.data.preparation import Leakage, prepare
@@ -26,7 +26,7 @@ from jaxface.data.synthetic import DrawnSet
 from jaxface.data.tasks import BUILT_IN, TASKS
 from jaxface.errors import run_command, tell
 from jaxface.files import aside, require_suffix
-from jaxface.ranges import Items, Known, Listed, Range, Seed, Where, only, ranged
+from jaxface.ranges import Items, Known, Listed, Range, Seed, Where, ranged, refuse_idle
 
 
 @ranged()
@@ -63,6 +63,14 @@ class Options:
     workers: Annotated[int, Range(0, 1024)] = 0
     content: bool = False
     engine: Annotated[str, Known(ENGINES)] = "local"
+
+    def __post_init__(self) -> None:
+        synthetic = self.source == "synthetic"
+        refuse_idle(self.drawn, synthetic, "it is for the source synthetic", prefix="drawn.")
+        refuse_idle(self.read, not synthetic, "it is for data sets on disk, not for drawn faces", prefix="read.")
+        refuse_idle(self, not synthetic, "drawn faces are no files", "content")
+        searched = not synthetic or self.crop.detector != AUTO
+        refuse_idle(self.crop, searched, "each drawing is one face already", "choose", "margin", prefix="crop.")
 
 
 @ranged()
@@ -142,8 +150,6 @@ def main() -> None:
     if "--look" in sys.argv:
         return look()
     options = parse(Options, prog="python -m jaxface.prepare", description=__doc__)
-    only(options.drawn, "the source synthetic", options.source == "synthetic", prefix="drawn.")
-    only(options.read, "data sets on disk, not for drawn faces", options.source != "synthetic", prefix="read.")
     drawn = DrawnSet(style=options.folder.name, **vars(options.drawn)) if options.source == "synthetic" else None
     summary = prepare(
         options.source,

@@ -17,6 +17,7 @@ import math
 import re
 import typing
 from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
@@ -229,18 +230,23 @@ def ranged(where: str = "", *, frozen: bool = True) -> Callable[[type[T]], type[
     return decorate
 
 
-def only(options: Any, where: str, holds: bool, *names: str, prefix: str = "") -> None:
-    """Raises UserError for one of the options, or of those that are named, that is not as usual where it would have no effect.
+GIVEN: ContextVar[Collection[str]] = ContextVar("names of the options on the command line that is read", default=())
+
+
+def refuse_idle(options: Any, used: bool, why: str, *names: str, prefix: str = "") -> None:
+    """Raises UserError for the first of the options that was given, or is not as usual, where none of them is used.
 
     Args:
-      where: what they are for.
-      holds: whether that is asked for.
+      why: they have no effect then.
+      names: of the options; all if none is named.
       prefix: of their names on the command line.
     """
-    for entry in () if holds else dataclasses.fields(options):
+    for entry in () if used else [entry for entry in dataclasses.fields(options) if entry.name in names or not names]:
         usual = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-        if (entry.name in names or not names) and getattr(options, entry.name) != usual:
-            raise UserError(f"{prefix}{entry.name} {getattr(options, entry.name)}: it is for {where}: leave it out")
+        value, given = getattr(options, entry.name), {entry.name, prefix + entry.name} & set(GIVEN.get())
+        if given or value != usual:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UserError(f"{next(iter(given), prefix + entry.name)} {shown}: it has no effect, {why}: leave it out")
 
 
 def checked(function: F) -> F:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.adapt import merge
-from jaxface.errors import run_command
+from jaxface.cli import given_options
+from jaxface.errors import UserError, run_command
 from jaxface.models.heads import Classifier
 from jaxface.models.tree import shallow_copy
 from jaxface.models.variants import TEXT_VARIANTS, VARIANTS
@@ -31,10 +33,13 @@ from jaxface.runs.costs import (
     run_costs,
     text_flops,
 )
+from jaxface.runs.idle_options import idle_options, refuse_or_tell, value_of
 from weights_convert.towers import Towers
 
 REFERENCE = "PE-Core-L14-336"
 """The encoder of the thesis."""
+COUNTED = ("encoder", "method", "tasks", "tasks_file", "definitions", "balancing")
+"""Of a configuration, what says which model it is; and `data.sets`, whose tasks are its own."""
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -91,6 +96,16 @@ def _frozen(config: Config) -> Config:
     return replace(config, method=replace(config.method, name="lp"))
 
 
+def _require_counted(config: Config, given: set[str]) -> None:
+    """Raises UserError for a given option that changes neither the model nor how often it computes."""
+    refuse_or_tell(config, {name: why for name, why in idle_options(config).items() if name in given}, given)
+    for name in sorted(given):
+        with suppress(AttributeError):  # those of other commands
+            value = value_of(config, name)
+            if name.partition(".")[0] not in COUNTED and name != "data.sets":
+                raise UserError(f"{name} {value}: it has no effect, neither parameters nor FLOPs depend on it: leave it out")
+
+
 def show(summary: dict[str, Any], console: Console) -> None:
     """Prints the summary as tables."""
     title = f"{summary['variant']}, {summary['method']} for {', '.join(summary['tasks'])}"
@@ -136,7 +151,9 @@ def _figure(value: float) -> str:
 def main() -> None:
     """Prints what a configuration costs."""
     arguments = [word for word in sys.argv[1:] if word != "--json"]
-    summary = describe(read_command_line(arguments, prog="python -m jaxface.summary"))
+    config = read_command_line(arguments, prog="python -m jaxface.summary")
+    _require_counted(config, given_options(arguments))
+    summary = describe(config)
     if "--json" in sys.argv:
         print(json.dumps(summary))
     else:

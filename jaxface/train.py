@@ -79,10 +79,8 @@ def show(config: Config, folders: list[Path]) -> None:
 
 def main() -> int:
     """Trains and prints what came out."""
-    from jaxface.runs.command_line import (  # slow to import: not before the command is started again with large pages
-        given_options,
-        read_command_lines,
-    )
+    from jaxface.cli import given_options
+    from jaxface.runs.command_line import read_command_lines  # slow to import: not before the command is started again with large pages
 
     configs = read_command_lines(sys.argv[1:])
     given = given_options(sys.argv[1:]) if len(configs) == 1 else set[str]()

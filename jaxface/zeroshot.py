@@ -11,7 +11,7 @@ from jaxface.errors import UserError, run_command
 from jaxface.files import check_output
 from jaxface.models.precision import AUTO, PRECISIONS, precision_of
 from jaxface.models.variants import VARIANTS
-from jaxface.ranges import Count, Items, Known, OneOf, Where, only, ranged
+from jaxface.ranges import Count, Items, Known, OneOf, Where, ranged, refuse_idle
 
 if TYPE_CHECKING:
     from jaxface.evaluation.predictions import Predictions
@@ -49,14 +49,16 @@ class Options:
     out: Where | None = None
     run: Where | None = None
 
+    def __post_init__(self) -> None:
+        if (not self.data) == (not self.photos):
+            raise UserError("name the images: --data FOLDER... (written by jaxface.prepare), or --photos FILE_OR_FOLDER...")
+        refuse_idle(self, not self.photos, "it is for the folders of --data", "split")
+        if self.run is not None and self.photos:
+            raise UserError(f"--run {self.run}: a run is tested on prepared folders, --data FOLDER..., not on photos")
+
 
 def classify(options: Options) -> Predictions:
     """Runs the model over all images. Raises UserError for options that do not fit, before anything large is read."""
-    if (not options.data) == (not options.photos):
-        raise UserError("name the images: --data FOLDER... (written by jaxface.prepare), or --photos FILE_OR_FOLDER...")
-    only(options, "the folders of --data", not options.photos, "split")
-    if options.run is not None and options.photos:
-        raise UserError(f"--run {options.run}: a run is tested on prepared folders, --data FOLDER..., not on photos")
     if options.out is not None:
         check_output(options.out)
     import jax
@@ -69,10 +71,12 @@ def classify(options: Options) -> Predictions:
     from jaxface.runs.zero_shot import TEMPLATES, ZeroShotRun, read_templates, zero_shot
     from jaxface.weights import load_clip
 
-    templates = TEMPLATES | (read_templates(options.templates) if options.templates else {})
+    own = read_templates(options.templates) if options.templates else {}
+    refuse_idle(options, bool(own.keys() & {*options.tasks}), f"it has no prompts for {', '.join(options.tasks)}", "templates")
+    templates = TEMPLATES | own
     photos, sets = find_photos(options.photos) if options.photos else [], [str(folder) for folder in options.data]
     total = len(photos) or count_records(sets, options.split)
-    asked = (options.tasks, templates, sets, options.split, options.variant, options.tokenizer)
+    asked = (options.tasks, templates, sets, options.split, options.variant, options.tokenizer, options.precision)
     run = None if options.run is None else ZeroShotRun(options.run, options.weights, *asked)
     if run is not None and (stored := run.answers()) is not None:
         return stored

@@ -16,8 +16,9 @@ import pytest
 
 import jaxface
 import weights_convert
-from jaxface import compare, evaluate, predict
+from jaxface import compare, evaluate, predict, prepare, zeroshot
 from jaxface.cli import parse
+from jaxface.data.cropping import Cropping
 from jaxface.errors import UserError
 from jaxface.evaluation.trust import Caution
 from jaxface.models.encoder import random_encoder
@@ -137,21 +138,32 @@ def test_every_field_refuses_every_absurd_value_in_one_line_or_it_is_listed_why_
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (predict.Options, {"limits": Limits(port=9)}, "port 9: it is for --serve: leave it out"),
-        (predict.Options, {"content": True}, "content True: it is for jobs that go on, which have an --out"),
-        (predict.Options, {"find": FaceOptions("whole", margin=0.5)}, "margin 0.5: it is for photos in which faces are looked for"),
-        (predict.Options, {"most_loss": 0.5}, "most_loss 0.5: it is for --engine auto"),
-        (predict.Options, {"memory": 3}, "memory 3: it is for --adapters"),
-        (predict.Options, {"serve": True, "paths": (), "every": 3}, "every 3: it is for files"),
-        (evaluate.Options, {"recompute": True, "data": ("d",)}, "it is for runs whose models are computed, not --recompute"),
+        (predict.Options, {"limits": Limits(port=9)}, "port 9: it has no effect, it is for --serve: leave it out"),
+        (predict.Options, {"content": True}, "content True: it has no effect, a job goes on where it has an --out"),
+        (FaceOptions, {"faces": "whole", "margin": 0.5}, "margin 0.5: it has no effect, each photo is one face already"),
+        (predict.Options, {"most_loss": 0.5}, "most_loss 0.5: it has no effect, it is for --engine auto"),
+        (predict.Options, {"memory": 3}, "memory 3: it has no effect, it is for --adapters"),
+        (predict.Options, {"serve": True, "paths": (), "every": 3}, "every 3: it has no effect, it is for files"),
+        (evaluate.Options, {"recompute": True, "data": ("d",)}, "data d: it has no effect, no model is computed with --recompute"),
         (
             evaluate.Options,
             {"runs": (), "predictions": ("p",), "trust": Caution(coverage=0.9)},
-            "coverage 0.9: it is for runs, not --predictions",
+            "coverage 0.9: it has no effect, it is for runs, not --predictions",
         ),
         (evaluate.Options, {"runs": (), "predictions": ("p",), "columns": ("age=a", "age=b")}, "columns age=a age=b: name each once"),
-        (Caution, {"at_most": 0.2}, "at_most 0.2: it is for --threshold-age"),
-        (compare.Options, {"rank": 3}, "rank 3: it is for --train"),
+        (Caution, {"at_most": 0.2}, "at_most 0.2: it has no effect, it is for --threshold-age"),
+        (compare.Options, {"rank": 3}, "rank 3: it has no effect, it is for --train"),
+        (
+            predict.Options,
+            {"engine": "onnxruntime", "weights": ("w",)},
+            "weights w: it has no effect, --engine onnxruntime takes",
+        ),
+        (evaluate.Options, {"runs": (), "predictions": ("p",), "split": "test"}, "split test: it has no effect, the labels of"),
+        (evaluate.Options, {"columns": ("age=a",)}, "columns age=a: it has no effect, it is about the files of --predictions"),
+        (zeroshot.Options, {"weights": "w", "photos": ("p",), "split": "train"}, "split train: it has no effect, it is for the folders"),
+        (prepare.Options, {"source": "synthetic", "folder": "paint", "out": "o", "content": True}, "content True: it has no effect, drawn"),
+        (Cropping, {"detector": "whole", "choose": "central"}, "crop.choose central: it has no effect, each image is one face"),
+        (compare.Options, {"weights": None, "against": None, "jax": "a.py:a", "torch": "a.py:a", "repeats": 3}, "repeats 3: it has no"),
         (compare.Options, {"out": "a.json"}, "a.json: expected a name that ends in .png"),
     ],
 )
@@ -160,6 +172,23 @@ def test_an_option_that_would_have_no_effect_is_refused(kind, options, message):
     rest = next((own for module, own in needs.items() if module.__name__ == kind.__module__), {})
     with pytest.raises(UserError, match=re.escape(message)):
         kind(**rest | options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        (predict.Options, "r p --memory 256", "memory 256: it has no effect, it is for --adapters"),
+        (predict.Options, "r --serve --no-tracks", "tracks False: it has no effect, it is for files"),
+        (predict.Options, "r p --at-most 0.01", "at_most 0.01: it has no effect, it is for --threshold-age"),
+        (prepare.Options, "folders f --out o --drawn.seed 0", "drawn.seed 0: it has no effect, it is for the source synthetic"),
+        (prepare.Options, "synthetic paint --out o --label label", "label label: it has no effect, it is for data sets on disk"),
+    ],
+)
+def test_an_option_on_a_command_line_is_refused_where_it_is_idle_even_with_its_usual_value(kind, words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse(kind, args=words.split())
+    words = "r --serve --port 8000 --threshold-age 18 --at-most 0.01"
+    assert parse(predict.Options, args=words.split()).trust.at_most == 0.01
 
 
 def test_a_field_without_a_range_is_refused_where_it_is_defined():

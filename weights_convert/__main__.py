@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -16,8 +16,8 @@ from jaxface.cli import parse
 from jaxface.errors import run_command
 from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
-from jaxface.ranges import Known, Where, ranged
-from weights_convert.checkpoint import Checkpoint, convert
+from jaxface.ranges import Known, Where, ranged, refuse_idle
+from weights_convert.checkpoint import Checkpoint, convert, read_checkpoint
 from weights_convert.layouts import LAYOUTS
 from weights_convert.tensor_parts import some
 from weights_convert.towers import HeadCount, Heads
@@ -59,18 +59,16 @@ def main() -> None:
     """The command."""
     arguments = parse(Arguments, prog="python -m weights_convert")
     start = time.perf_counter()
+    heads = Heads(arguments.heads, arguments.pool_heads, arguments.text_heads)
+    reading: dict[str, Any] = {"config": arguments.variant, "heads": heads}
+    reading |= {"averaged": arguments.averaged, "classifier": arguments.classifier}
+    if heads.pool or heads.text:
+        towers = read_checkpoint(arguments.src, **reading).towers
+        refuse_idle(arguments, towers.vision.pool, f"{arguments.src} has no attention pool", "pool_heads")
+        refuse_idle(arguments, towers.text is not None, f"{arguments.src} has no text tower", "text_heads")
     with _progress(arguments.src) as written:
-        checkpoint, count = convert(
-            arguments.src,
-            arguments.dst,
-            layout=arguments.layout,
-            dtype=DTYPES[arguments.dtype],
-            config=arguments.variant,
-            heads=Heads(arguments.heads, arguments.pool_heads, arguments.text_heads),
-            averaged=arguments.averaged,
-            classifier=arguments.classifier,
-            written=written,
-        )
+        layout, dtype = arguments.layout, DTYPES[arguments.dtype]
+        checkpoint, count = convert(arguments.src, arguments.dst, layout=layout, dtype=dtype, written=written, **reading)
     print(_summary(checkpoint, arguments, count, time.perf_counter() - start))
 
 

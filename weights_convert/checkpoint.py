@@ -127,6 +127,7 @@ def read_checkpoint(
         if other := other_variant(ours, towers):
             raise UserError(f"{path}: its tensors are those of {other} ({layout.name}), and what it must be is {wanted}")
         raise UserError(f"{path}: read as {layout.name}, {wanted}: {'; '.join(problems)}")
+    _require_heads(path, towers, heads or Heads())
     guessed = config is None and heads in (None, Heads()) and Towers.from_metadata(file.metadata.get(CONFIG)) is None
     if guessed and layout.zero_bias and towers.vision.rope == "axial":  # one of timm's
         require_size(path, towers.vision)
@@ -138,6 +139,15 @@ def read_checkpoint(
     if bias is not None and bias.any():
         raise UserError(f"{path}: head.bias is not zero, and what it must be ({towers.name}) has no such bias")
     return Checkpoint(file, layout, towers, ours, left_out)
+
+
+def _require_heads(path: str | Path, towers: Towers, given: Heads) -> None:
+    """Raises UserError for a number of heads that was given, and is another than the model has."""
+    text, vision = towers.text, towers.vision
+    has = {"heads": (given.vision, vision.heads), "pool_heads": (given.pool, vision.pool_heads if vision.pool else given.pool)}
+    for what, (asked, own) in (has | {"text_heads": (given.text, text.heads if text else given.text)}).items():
+        if asked not in (None, own):
+            raise UserError(f"{path}: {what} {asked}: it has no effect, {towers.name} has {own}: leave it out")
 
 
 def _odd(rows: tuple[Row, ...], file: TensorFile, surplus: set[str]) -> str:

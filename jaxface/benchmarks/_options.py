@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import MISSING
 from typing import Annotated, Any
 
-from jaxface.errors import UserError
 from jaxface.models.variants import VARIANTS
 from jaxface.ranges import Count, Known, Rounds, ranged
 
@@ -27,15 +25,6 @@ class Timed:
     batch_size: Count = 8
     rounds: Rounds = 5
     json: bool = False
-
-
-def refuse_idle(options: Any, used: bool, why: str, *names: str) -> None:
-    """Raises UserError for the first of these options that is not as usual where none of them is used."""
-    for name in () if used else names:
-        value, field = getattr(options, name), type(options).__dataclass_fields__[name]
-        if value != (field.default if field.default is not MISSING else field.default_factory()):
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            raise UserError(f"{name} {shown}: it has no effect, {why}: leave it out")
 
 
 def print_json(rows: Iterable[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jaxface.benchmarks._attention_cases import CALLS, OTHERS, attention_flops, our_attention
 from jaxface.benchmarks._limits import machine_probe
-from jaxface.benchmarks._options import print_json, refuse_idle
+from jaxface.benchmarks._options import print_json
 from jaxface.benchmarks._step_cases import Shape
 from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
@@ -23,7 +23,7 @@ from jaxface.kernels.conformance import CASES, DTYPES, check
 from jaxface.launchers import cpu_count
 from jaxface.models.variants import get_variant
 from jaxface.progress import Track
-from jaxface.ranges import Count, Items, Like, OneOf, Range, Rounds, Word, ranged, require
+from jaxface.ranges import Count, Items, Like, OneOf, Range, Rounds, Word, ranged, refuse_idle, require
 
 
 @ranged()

@@ -16,7 +16,6 @@ from rich.table import Table
 
 from jaxface.benchmarks._gpu_devices import DEVICES, Device, compiling_for
 from jaxface.benchmarks._gpu_kernels import ATTENTION, KINDS, PRODUCTS, Kernel, describe
-from jaxface.benchmarks._options import refuse_idle
 from jaxface.benchmarks.roofline import run_of
 from jaxface.cli import parse
 from jaxface.devices import AXIS
@@ -25,7 +24,7 @@ from jaxface.kernels.attention import AUTO, KERNELS
 from jaxface.models.precision import PRECISIONS
 from jaxface.models.variants import VARIANTS, get_variant
 from jaxface.plots import new_figure, styled, to_png_bytes
-from jaxface.ranges import Items, Known, Place, Range, ranged
+from jaxface.ranges import Items, Known, Place, Range, ranged, refuse_idle
 from jaxface.runs.config import RANDOM, Config, EncoderOptions
 
 Case = Literal["lp", "ap", "ft4", "lora", "dora", "mtlora", "full"]

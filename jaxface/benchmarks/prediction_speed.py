@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
-from jaxface.benchmarks._options import Timed, refuse_idle
+from jaxface.benchmarks._options import Timed
 from jaxface.benchmarks._predict_engines import REFERENCES, engine_case, engine_names, export_both, shape_of, write_random_run
 from jaxface.benchmarks._worker import Worker, take_turns
 from jaxface.cli import parse
@@ -32,7 +32,7 @@ from jaxface.prediction.options import FaceOptions
 from jaxface.prediction.predictor import Finder, Predictor
 from jaxface.prediction.stream import look, predict_stream
 from jaxface.progress import Track
-from jaxface.ranges import Items, Known, Place, Range, Where, ranged
+from jaxface.ranges import Items, Known, Place, Range, Where, ranged, refuse_idle
 from jaxface.timing import interleaved, medians
 
 Row = dict[str, Any]

@@ -18,7 +18,7 @@ from rich.table import Table
 from jaxface.adapters.methods import options_for
 from jaxface.adapters.options import AdapterOptions, Rank
 from jaxface.benchmarks._limits import WORK, Machine, Setting, machine_probe, typical
-from jaxface.benchmarks._options import Timed, print_json, refuse_idle
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.benchmarks._prediction import prediction, prediction_tables
 from jaxface.benchmarks._program import count
 from jaxface.cli import parse
@@ -26,7 +26,7 @@ from jaxface.models.encoder import normalize_images
 from jaxface.models.precision import AUTO, PRECISIONS, precision_of
 from jaxface.models.variants import get_variant
 from jaxface.plots import INK, new_figure, styled, to_png_bytes
-from jaxface.ranges import Known, Name, OneOf, Range, Where, ranged
+from jaxface.ranges import Known, Name, OneOf, Range, Where, ranged, refuse_idle
 from jaxface.registry import require_known
 from jaxface.runs.config import RANDOM, Config, EncoderOptions, MethodOptions
 from jaxface.runs.model import shapes_of

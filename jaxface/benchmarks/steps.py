@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxface.adapters.options import Rank
-from jaxface.benchmarks._options import Timed, print_json, refuse_idle
+from jaxface.benchmarks._options import Timed, print_json
 from jaxface.benchmarks._step_cases import CASES, REFERENCE_CASES, REFERENCES, TIMM_NAMES, Shape, our_case
 from jaxface.benchmarks._worker import Worker, ratio, take_turns
 from jaxface.cli import parse
@@ -22,7 +22,7 @@ from jaxface.models.blocks import REMAT
 from jaxface.models.precision import AUTO, PRECISIONS
 from jaxface.models.variants import VARIANTS
 from jaxface.progress import Track
-from jaxface.ranges import Items, Known, OneOf, ranged
+from jaxface.ranges import Items, Known, OneOf, ranged, refuse_idle
 
 
 @ranged()

@@ -14,7 +14,7 @@ from jaxface.data.headers import Unreadable, is_plain
 from jaxface.data.images import encode
 from jaxface.data.records import Record
 from jaxface.errors import UserError
-from jaxface.ranges import Known, Range, Share, Where, ranged
+from jaxface.ranges import Known, Range, Share, Where, ranged, refuse_idle
 
 AUTO = "auto"
 FALLBACK = "ssd"
@@ -45,6 +45,10 @@ class Cropping:
     min_size: Annotated[int, Range(1, 10_000)] = 16
     damaged: Literal["keep", "drop"] = "keep"
     level: bool = False
+
+    def __post_init__(self) -> None:
+        searching = ("files", "threshold", "choose", "margin")
+        refuse_idle(self, self.detector != "whole", "each image is one face, as crop.detector whole takes it", *searching, prefix="crop.")
 
     def check(self) -> None:
         """Raises UserError for options that cannot work."""

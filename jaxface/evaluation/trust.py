@@ -19,7 +19,7 @@ from jaxface.data.tasks import Task, known
 from jaxface.errors import UserError
 from jaxface.evaluation.measures import measure_of
 from jaxface.evaluation.predictions import Predictions
-from jaxface.ranges import Range, only, ranged
+from jaxface.ranges import Range, ranged, refuse_idle
 
 Json = dict[str, Any]
 Strict = Annotated[float, Range(above=0, below=1)]
@@ -44,7 +44,7 @@ class Caution:
     at_most: Strict = 0.01
 
     def __post_init__(self) -> None:
-        only(self, "--threshold-age", self.threshold_age is not None, "at_most")
+        refuse_idle(self, self.threshold_age is not None, "it is for --threshold-age", "at_most")
 
     @property
     def asked(self) -> bool:

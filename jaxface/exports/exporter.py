@@ -22,6 +22,7 @@ from jaxface.files import DIGESTS, alone_in, aside, read_object, write_json
 from jaxface.models.encoder import normalize_images
 from jaxface.models.variants import EncoderConfig
 from jaxface.registry import Registry
+from jaxface.runs.base import refuse_idle_places
 from jaxface.runs.model import Trained, load_trained
 
 Logits = Mapping[str, np.ndarray]
@@ -99,6 +100,7 @@ def export_run(
     """
     exporter = get_exporter(name)
     trained = load_trained(run, weights, dtype=jnp.float32)  # bfloat16 has no room for a small update in a merged kernel
+    refuse_idle_places(run, trained.base, weights)
     if data:
         config = trained.config
         trained = replace(trained, config=replace(config, data=replace(config.data, sets=tuple(map(str, data)))))

@@ -34,6 +34,8 @@ class Doubt:
             raise UserError(f"{run}: no validation record has a label of {', '.join(never)}: nothing to fit on")
         of_classes = [task for task in tasks if task.classes]
         coverage, errors, at = caution.coverage, caution.most_errors, caution.threshold_age
+        if errors is not None and not of_classes:
+            raise UserError(f"most_errors {errors}: it has no effect, no task of {run} has classes: leave it out")
         self.sets = {} if coverage is None else {task.name: Sets.fit(validation, task, coverage) for task in tasks}
         self.held = {} if errors is None else {task.name: Abstention.fit(validation, task, errors) for task in of_classes}
         self.aged = None if at is None else threshold_task(tuple(tasks))

@@ -61,11 +61,13 @@ class Engine(NamedTuple):
       loss: the share of faces that it puts in another class than `jax` does, of the task where it is largest. Raises UserError where it
         cannot compute this run, and says what is missing.
       where: platforms of JAX beside which it can be the fastest, all if empty.
+      weights: whether it looks for the run's base weights.
     """
 
     open: Callable[[Place], Model]
     loss: Callable[[Place], float]
     where: tuple[str, ...] = ()
+    weights: bool = True
 
 
 ENGINES: Registry[Engine] = Registry("engine", others=AUTO)
@@ -82,10 +84,12 @@ class JaxModel:
 
         from jaxface.devices import replicate
         from jaxface.models.tree import flatten
+        from jaxface.runs.base import refuse_idle_places
         from jaxface.runs.inference import make_predict
         from jaxface.runs.model import load_trained
 
         trained = load_trained(place.run, place.weights)
+        refuse_idle_places(place.run, trained.base, place.weights)
         arrays, structure = flatten(trained.merged())
         self._arrays, self._predict = replicate(arrays), make_predict(structure, trained.config.known)
         self.image_size, self.multiple = trained.image_size, jax.local_device_count()
@@ -199,7 +203,7 @@ def engine_on(export: str, library: str) -> Engine:
             raise UserError(f"{folder}: its manifest does not say how many faces keep their class ({error}): export it again") from None
         return max(1.0 - min(same), 1 / images)  # that none of three changed does not say that none of a hundred does
 
-    return Engine(open_model, loss, ("cpu",))
+    return Engine(open_model, loss, ("cpu",), weights=False)
 
 
 ENGINES.add("openvino-int8", engine_on("onnx-int8", "openvino"))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from jaxface.data.faces import DETECTORS, MARGIN
 from jaxface.data.tasks import BUILT_IN
-from jaxface.ranges import Known, Range, Share, Where, ranged
+from jaxface.ranges import Known, Range, Share, Where, ranged, refuse_idle
 
 AUTO = "auto"
 
@@ -36,6 +36,10 @@ class FaceOptions:
     most_faces: Annotated[int, Range(1, 10_000)] = 100
     reduced: bool = False
     damaged: Literal["keep", "drop"] = "keep"
+
+    def __post_init__(self) -> None:
+        detection = ("detector_files", "threshold", "most_faces", "margin")
+        refuse_idle(self, self.faces != "whole", "each photo is one face already, as --faces whole takes it", *detection)
 
     def for_tasks(self, tasks: Iterable[str]) -> FaceOptions:
         """With a detector in the place of "auto"."""

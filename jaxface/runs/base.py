@@ -124,6 +124,13 @@ def _places(recorded: Path, folder: Path, info: Mapping[str, Any], places: Seque
     yield from (folder / recorded.name, folder.parent / recorded.name)
 
 
+def refuse_idle_places(folder: Path, base: Path | None, places: Sequence[Path]) -> None:
+    """Raises UserError where somebody said where the base weights are of a run that has none, and so no `base`."""
+    if places and base is None:
+        named = " ".join(map(str, places))
+        raise UserError(f"weights {named}: it has no effect, {folder} began from no weights of a file: leave it out")
+
+
 def base_info(config: Config, base: Base, folder: Path, framing: str | None = None) -> dict[str, Any]:
     """What `best/info.json` of a run folder says of its base weights: the path as given, the same from the folder, the fingerprint; and
     how it sees pictures, which is its encoder's way if None."""

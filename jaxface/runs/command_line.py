@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from jaxface.cli import parse
+from jaxface.cli import given_options, parse
 from jaxface.errors import UserError, tell
 from jaxface.imports import imported, take_imports
 from jaxface.runs.config import CONFIGS, RANDOM, Config, load_configs, with_method
-from jaxface.runs.idle_options import given_options
 from jaxface.runs.own_tasks import settled, tasks_in
 
 QUICKSTART = CONFIGS / "quickstart.py"

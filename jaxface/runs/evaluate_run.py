@@ -21,6 +21,7 @@ from jaxface.evaluation.trust import Caution
 from jaxface.evaluation.trust_report import trust
 from jaxface.files import aside, finite, read_object, write_json
 from jaxface.models.heads import Classifier
+from jaxface.runs.base import refuse_idle_places
 from jaxface.runs.best import trained_size
 from jaxface.runs.config import RANDOM
 from jaxface.runs.costs import run_costs
@@ -126,6 +127,8 @@ def evaluate_run(
     out = out or folder
     columns = [read_groups(path) for path in groups]
     trained = load_trained(folder, weights)
+    if not keep:  # of several runs, some may need them
+        refuse_idle_places(folder, trained.base, weights)
     own = sets_of_run(trained.config, folder)
     sets = tuple(map(str, sets)) or own
     split = split or test_split(sets)

@@ -7,7 +7,7 @@ trains (`encoder.remat`, `data.workers`, ...) is no effect that anyone could mis
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,9 +103,3 @@ def refuse_or_tell(config: Config, idle: Mapping[str, str], given: Collection[st
         if name in given:
             raise UserError(f"{said}: leave it out")
         tell(f"{config.name}: {said}")
-
-
-def given_options(words: Sequence[str]) -> set[str]:
-    """The names of the options on a command line, dotted and with underscores; of `--data.no-augment`, `data.augment` too."""
-    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
-    return given | {re.sub(r"(^|\.)no_", r"\1", option) for option in given}

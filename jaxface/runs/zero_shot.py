@@ -21,6 +21,7 @@ from jaxface.files import alone_in, read_object, write_json
 from jaxface.models import sentence_pieces
 from jaxface.models.clip import Clip, unit
 from jaxface.models.encoder import Encoder
+from jaxface.models.precision import AUTO
 from jaxface.models.tokenizer import tokenize
 from jaxface.runs.costs import count, encoder_flops, text_flops
 from jaxface.runs.evaluate_run import content, stands, write_scores
@@ -157,6 +158,7 @@ class ZeroShotRun:
       split: of them.
       variant: what the weights were said to be, or None.
       tokenizer: of the text tower, or None for CLIP's.
+      precision: that was asked for; answers in another one are others.
     """
 
     folder: Path
@@ -167,6 +169,7 @@ class ZeroShotRun:
     split: str
     variant: str | None = None
     tokenizer: Path | None = None
+    precision: str = AUTO
 
     def about(self) -> dict[str, Any]:
         """What the answers are answers to: the model by the content of its file and its prompts, and the records by theirs."""
@@ -174,7 +177,7 @@ class ZeroShotRun:
         for path in (*files_of(self.weights), *(sentence_pieces.files_of(self.tokenizer) if self.tokenizer else ())):
             with path.open("rb") as file:
                 hashlib.file_digest(file, lambda: digest)
-        digest.update((self.variant or "").encode())
+        digest.update(f"{self.variant or ''}{self.precision if self.precision != AUTO else ''}".encode())
         digest.update(json.dumps({task: asdict(self.templates[task]) for task in self.tasks}).encode())
         return {"sets": list(self.sets), "split": self.split, "model": digest.hexdigest(), "records": content(self.sets)}
 

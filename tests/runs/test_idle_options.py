@@ -3,10 +3,11 @@
 import pytest
 
 from jaxface.adapters.options import AdapterOptions
+from jaxface.cli import given_options
 from jaxface.data.augment import Augment
 from jaxface.errors import UserError
 from jaxface.runs.config import Config, DataOptions, EncoderOptions, MethodOptions, OptimizerOptions
-from jaxface.runs.idle_options import given_options, idle_options, of_model, refuse_or_tell
+from jaxface.runs.idle_options import idle_options, of_model, refuse_or_tell
 from jaxface.runs.model import shapes_of
 
 SPACED = OptimizerOptions(backbone=1e-3, pool=1e-3, plus_ratio=2)
