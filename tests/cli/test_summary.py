@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from jaxface import summary
+from jaxface.errors import UserError
 from jaxface.runs.command_line import read_command_line
 
 
@@ -71,3 +72,16 @@ def test_parts_and_flops_of_the_large_encoder(capsys, monkeypatch):
     }
     assert printed["flops"]["linear"] / 1e9 == pytest.approx(351.6, abs=0.05)
     assert (printed["flops"]["linear"] + printed["flops"]["attention"]) / 1e9 == pytest.approx(384.4, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "5"], "epochs 5: it has no effect, neither parameters nor FLOPs depend on it"),
+        (["--tasks", "age", "--balancing", "ema"], "balancing ema: it has no effect, the loss of one task has nothing"),
+    ],
+)
+def test_an_option_that_changes_no_count_is_refused(words, message, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["summary", *words])
+    with pytest.raises(UserError, match=message):
+        summary.main()
