@@ -75,14 +75,15 @@ def test_the_command_ends_with_status_2_and_one_line(meta, tmp_path, monkeypatch
 
 
 def test_heads_of_what_a_checkpoint_does_not_have_are_refused(tmp_path, monkeypatch, capsys):
-    plain = FAMILIES["OpenCLIP"]
-    source = saved(tmp_path / "a.pt", state_dict("timm", plain, random_tensors(plain)))
+    source, plain = tmp_path / "a.safetensors", FAMILIES["OpenCLIP"]
+    write_checkpoint(source, plain, random_tensors(plain))
     for option in ("pool", "text"):
         assert command(monkeypatch, source, tmp_path / "b.pt", "--heads", 4, f"--{option}-heads", 4) == 2
         assert f"{option}_heads 4: it has no effect, {source} has no" in capsys.readouterr().err
-    assert command(monkeypatch, source, tmp_path / "b.safetensors", "--heads", 4) == 0
-    assert command(monkeypatch, tmp_path / "b.safetensors", tmp_path / "c.pt", "--heads", 2) == 2
+    assert command(monkeypatch, source, tmp_path / "b.pt", "--heads", 2) == 2
     assert "heads 2: it has no effect, custom has 4" in capsys.readouterr().err
+    assert not (tmp_path / "b.pt").exists()
+    assert command(monkeypatch, source, tmp_path / "b.pt", "--heads", 4) == 0
 
 
 @pytest.mark.parametrize(
