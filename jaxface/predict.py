@@ -153,7 +153,8 @@ def predict(options: Options) -> Counter[str]:
 
     index, count = shard_of(options.shard, os.environ)
     named = find_paths(options.paths, standard_input())
-    refuse_idle(options, any(map(is_video, named)), "no file is a video", "every", "tracks")
+    if (options.every > 1 or options.tracks) and not any(map(is_video, named)):
+        tell("no file is a video: --every and --tracks have no effect")  # tomorrow there may be one in the same folder
     paths = [path for path in named if in_shard(path, index, count)]
     if options.draw and not options.out and any(map(is_video, paths)):
         raise UserError("--draw needs --out for videos: they are drawn from the results, once all are there")

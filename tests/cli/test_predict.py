@@ -151,7 +151,6 @@ def test_without_a_file_results_are_lines_on_standard_output(trained_run, photos
         (["RUN", "PHOTOS", "--shard", "3/3"], "expected 0/3 to 2/3"),
         (["RUN", "PHOTOS", "--shard", "half"], "expected I/N"),
         (["RUN", "PHOTOS", "--every", "0"], "every 0"),
-        (["RUN", "PHOTOS", "--tracks"], "tracks True: it has no effect, no file is a video"),
         (["RUN", "PHOTOS", "--serve"], "--serve takes no PATH"),
         (["RUN", "clip.mp4", "--draw", "x"], "--draw needs --out"),
     ],
