@@ -31,11 +31,14 @@ def members(config: Config) -> list[Config]:
     if not axes:
         check_run(config)
         return [config]
+    once = f"grid {' '.join(config.grid)}: two of its points are one run: name each option and each value once"
+    if len({axis[0][0].replace("-", "_") for axis in axes}) < len(axes):
+        raise UserError(once)
     alone = replace(config, seeds=(), grid=())
     runs = [_member(alone, point) for point in itertools.product(*axes)]
     different = {json.dumps(to_dict(replace(run, name="run")), sort_keys=True) for run in runs}
     if min(len(different), len({run.name for run in runs})) < len(runs):
-        raise UserError(f"grid {' '.join(config.grid)}: two of its points are one run: name each option and each value once")
+        raise UserError(once)
     for run in runs:
         check_run(run)
     return runs

@@ -51,7 +51,9 @@ def test_a_grid_that_cannot_be_read_is_one_line(word, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("axes", [("seed=1,1",), ("seed=1,01",), ("optimizer.head=1e-3,0.001",), ("seed=1,2", "seed=3,4")])
+@pytest.mark.parametrize(
+    "axes", [("seed=1,1",), ("seed=1,01",), ("optimizer.head=1e-3,0.001",), ("seed=1,2", "seed=3,4"), ("batch_size=4", "batch-size=8")]
+)
 def test_two_points_that_are_one_run_are_refused_however_they_are_written(axes):
     with pytest.raises(UserError, match="two of its points are one run"):
         members(Config(grid=axes))
