@@ -22,7 +22,8 @@ def multiply_in_float32() -> None:
     A choice that the user has made stays; a processor's products are exact as they are.
     """
     config: Any = jax.config  # its flags have no types
-    if config.jax_default_matmul_precision is None and (find_spec("jax_plugins") or find_spec("libtpu")):
+    elsewhere = config.jax_platforms != "cpu" and (find_spec("jax_plugins") or find_spec("libtpu"))
+    if elsewhere and config.jax_default_matmul_precision is None:
         config.update("jax_default_matmul_precision", "highest")
 
 
