@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -135,14 +136,22 @@ def test_a_kernel_of_half_precision_is_refused_float32_in_one_line_and_checked_i
 
 
 @pytest.mark.parametrize(
-    ("chosen", "there", "becomes"), [(None, True, "highest"), (None, False, None), ("tensorfloat32", True, "tensorfloat32")]
+    ("chosen", "platforms", "there", "becomes"),
+    [
+        (None, None, True, "highest"),
+        (None, "cuda,cpu", True, "highest"),
+        (None, None, False, None),
+        (None, "cpu", True, None),
+        ("tensorfloat32", None, True, "tensorfloat32"),
+    ],
 )
-def test_float32_products_stay_float32_where_jax_has_an_accelerator_and_nothing_else_was_chosen(chosen, there, becomes, monkeypatch):
+def test_float32_products_stay_float32_where_jax_has_an_accelerator_and_nothing_else_was_chosen(
+    chosen, platforms, there, becomes, monkeypatch
+):
+    assert {"jax_default_matmul_precision", "jax_platforms"} <= set(jax.config.values)  # which are JAX's own
+    config = SimpleNamespace(jax_default_matmul_precision=chosen, jax_platforms=platforms)
+    config.update = lambda name, value: setattr(config, name, value)
     monkeypatch.setattr(platform, "find_spec", lambda name: there or None)
-    before = jax.config.jax_default_matmul_precision
-    try:
-        jax.config.update("jax_default_matmul_precision", chosen)
-        platform.multiply_in_float32()
-        assert jax.config.jax_default_matmul_precision == becomes
-    finally:
-        jax.config.update("jax_default_matmul_precision", before)
+    monkeypatch.setattr(platform, "jax", SimpleNamespace(config=config))
+    platform.multiply_in_float32()
+    assert config.jax_default_matmul_precision == becomes
