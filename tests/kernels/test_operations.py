@@ -25,8 +25,8 @@ def normalization(x, scale, bias, epsilon):
 
 
 def adapted_product(x, w, a, b, gain):
-    y = x @ w + (x @ a.astype(x.dtype)) @ b.astype(x.dtype)
-    return y if gain is None else (y * gain).astype(x.dtype)
+    y = x @ w + jnp.matmul(x, a.astype(x.dtype), preferred_element_type=jnp.float32) @ b
+    return (y if gain is None else y * gain).astype(x.dtype)
 
 
 def mlp(x, fc, proj, activation):
