@@ -68,14 +68,27 @@ def _check_given(value: Any, given: Collection[str]) -> None:
 
 def given_options(words: Sequence[str]) -> set[str]:
     """The names of the options on a command line, dotted and with underscores; of `--data.no-augment`, `data.augment` too."""
-    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
-    return given | {re.sub(r"(^|\.)no_", r"\1", option) for option in given}
+    return {name for option in _options(words) for name in (_name(option), _switched(option))}
+
+
+def _options(words: Sequence[str]) -> list[str]:
+    """The options on a command line as they are written there."""
+    return [word.partition("=")[0] for word in words if word.startswith("--")]
+
+
+def _name(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _switched(option: str) -> str:
+    """The name of what an option sets, whether it switches it on or off."""
+    return re.sub(r"(^|\.)no_", r"\1", _name(option))
 
 
 def _require_once(words: Sequence[str]) -> None:
     """Raises UserError for an option that is given twice, of which only the last would count."""
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    same = [re.sub(r"(?<=[-.])no-", "", option.replace("_", "-")) for option in options]  # a switch on and off is one
+    options = _options(words)
+    same = [_switched(option) for option in options]
     for index, name in enumerate(same):
         if name in same[:index]:
             first = options[same.index(name)]
