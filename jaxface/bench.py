@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from jaxface.benchmarks import BENCHMARKS
@@ -15,6 +16,7 @@ def main() -> int | None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nbenchmarks: {', '.join(BENCHMARKS)}")
         return 0 if arguments else 2
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a benchmark's processes share a card
     return importlib.import_module(f"jaxface.benchmarks.{BENCHMARKS.get(arguments[0])}").main(arguments[1:])
 
 

@@ -7,7 +7,6 @@ import ctypes
 import gc
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -40,10 +39,7 @@ class Worker:
         name = getattr(maker, "__name__", "")
         self.name = f"{name} {case}"
         command = [sys.executable, "-m", "jaxface.benchmarks._worker", maker.__module__, name, case, json.dumps(shape)]
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ  # several processes share a card
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Worker:
         self._ask(None)

@@ -103,8 +103,7 @@ def parts(options: Options, card: str = "h100") -> tuple[Part, ...]:
 
 def run(part: Part, folder: Path, seconds: float) -> str:
     """Runs a part for so long at most, its output in a file. Returns what came of it: "done", or why not."""
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share a card
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.resolve() / "programs"))
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "programs")} | os.environ
     path = folder / f"{part.name}.txt"
     with path.open("w") as output:
         process = subprocess.Popen(
