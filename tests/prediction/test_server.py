@@ -89,7 +89,7 @@ def test_many_callers_at_once_get_their_own_answers(port, predictor, tmp_path):
         (b"", 415, "no photo of a known format"),
         (b"not a photo" * 100, 415, "no photo of a known format"),
         (b"\xff\xd8\xff" + bytes(400_000), 413, "larger than 0.3 MB"),
-        (png_of_zeros(2000, 2000), 413, "too large: 2000 x 2000 pixels, at most 0.5 million"),
+        (png_of_zeros(4000, 4000), 413, "too large: 4000 x 4000 pixels, at most 0.5 million"),
         (png_of_zeros(20_000, 20_000)[:200], 4, ""),
         (cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()[:300], 4, ""),
     ],
